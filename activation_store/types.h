@@ -1,0 +1,56 @@
+#pragma once
+/// Words of the store that its writer, readers and the job share. FORMAT.md is normative.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/digest.h"
+
+namespace librarian::activation_store {
+
+/// Element type of an array as it is kept; bf16 is stored as Zarr `uint16` with an attribute.
+enum class StoredType : std::uint8_t { bf16, f16, f32 };
+enum class Codec : std::uint8_t { none, zstd };
+
+std::uint64_t element_bytes(StoredType type);
+/// "bfloat16", "float16", "float32": the attribute `dtype` of every array.
+const char* stored_type_name(StoredType type);
+Result<StoredType> parse_stored_type(std::string_view name);
+
+/// Shape and encoding of one capture array, [rows, width].
+struct ArrayLayout {
+  std::uint64_t rows = 0;
+  std::uint64_t width = 0;
+  StoredType type = StoredType::bf16;
+  Codec codec = Codec::zstd;
+  std::uint64_t chunk_tokens = 1;  ///< Rows of an inner chunk; a power of two.
+  std::uint64_t shard_tokens = 1;  ///< Rows of a shard file; a multiple of chunk_tokens.
+};
+
+/// Rows whose bytes come nearest to 1 MiB: 2^round(log2(1 MiB / bytes per row)), at least 1.
+std::uint64_t default_chunk_tokens(std::uint64_t width, StoredType type);
+inline constexpr std::uint64_t kDefaultChunksPerShard = 512;
+
+/// A file as it was written; `path` is relative to the part's directory.
+struct FileRecord {
+  std::string path;
+  std::uint64_t size = 0;
+  std::uint32_t crc32c = 0;
+  bool operator==(const FileRecord&) const = default;
+};
+
+/// What writing one array left: enough to check it without trusting the disk.
+struct ArrayRecord {
+  std::string name;  ///< Relative to the part's directory, e.g. "blocks.12.resid_post".
+  std::vector<std::uint64_t> shape;
+  std::string dtype;        ///< "bfloat16", "float16", "float32", "int32", "int64", "uint8".
+  Digest128 rows_xxh3;      ///< XXH3-128 of the raw rows in order, before encoding.
+  std::uint64_t nan_count = 0;
+  std::uint64_t inf_count = 0;
+  std::uint64_t raw_bytes = 0;
+  std::uint64_t stored_bytes = 0;  ///< Sum of the files' sizes.
+  std::vector<FileRecord> files;
+};
+
+}  // namespace librarian::activation_store

@@ -1,0 +1,119 @@
+#include "base/digest.h"
+
+#include <openssl/evp.h>
+
+#define XXH_INLINE_ALL  // the streaming state's size is then known here and nowhere else
+#include <xxhash.h>
+
+#include <cstring>
+
+#include "base/crc32c_sse42.h"
+
+namespace librarian {
+namespace {
+
+constexpr char kHexDigits[] = "0123456789abcdef";
+
+constexpr std::array<std::uint32_t, 256> make_crc_table() {
+  constexpr std::uint32_t kPolynomial = 0x82F63B78;
+  std::array<std::uint32_t, 256> table{};
+  for (std::uint32_t i = 0; i < table.size(); ++i) {
+    std::uint32_t value = i;
+    for (int bit = 0; bit < 8; ++bit) {
+      value = (value >> 1U) ^ ((value & 1U) != 0 ? kPolynomial : 0U);
+    }
+    table[i] = value;
+  }
+  return table;
+}
+
+std::uint32_t crc32c_portable(std::span<const std::byte> bytes, std::uint32_t state) {
+  static constexpr std::array<std::uint32_t, 256> kTable = make_crc_table();
+  for (const std::byte byte : bytes) {
+    state = kTable[(state ^ static_cast<std::uint32_t>(byte)) & 0xFFU] ^ (state >> 8U);
+  }
+  return state;
+}
+
+std::uint64_t parse_hex64(std::string_view text, bool& ok) {
+  std::uint64_t value = 0;
+  for (const char c : text) {
+    const char* found = static_cast<const char*>(std::memchr(kHexDigits, c, 16));
+    ok = ok && found != nullptr;
+    value = (value << 4U) | static_cast<std::uint64_t>(found != nullptr ? found - kHexDigits : 0);
+  }
+  return value;
+}
+
+Digest128 from_xxh(XXH128_hash_t hash) { return {hash.high64, hash.low64}; }
+
+}  // namespace
+
+std::uint32_t crc32c(std::span<const std::byte> bytes, std::uint32_t previous) {
+  static const bool has_sse42 = __builtin_cpu_supports("sse4.2") != 0;
+  const std::uint32_t state = ~previous;
+  return ~(has_sse42 ? crc32c_sse42(bytes, state) : crc32c_portable(bytes, state));
+}
+
+std::string Digest128::hex() const {
+  std::string text;
+  text.reserve(32);
+  for (const std::uint64_t half : {high, low}) {
+    for (int shift = 60; shift >= 0; shift -= 4) {
+      text += kHexDigits[(half >> static_cast<unsigned>(shift)) & 0xFU];
+    }
+  }
+  return text;
+}
+
+Result<Digest128> Digest128::from_hex(std::string_view text) {
+  bool ok = text.size() == 32;
+  Digest128 digest;
+  if (ok) {
+    digest.high = parse_hex64(text.substr(0, 16), ok);
+    digest.low = parse_hex64(text.substr(16), ok);
+  }
+  if (!ok) {
+    return Error(ErrorCode::invalid_argument,
+                 "not a 128-bit digest in hex: '" + std::string(text.substr(0, 64)) + "'");
+  }
+  return digest;
+}
+
+Digest128 xxh3_128(std::span<const std::byte> bytes) {
+  return from_xxh(XXH3_128bits(bytes.data(), bytes.size()));
+}
+
+Digest128 xxh3_128(std::string_view bytes) { return xxh3_128(std::as_bytes(std::span(bytes))); }
+
+struct StreamingXxh3::State {
+  XXH3_state_t xxh;
+};
+
+StreamingXxh3::StreamingXxh3() : state_(std::make_unique<State>()) {
+  XXH3_128bits_reset(&state_->xxh);
+}
+StreamingXxh3::~StreamingXxh3() = default;
+StreamingXxh3::StreamingXxh3(StreamingXxh3&&) noexcept = default;
+StreamingXxh3& StreamingXxh3::operator=(StreamingXxh3&&) noexcept = default;
+
+void StreamingXxh3::update(std::span<const std::byte> bytes) {
+  XXH3_128bits_update(&state_->xxh, bytes.data(), bytes.size());
+}
+
+Digest128 StreamingXxh3::digest() const { return from_xxh(XXH3_128bits_digest(&state_->xxh)); }
+
+std::string sha256_hex(std::string_view bytes) {
+  std::array<unsigned char, 32> digest{};
+  unsigned int digest_bytes = 0;
+  LIB_CHECK(EVP_Digest(bytes.data(), bytes.size(), digest.data(), &digest_bytes, EVP_sha256(),
+                       nullptr) == 1);
+  std::string text;
+  for (const unsigned char byte : digest) {
+    text += kHexDigits[byte >> 4U];
+    text += kHexDigits[byte & 0xFU];
+  }
+  return text;
+}
+
+}  // namespace librarian

@@ -1,0 +1,56 @@
+#pragma once
+/// Checksums and digests over bytes: CRC32C (stored files), XXH3-128 (array and tensor contents),
+/// SHA-256 (identities). Values are independent of the machine that computed them.
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "base/error.h"
+
+namespace librarian {
+
+/// CRC-32C (Castagnoli, reflected, as iSCSI and Zarr's `crc32c` codec use it) of `bytes`,
+/// continuing from `previous`, so that crc(ab) == crc32c(b, crc32c(a)).
+/// @source RFC 3720 appendix B.4 gives the test vectors.
+std::uint32_t crc32c(std::span<const std::byte> bytes, std::uint32_t previous = 0);
+
+/// 128 bits, compared and printed as 32 lower-case hex digits, high half first.
+struct Digest128 {
+  std::uint64_t high = 0;
+  std::uint64_t low = 0;
+  bool operator==(const Digest128&) const = default;
+  std::string hex() const;
+  /// @error invalid_argument  not 32 lower-case hex digits.
+  static Result<Digest128> from_hex(std::string_view text);
+};
+
+/// XXH3 with 128 bits and no seed.
+Digest128 xxh3_128(std::span<const std::byte> bytes);
+Digest128 xxh3_128(std::string_view bytes);
+
+/// XXH3-128 of bytes that arrive in order, in pieces. Not thread-safe.
+class StreamingXxh3 {
+ public:
+  StreamingXxh3();
+  ~StreamingXxh3();
+  StreamingXxh3(StreamingXxh3&&) noexcept;
+  StreamingXxh3& operator=(StreamingXxh3&&) noexcept;
+
+  void update(std::span<const std::byte> bytes);
+  /// Digest of everything so far; more may follow.
+  Digest128 digest() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+/// SHA-256 as 64 lower-case hex digits.
+std::string sha256_hex(std::string_view bytes);
+
+}  // namespace librarian

@@ -1,0 +1,67 @@
+#include "base/file_system.h"
+
+#include "base/random.h"
+
+namespace librarian {
+
+Result<std::string> read_small_file(FileSystem& files, const std::string& path,
+                                    std::uint64_t bytes_max) {
+  LIB_TRY(const std::unique_ptr<File> file, files.open(path));
+  LIB_TRY(const std::uint64_t size, file->size());
+  if (size > bytes_max) {
+    return Error(ErrorCode::bad_input, path + ": " + std::to_string(size) +
+                                           " bytes, more than the " + std::to_string(bytes_max) +
+                                           " that are accepted");
+  }
+  std::string text(size, '\0');
+  LIB_TRY(const std::size_t got, file->read_at(0, std::as_writable_bytes(std::span(text))));
+  text.resize(got);
+  return text;
+}
+
+Result<void> read_exactly(const File& file, const std::string& path, std::uint64_t offset,
+                          std::span<std::byte> into) {
+  LIB_TRY(const std::size_t got, file.read_at(offset, into));
+  if (got != into.size()) {
+    return Error(ErrorCode::corrupt, path + ": ends at byte " + std::to_string(offset + got) +
+                                         ", where bytes " + std::to_string(offset) + " to " +
+                                         std::to_string(offset + into.size()) + " are needed");
+  }
+  return {};
+}
+
+Result<void> make_directories(FileSystem& files, const std::string& path) {
+  auto existing = files.info(path);
+  if (existing && existing->kind == FileKind::directory) {
+    return {};
+  }
+  const std::string parent = parent_path(path);
+  if (parent != path) {
+    LIB_TRY_VOID(make_directories(files, parent));
+  }
+  LIB_TRY_VOID(files.make_directory(path));
+  return files.sync_directory(parent);
+}
+
+Result<void> replace_file(FileSystem& files, const std::string& path, std::string_view text) {
+  const std::string temporary = path + ".partial-" + random_hex(8);
+  {
+    LIB_TRY(const std::unique_ptr<File> file, files.create(temporary));
+    LIB_TRY_VOID(file->append(std::as_bytes(std::span(text))));
+    LIB_TRY_VOID(file->sync_data());
+  }
+  LIB_TRY_VOID(files.rename(temporary, path));
+  return files.sync_directory(parent_path(path));
+}
+
+std::string parent_path(const std::string& path) {
+  const std::size_t last = path.find_last_not_of('/');
+  const std::size_t slash = last == std::string::npos ? std::string::npos : path.rfind('/', last);
+  if (slash == std::string::npos) {
+    return last == std::string::npos && !path.empty() ? "/" : ".";
+  }
+  const std::size_t end = path.find_last_not_of('/', slash);
+  return end == std::string::npos ? "/" : path.substr(0, end + 1);
+}
+
+}  // namespace librarian

@@ -1,0 +1,283 @@
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <dirent.h>
+
+#include "base/file_system.h"
+#include "base/unique_handle.h"
+
+namespace librarian {
+namespace {
+
+constexpr mode_t kFileMode = 0644;
+constexpr mode_t kDirectoryMode = 0755;
+
+struct DescriptorTraits {
+  using Raw = int;
+  static constexpr Raw null = -1;
+  static void close(Raw descriptor) noexcept { static_cast<void>(::close(descriptor)); }
+};
+using Descriptor = UniqueHandle<DescriptorTraits>;
+
+struct DirectoryTraits {
+  using Raw = DIR*;
+  static constexpr Raw null = nullptr;
+  static void close(Raw directory) noexcept { static_cast<void>(::closedir(directory)); }
+};
+using Directory = UniqueHandle<DirectoryTraits>;
+
+Error from_errno(const char* action, const std::string& path) {
+  const int number = errno;
+  ErrorCode code = ErrorCode::io;
+  const char* advice = "";
+  switch (number) {
+    case ENOENT:
+    case ENOTDIR:
+      code = ErrorCode::not_found;
+      break;
+    case EEXIST:
+      code = ErrorCode::already_exists;
+      break;
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+      code = ErrorCode::no_space;
+      advice = "; free some space and run the same command again: it resumes";
+      break;
+    default:
+      break;
+  }
+  return Error(code,
+               std::string("cannot ") + action + " " + path + ": " + std::strerror(number) + advice);
+}
+
+template <typename Call>
+auto retry_interrupted(Call call) {
+  auto result = call();
+  while (result == -1 && errno == EINTR) {
+    result = call();
+  }
+  return result;
+}
+
+class PosixFile final : public File {
+ public:
+  PosixFile(Descriptor descriptor, std::string path)
+      : descriptor_(std::move(descriptor)), path_(std::move(path)) {}
+
+  Result<void> append(std::span<const std::byte> bytes) override {
+    while (!bytes.empty()) {
+      const ssize_t written =
+          retry_interrupted([&] { return ::write(descriptor_.get(), bytes.data(), bytes.size()); });
+      if (written < 0) {
+        return from_errno("write", path_);
+      }
+      bytes = bytes.subspan(static_cast<std::size_t>(written));
+    }
+    return {};
+  }
+
+  Result<std::size_t> read_at(std::uint64_t offset, std::span<std::byte> into) const override {
+    std::size_t done = 0;
+    while (done < into.size()) {
+      const ssize_t got = retry_interrupted([&] {
+        return ::pread(descriptor_.get(), into.data() + done, into.size() - done,
+                       static_cast<off_t>(offset + done));
+      });
+      if (got < 0) {
+        return from_errno("read", path_);
+      }
+      if (got == 0) {
+        break;
+      }
+      done += static_cast<std::size_t>(got);
+    }
+    return done;
+  }
+
+  Result<void> sync_data() override {
+    return checked(retry_interrupted([&] { return ::fdatasync(descriptor_.get()); }), "sync");
+  }
+
+  Result<std::uint64_t> size() const override {
+    struct stat status {};
+    if (::fstat(descriptor_.get(), &status) != 0) {
+      return from_errno("look at", path_);
+    }
+    return static_cast<std::uint64_t>(status.st_size);
+  }
+
+  Result<void> truncate(std::uint64_t size) override {
+    return checked(retry_interrupted([&] {
+                     return ::ftruncate(descriptor_.get(), static_cast<off_t>(size));
+                   }),
+                   "truncate");
+  }
+
+  Result<void> touch() override { return checked(::futimens(descriptor_.get(), nullptr), "touch"); }
+
+  Result<bool> try_lock() override {
+    if (retry_interrupted([&] { return ::flock(descriptor_.get(), LOCK_EX | LOCK_NB); }) == 0) {
+      return true;
+    }
+    if (errno == EWOULDBLOCK) {
+      return false;
+    }
+    return from_errno("lock", path_);
+  }
+
+  Result<std::uint64_t> inode() const override {
+    struct stat status {};
+    if (::fstat(descriptor_.get(), &status) != 0) {
+      return from_errno("look at", path_);
+    }
+    return static_cast<std::uint64_t>(status.st_ino);
+  }
+
+ private:
+  Result<void> checked(int status, const char* action) const {
+    if (status != 0) {
+      return from_errno(action, path_);
+    }
+    return {};
+  }
+
+  Descriptor descriptor_;
+  std::string path_;
+};
+
+class PosixFileSystem final : public FileSystem {
+ public:
+  Result<std::unique_ptr<File>> create(const std::string& path) override {
+    return open_with(path, O_RDWR | O_APPEND | O_CREAT | O_EXCL, "create");
+  }
+  Result<std::unique_ptr<File>> open(const std::string& path) override {
+    return open_with(path, O_RDONLY, "open");
+  }
+  Result<std::unique_ptr<File>> open_append(const std::string& path,
+                                            bool create_if_missing) override {
+    return open_with(path, O_RDWR | O_APPEND | (create_if_missing ? O_CREAT : 0), "open");
+  }
+
+  Result<FileInfo> info(const std::string& path) override {
+    struct stat status {};
+    if (::lstat(path.c_str(), &status) != 0) {
+      return from_errno("look at", path);
+    }
+    FileInfo result{};
+    result.kind = S_ISREG(status.st_mode)   ? FileKind::file
+                  : S_ISDIR(status.st_mode) ? FileKind::directory
+                                            : FileKind::other;
+    result.size = static_cast<std::uint64_t>(status.st_size);
+    result.modified_ns =
+        static_cast<std::int64_t>(status.st_mtim.tv_sec) * 1'000'000'000 + status.st_mtim.tv_nsec;
+    result.inode = static_cast<std::uint64_t>(status.st_ino);
+    return result;
+  }
+
+  Result<std::vector<std::string>> list(const std::string& path) override {
+    const Directory directory(::opendir(path.c_str()));
+    if (!directory) {
+      return from_errno("list", path);
+    }
+    std::vector<std::string> names;
+    errno = 0;
+    while (const dirent* entry = ::readdir(directory.get())) {
+      const std::string name = entry->d_name;
+      if (name != "." && name != "..") {
+        names.push_back(name);
+      }
+      errno = 0;
+    }
+    if (errno != 0) {
+      return from_errno("list", path);
+    }
+    std::sort(names.begin(), names.end());
+    return names;
+  }
+
+  Result<void> make_directory(const std::string& path) override {
+    if (::mkdir(path.c_str(), kDirectoryMode) != 0) {
+      Error error = from_errno("create directory", path);
+      if (error.code() != ErrorCode::already_exists) {
+        return error;
+      }
+      LIB_TRY(const FileInfo existing, info(path));
+      if (existing.kind != FileKind::directory) {
+        return Error(ErrorCode::io, path + " is not a directory");
+      }
+    }
+    return {};
+  }
+
+  Result<void> rename(const std::string& from, const std::string& to) override {
+    return checked(::rename(from.c_str(), to.c_str()), "rename to", to);
+  }
+  Result<void> link(const std::string& from, const std::string& to) override {
+    return checked(::link(from.c_str(), to.c_str()), "link to", to);
+  }
+  Result<void> remove_file(const std::string& path) override {
+    return absent_is_fine(::unlink(path.c_str()), path);
+  }
+  Result<void> remove_directory(const std::string& path) override {
+    return absent_is_fine(::rmdir(path.c_str()), path);
+  }
+
+  Result<void> sync_directory(const std::string& path) override {
+    const Descriptor directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!directory) {
+      return from_errno("open directory", path);
+    }
+    return checked(retry_interrupted([&] { return ::fsync(directory.get()); }), "sync directory",
+                   path);
+  }
+
+  Result<std::uint64_t> free_bytes(const std::string& path) override {
+    struct statvfs status {};
+    if (::statvfs(path.c_str(), &status) != 0) {
+      return from_errno("look at the file system of", path);
+    }
+    return static_cast<std::uint64_t>(status.f_bavail) * status.f_frsize;
+  }
+
+ private:
+  static Result<std::unique_ptr<File>> open_with(const std::string& path, int flags,
+                                                 const char* action) {
+    Descriptor descriptor(retry_interrupted(
+        [&] { return ::open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW, kFileMode); }));
+    if (!descriptor) {
+      return from_errno(action, path);
+    }
+    return std::make_unique<PosixFile>(std::move(descriptor), path);
+  }
+
+  static Result<void> checked(int status, const char* action, const std::string& path) {
+    if (status != 0) {
+      return from_errno(action, path);
+    }
+    return {};
+  }
+
+  static Result<void> absent_is_fine(int status, const std::string& path) {
+    if (status != 0 && errno != ENOENT) {
+      return from_errno("remove", path);
+    }
+    return {};
+  }
+};
+
+}  // namespace
+
+FileSystem& posix_file_system() {
+  static PosixFileSystem files;
+  return files;
+}
+
+}  // namespace librarian

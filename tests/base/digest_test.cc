@@ -1,0 +1,57 @@
+#include "base/digest.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+namespace librarian {
+namespace {
+
+std::span<const std::byte> bytes_of(const std::string& text) {
+  return std::as_bytes(std::span(text));
+}
+
+// Goal: the checksum is the one that Zarr readers compute.
+// Method: the vectors of RFC 3720 B.4.
+TEST(Crc32c, MatchesThePublishedVectors) {
+  EXPECT_EQ(crc32c(bytes_of(std::string(32, '\0'))), 0x8A9136AAU);
+  EXPECT_EQ(crc32c(bytes_of(std::string(32, '\xFF'))), 0x62A8AB43U);
+  EXPECT_EQ(crc32c(bytes_of("123456789")), 0xE3069283U);
+}
+
+TEST(Crc32c, ContinuesOverAnySplit) {
+  const std::string text = "one layer of weights, once per pass";
+  const std::uint32_t whole = crc32c(bytes_of(text));
+  for (std::size_t at = 0; at <= text.size(); ++at) {
+    EXPECT_EQ(crc32c(bytes_of(text.substr(at)), crc32c(bytes_of(text.substr(0, at)))), whole);
+  }
+}
+
+TEST(Xxh3, StreamedEqualsWholeAndRoundTripsAsHex) {
+  std::string text;
+  StreamingXxh3 streaming;
+  for (int i = 0; i < 100; ++i) {
+    const std::string piece(static_cast<std::size_t>(i * 7), static_cast<char>(i));
+    text += piece;
+    streaming.update(bytes_of(piece));
+  }
+  const Digest128 digest = xxh3_128(text);
+  EXPECT_EQ(streaming.digest(), digest);
+  const auto parsed = Digest128::from_hex(digest.hex());
+  ASSERT_TRUE(parsed);
+  EXPECT_EQ(*parsed, digest);
+  EXPECT_FALSE(Digest128::from_hex("xyz"));
+  EXPECT_FALSE(Digest128::from_hex(std::string(32, 'G')));
+}
+
+TEST(Xxh3, MatchesTheReferenceValueOfTheEmptyInput) {
+  EXPECT_EQ(xxh3_128(std::string_view()).hex(), "99aa06d3014798d86001c324468d497f");
+}
+
+TEST(Sha256, MatchesTheStandardVector) {
+  EXPECT_EQ(sha256_hex("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+}
+
+}  // namespace
+}  // namespace librarian

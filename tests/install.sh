@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Installs what building and testing need, on Debian 12 or a relative of it, if it is missing.
+#   tests/install.sh [REQUIREMENTS.txt]    system packages; then build/venv with these Python packages
+# Does nothing, quickly, when all is there. Needs root or sudo only when a package is missing.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+packages=(
+  g++ cmake ninja-build ccache git pkg-config python3 python3-venv
+  libcurl4-openssl-dev libzstd-dev libtbb-dev libboost-dev libgtest-dev libgmock-dev
+  nlohmann-json3-dev libcli11-dev libtomlplusplus-dev libspdlog-dev libfmt-dev libexpected-dev
+  libssl-dev libxxhash-dev libbenchmark-dev
+)
+
+is_installed() {
+  [[ "$(dpkg-query -W -f='${db:Status-Abbrev}' "$1" 2>/dev/null)" == ii* ]]
+}
+
+install_system_packages() {
+  if ! command -v dpkg-query >/dev/null; then
+    echo "Not a Debian system: please install the equivalents of: ${packages[*]}"
+    return
+  fi
+  local missing=() package
+  for package in "${packages[@]}"; do
+    is_installed "$package" || missing+=("$package")
+  done
+  if ((${#missing[@]} == 0)); then
+    echo "System packages: all ${#packages[@]} are installed."
+    return
+  fi
+  local as_root=()
+  ((EUID == 0)) || as_root=(sudo)
+  echo "Installing with apt-get: ${missing[*]}"
+  "${as_root[@]}" apt-get update -qq
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -qq --no-install-recommends "${missing[@]}"
+}
+
+# The stamp holds what was asked for last time, so an unchanged list costs no call of pip.
+install_python_packages() {
+  local requirements="$1" venv=build/venv
+  local stamp="$venv/installed-$(basename "$(dirname "$(realpath "$requirements")")").txt"
+  local wanted
+  wanted="$(cat examples/requirements.txt "$requirements")"
+  if [[ -f "$stamp" && "$(cat "$stamp")" == "$wanted" ]]; then
+    echo "Python packages: $venv is up to date."
+    return
+  fi
+  echo "Installing the Python packages of $requirements into $venv"
+  [[ -x "$venv/bin/python" ]] || python3 -m venv "$venv"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
+  echo "$wanted" >"$stamp"
+}
+
+install_system_packages
+if (($# > 0)); then
+  install_python_packages "$1"
+fi

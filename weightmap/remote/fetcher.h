@@ -1,0 +1,89 @@
+#pragma once
+/// Brings byte ranges of remote or local objects to given places in memory: admitted by a number
+/// of connections, retried, checked. Does not know what a tensor is.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "weightmap/remote/transport.h"
+
+namespace librarian::weightmap::remote {
+
+/// Bytes [range.begin, range.end) go to destination[0 .. range.size()).
+struct FetchPiece {
+  ByteRange range;
+  std::byte* destination = nullptr;  ///< Not touched after the request's completion.
+};
+
+/// One request on the wire: from the first piece's begin to the last one's end. Bytes between
+/// pieces are fetched and dropped, so the caller decides which holes are worth it.
+struct FetchRequest {
+  ObjectId object;
+  std::vector<FetchPiece> pieces;  ///< Sorted, disjoint, none empty; at least one.
+};
+
+struct RetryPolicy {
+  Duration backoff_base = std::chrono::milliseconds(500);  ///< Full jitter: uniform in [0, b*2^n].
+  Duration backoff_max = std::chrono::seconds(20);
+  Duration retry_after_max = std::chrono::minutes(5);      ///< A longer Retry-After is cut to this.
+  std::uint32_t attempts_max = 8;                          ///< In a row without progress.
+  std::uint64_t progress_bytes = 1U << 20U;                ///< This much resets the count.
+  Duration give_up = std::chrono::minutes(15);             ///< Without any progress at all.
+};
+
+struct FetcherOptions {
+  std::uint32_t connections = 8;
+  RetryPolicy retry;
+};
+
+struct FetchStatistics {
+  std::uint64_t requests = 0;
+  std::uint64_t retries = 0;
+  std::uint64_t body_bytes = 0;   ///< Received, wanted or not: what the wire carried.
+  std::uint64_t piece_bytes = 0;  ///< Placed at destinations.
+  Duration busy{};                ///< At least one request was in flight.
+};
+
+/// Thread-safe. Owns its thread; destruction stops it, cancels what is in flight and waits until
+/// no destination can be touched any more.
+class Fetcher {
+ public:
+  Fetcher(Transport& transport, Clock& clock, const FetcherOptions& options);
+  ~Fetcher();
+  Fetcher(const Fetcher&) = delete;
+  Fetcher& operator=(const Fetcher&) = delete;
+
+  /// What open() learned of an object.
+  struct Opened {
+    ObjectId id;
+    ObjectInfo info;
+    std::string head;  ///< Its first bytes: `head_bytes`, or all if it is shorter.
+  };
+  /// Registers an object, learns its size and validator and reads its first bytes, in one request.
+  /// All later requests for it must see the same size and validator.
+  /// @error bad_input (404, 401, 403, HTML, an empty object) | unavailable | cancelled
+  Result<Opened> open(const Uri& uri, std::uint64_t head_bytes, const std::stop_token& stop);
+  /// As open(), and knowing already what it must be. @error source_changed  it is not.
+
+  /// Queues a request; requests start in the order they are queued. `done` is called once, on the
+  /// fetcher's thread, and must not block: void, or unavailable | source_changed | bad_input |
+  /// cancelled. Each message names URI and byte range.
+  void submit(FetchRequest request, std::function<void(Result<void>)> done);
+
+  /// submit() and wait for it.
+  Result<void> fetch(FetchRequest request, const std::stop_token& stop);
+
+  FetchStatistics statistics() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace librarian::weightmap::remote
