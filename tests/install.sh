@@ -39,9 +39,8 @@ install_system_packages() {
 
 # The stamp holds what was asked for last time, so an unchanged list costs no call of pip.
 install_python_packages() {
-  local requirements="$1" venv=build/venv
-  local stamp="$venv/installed-$(basename "$(dirname "$(realpath "$requirements")")").txt"
-  local wanted
+  local requirements="$1" venv=build/venv stamp wanted
+  stamp="$venv/installed-${requirements//\//-}"
   wanted="$(cat examples/requirements.txt "$requirements")"
   if [[ -f "$stamp" && "$(cat "$stamp")" == "$wanted" ]]; then
     echo "Python packages: $venv is up to date."
