@@ -31,6 +31,9 @@ class File {
 
   /// Appends all of `bytes`. @error no_space | io  names the path.
   virtual Result<void> append(std::span<const std::byte> bytes) = 0;
+  /// Writes all of `bytes` at `offset`, growing the file if needed. Only for files opened by
+  /// create_sparse(): the others append wherever one writes.
+  virtual Result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) = 0;
   /// Reads from `offset`; fewer bytes than asked only at the end of the file.
   virtual Result<std::size_t> read_at(std::uint64_t offset, std::span<std::byte> into) const = 0;
   /// Makes the bytes and the size durable. After an error the file must be written anew: the
@@ -53,6 +56,8 @@ class FileSystem {
 
   /// Creates a new file for appending (O_EXCL). @error already_exists | no_space | io
   virtual Result<std::unique_ptr<File>> create(const std::string& path) = 0;
+  /// Creates a new file for write_at() (O_EXCL). @error already_exists | no_space | io
+  virtual Result<std::unique_ptr<File>> create_sparse(const std::string& path) = 0;
   /// Opens for reading. @error not_found | io
   virtual Result<std::unique_ptr<File>> open(const std::string& path) = 0;
   /// Opens for reading and appending; creates it if `create_if_missing`. @error not_found | io

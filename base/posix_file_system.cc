@@ -84,6 +84,20 @@ class PosixFile final : public File {
     return {};
   }
 
+  Result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
+    while (!bytes.empty()) {
+      const ssize_t written = retry_interrupted([&] {
+        return ::pwrite(descriptor_.get(), bytes.data(), bytes.size(), static_cast<off_t>(offset));
+      });
+      if (written < 0) {
+        return from_errno("write", path_);
+      }
+      bytes = bytes.subspan(static_cast<std::size_t>(written));
+      offset += static_cast<std::uint64_t>(written);
+    }
+    return {};
+  }
+
   Result<std::size_t> read_at(std::uint64_t offset, std::span<std::byte> into) const override {
     std::size_t done = 0;
     while (done < into.size()) {
@@ -157,6 +171,9 @@ class PosixFileSystem final : public FileSystem {
  public:
   Result<std::unique_ptr<File>> create(const std::string& path) override {
     return open_with(path, O_RDWR | O_APPEND | O_CREAT | O_EXCL, "create");
+  }
+  Result<std::unique_ptr<File>> create_sparse(const std::string& path) override {
+    return open_with(path, O_RDWR | O_CREAT | O_EXCL, "create");
   }
   Result<std::unique_ptr<File>> open(const std::string& path) override {
     return open_with(path, O_RDONLY, "open");

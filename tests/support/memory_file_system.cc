@@ -68,6 +68,19 @@ class MemoryFileSystem::OpenFile final : public File {
     node_->data.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
     return {};
   }
+  Result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
+    const std::lock_guard<std::mutex> guard(files_.mutex_);
+    LIB_TRY_VOID(change());
+    const std::size_t end = static_cast<std::size_t>(offset) + bytes.size();
+    const std::size_t growth = end > node_->data.size() ? end - node_->data.size() : 0;
+    if (growth > files_.free_bytes_) {
+      return Error(ErrorCode::no_space, "cannot write " + path_ + ": no space left");
+    }
+    files_.free_bytes_ -= growth;
+    node_->data.resize(node_->data.size() + growth);
+    std::memcpy(node_->data.data() + offset, bytes.data(), bytes.size());
+    return {};
+  }
   Result<std::size_t> read_at(std::uint64_t offset, std::span<std::byte> into) const override {
     const std::lock_guard<std::mutex> guard(files_.mutex_);
     if (offset >= node_->data.size()) {
@@ -210,6 +223,10 @@ Result<std::unique_ptr<File>> MemoryFileSystem::create(const std::string& path) 
   auto node = make_node(false);
   place.directory->entries[place.name] = node;
   return std::make_unique<OpenFile>(*this, node, path, true);
+}
+
+Result<std::unique_ptr<File>> MemoryFileSystem::create_sparse(const std::string& path) {
+  return create(path);
 }
 
 Result<std::unique_ptr<File>> MemoryFileSystem::open(const std::string& path) {

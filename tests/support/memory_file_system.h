@@ -42,6 +42,7 @@ class MemoryFileSystem final : public FileSystem {
   std::map<std::string, std::string> snapshot() const;
 
   Result<std::unique_ptr<File>> create(const std::string& path) override;
+  Result<std::unique_ptr<File>> create_sparse(const std::string& path) override;
   Result<std::unique_ptr<File>> open(const std::string& path) override;
   Result<std::unique_ptr<File>> open_append(const std::string& path,
                                             bool create_if_missing) override;

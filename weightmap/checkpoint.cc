@@ -1,0 +1,250 @@
+#include "weightmap/checkpoint.h"
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <set>
+#include <utility>
+
+#include "base/digest.h"
+#include "weightmap/remote/read_object.h"
+#include "weightmap/tensor_names.h"
+#include "weightmap/weight_index.h"
+
+namespace librarian::weightmap {
+namespace {
+
+using gpu_exec::DType;
+
+constexpr std::uint64_t kConfigBytesMax = 16U << 20U;
+constexpr std::uint64_t kIndexBytesMax = 256U << 20U;
+// Enough for the whole header of nearly every published file, so one request opens it.
+constexpr std::uint64_t kHeadBytes = 128U << 10U;
+constexpr std::size_t kWeightFilesMax = 100'000;
+constexpr const char* kConfigName = "config.json";
+constexpr const char* kIndexName = "model.safetensors.index.json";
+constexpr const char* kSingleFileName = "model.safetensors";
+
+std::optional<DType> compute_dtype(const std::string& name) {
+  if (name == "BF16") {
+    return DType::bf16;
+  }
+  if (name == "F16") {
+    return DType::f16;
+  }
+  if (name == "F32") {
+    return DType::f32;
+  }
+  return std::nullopt;
+}
+
+std::string shape_text(const std::vector<std::uint64_t>& shape) {
+  std::string text = "[";
+  for (const std::uint64_t extent : shape) {
+    text += (text.size() > 1 ? ", " : "") + std::to_string(extent);
+  }
+  return text + "]";
+}
+
+/// Length of the header from the file's head, and the header itself, fetching what is missing.
+Result<std::string> read_header(remote::Fetcher& fetcher, const remote::Fetcher::Opened& opened,
+                                const std::string& what, const std::stop_token& stop) {
+  LIB_TRY(const std::uint64_t json_bytes, header_json_bytes(opened.head, opened.info.size, what));
+  std::string header = opened.head.substr(kHeaderPrefixBytes, json_bytes);
+  const std::size_t have = header.size();
+  if (have < json_bytes) {
+    header.resize(json_bytes);
+    remote::FetchRequest rest{
+        opened.id,
+        {{{kHeaderPrefixBytes + have, kHeaderPrefixBytes + json_bytes},
+          reinterpret_cast<std::byte*>(header.data() + have)}}};
+    LIB_TRY_VOID(fetcher.fetch(std::move(rest), stop));
+  }
+  return header;
+}
+
+/// What this checkpoint puts before "layers.0.": models saved without their head have nothing.
+std::string_view name_prefix(const std::vector<std::pair<std::uint32_t, TensorInfo>>& tensors) {
+  const bool plain = std::any_of(tensors.begin(), tensors.end(), [](const auto& entry) {
+    return entry.second.name == "embed_tokens.weight";
+  });
+  return plain ? "" : "model.";
+}
+
+}  // namespace
+
+Result<Checkpoint> Checkpoint::open(remote::Fetcher& fetcher, const remote::Uri& directory,
+                                    const std::stop_token& stop) {
+  Checkpoint checkpoint;
+  checkpoint.directory_ = directory;
+  LIB_TRY_VOID(checkpoint.read_config(fetcher, stop));
+  LIB_TRY_VOID(checkpoint.read_headers(fetcher, stop));
+  return checkpoint;
+}
+
+Result<void> Checkpoint::read_config(remote::Fetcher& fetcher, const std::stop_token& stop) {
+  const remote::Uri uri = directory_.child(kConfigName);
+  auto text = remote::read_object(fetcher, uri, kConfigBytesMax, stop);
+  if (!text) {
+    if (text.error().code() == ErrorCode::not_found) {
+      return Error(ErrorCode::bad_input,
+                   uri.display() + ": not there, so " + directory_.display() +
+                       " is not a model directory; give the directory that holds config.json");
+    }
+    return text.error();
+  }
+  metadata_bytes_ += text->size();
+  config_sha256_ = sha256_hex(*text);
+  LIB_TRY(config_, parse_model_config(*text, uri.display()));
+  return {};
+}
+
+Result<void> Checkpoint::read_headers(remote::Fetcher& fetcher, const std::stop_token& stop) {
+  std::map<std::string, std::string> file_of;
+  std::set<std::string> names;
+  const remote::Uri index_uri = directory_.child(kIndexName);
+  auto index = remote::read_object(fetcher, index_uri, kIndexBytesMax, stop);
+  if (index) {
+    metadata_bytes_ += index->size();
+    index_sha256_ = sha256_hex(*index);
+    LIB_TRY(file_of, parse_weight_index(*index, index_uri.display()));
+    for (const auto& [tensor, file] : file_of) {
+      names.insert(file);
+    }
+  } else if (index.error().code() == ErrorCode::not_found) {
+    names.insert(kSingleFileName);
+  } else {
+    return index.error();
+  }
+  if (names.size() > kWeightFilesMax) {
+    return Error(ErrorCode::bad_input, index_uri.display() + ": names " +
+                                           std::to_string(names.size()) + " files");
+  }
+
+  std::vector<std::pair<std::uint32_t, TensorInfo>> tensors;
+  for (const std::string& name : names) {
+    const remote::Uri uri = directory_.child(name);
+    auto opened = fetcher.open(uri, kHeadBytes, stop);
+    if (!opened) {
+      return opened.error().code() == ErrorCode::not_found
+                 ? Error(ErrorCode::bad_input,
+                         index_sha256_.empty()
+                             ? directory_.display() + ": neither " + kIndexName + " nor " +
+                                   kSingleFileName + " is there: no weights to read"
+                             : uri.display() + ": not there, though the index names it")
+                 : opened.error();
+    }
+    LIB_TRY(const std::string header, read_header(fetcher, *opened, uri.display(), stop));
+    metadata_bytes_ += kHeaderPrefixBytes + header.size();
+    LIB_TRY(std::vector<TensorInfo> found,
+            parse_safetensors_header(header, opened->info.size, uri.display()));
+    const auto file = static_cast<std::uint32_t>(files_.size());
+    files_.push_back({name, opened->id, opened->info, sha256_hex(header)});
+    for (TensorInfo& tensor : found) {
+      const auto listed = file_of.find(tensor.name);
+      if (!index_sha256_.empty() && (listed == file_of.end() || listed->second != name)) {
+        return Error(ErrorCode::bad_input,
+                     uri.display() + ": holds tensor '" + tensor.name +
+                         "', which the index does not expect there");
+      }
+      file_of.erase(tensor.name);
+      tensors.emplace_back(file, std::move(tensor));
+    }
+  }
+  if (!index_sha256_.empty() && !file_of.empty()) {
+    return Error(ErrorCode::bad_input, index_uri.display() + ": says tensor '" +
+                                           file_of.begin()->first + "' is in " +
+                                           file_of.begin()->second + ", and it is not");
+  }
+  return plan_layers(std::move(tensors));
+}
+
+Result<void> Checkpoint::plan_layers(std::vector<std::pair<std::uint32_t, TensorInfo>> tensors) {
+  const std::int32_t layers = layer_count();
+  const std::string_view prefix = name_prefix(tensors);
+  layers_.resize(static_cast<std::size_t>(layers) + 2);
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    layers_[i].layer = static_cast<std::int32_t>(i) - 1;
+  }
+  std::array<std::uint64_t, 3> bytes_of_dtype{};
+  std::set<std::pair<std::int32_t, gpu_exec::WeightRole>> present;
+  for (auto& [file, tensor] : tensors) {
+    const NamedTensor named = classify_tensor(tensor.name, prefix, layers);
+    const std::string where = directory_.child(files_[file].name).display() + ": tensor '" +
+                              tensor.name + "'";
+    if (named.kind == NamedTensor::Kind::unused) {
+      continue;
+    }
+    static const gpu_exec::LayerSpec kNoLayer;
+    const gpu_exec::LayerSpec& spec_of_layer =
+        named.layer >= 0 && named.layer < layers
+            ? spec().layers[static_cast<std::size_t>(named.layer)]
+            : kNoLayer;
+    const std::vector<gpu_exec::WeightRole> wanted = gpu_exec::weight_roles(spec_of_layer);
+    const bool needed = named.kind == NamedTensor::Kind::weight &&
+                        (named.layer < 0 || named.layer == layers ||
+                         std::find(wanted.begin(), wanted.end(), named.role) != wanted.end());
+    if (!needed) {
+      return Error(ErrorCode::bad_input,
+                   where + " is not one that model_type '" + config_.model_type +
+                       "' with this config.json uses; the model is not what its config says");
+    }
+    const std::optional<DType> dtype = compute_dtype(tensor.dtype);
+    if (!dtype) {
+      return Error(ErrorCode::bad_input,
+                   where + " has dtype " + tensor.dtype + "; built in: BF16, F16, F32");
+    }
+    const std::vector<std::uint64_t> shape =
+        gpu_exec::weight_shape(spec(), spec_of_layer, named.role);
+    if (tensor.shape != shape) {
+      return Error(ErrorCode::bad_input, where + " has shape " + shape_text(tensor.shape) +
+                                             " where config.json asks for " + shape_text(shape));
+    }
+    present.emplace(named.layer, named.role);
+    bytes_of_dtype[static_cast<std::size_t>(*dtype)] += tensor.bytes.size();
+    if (gpu_exec::dtype_bytes(*dtype) > gpu_exec::dtype_bytes(widest_dtype_)) {
+      widest_dtype_ = *dtype;
+    }
+    LayerPlan& plan = layers_[static_cast<std::size_t>(named.layer + 1)];
+    plan.bytes += tensor.bytes.size();
+    weight_bytes_ += tensor.bytes.size();
+    plan.tensors.push_back(
+        {named.role, std::move(tensor.name), *dtype, file, tensor.bytes, shape.back()});
+  }
+
+  const auto require = [&](std::int32_t layer, gpu_exec::WeightRole role) -> Result<void> {
+    if (present.contains({layer, role})) {
+      return {};
+    }
+    return Error(ErrorCode::bad_input, directory_.display() + ": tensor '" +
+                                           tensor_name(prefix, layer, role) +
+                                           "' is missing from the checkpoint");
+  };
+  LIB_TRY_VOID(require(kEmbeddingLayer, gpu_exec::WeightRole::embedding));
+  for (std::int32_t layer = 0; layer < layers; ++layer) {
+    for (const gpu_exec::WeightRole role :
+         gpu_exec::weight_roles(spec().layers[static_cast<std::size_t>(layer)])) {
+      LIB_TRY_VOID(require(layer, role));
+    }
+  }
+  LIB_TRY_VOID(require(layers, gpu_exec::WeightRole::final_norm));
+
+  const auto commonest = std::max_element(bytes_of_dtype.begin(), bytes_of_dtype.end());
+  commonest_dtype_ = static_cast<DType>(commonest - bytes_of_dtype.begin());
+  for (LayerPlan& plan : layers_) {
+    std::sort(plan.tensors.begin(), plan.tensors.end(),
+              [](const WeightTensor& a, const WeightTensor& b) {
+                return std::pair(a.file, a.bytes.begin) < std::pair(b.file, b.bytes.begin);
+              });
+  }
+  return {};
+}
+
+gpu_exec::DType Checkpoint::dtype() const { return config_.dtype.value_or(commonest_dtype_); }
+
+const LayerPlan& Checkpoint::layer(std::int32_t layer) const {
+  LIB_CHECK(layer >= kEmbeddingLayer && layer <= layer_count());
+  return layers_[static_cast<std::size_t>(layer + 1)];
+}
+
+}  // namespace librarian::weightmap

@@ -1,0 +1,93 @@
+#pragma once
+/// A model directory, local or remote, understood and checked: what each byte of it means.
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "weightmap/model_config.h"
+#include "weightmap/remote/fetcher.h"
+#include "weightmap/safetensors_header.h"
+
+namespace librarian::weightmap {
+
+/// One weight file of the checkpoint.
+struct WeightFile {
+  std::string name;
+  remote::ObjectId object = 0;
+  remote::ObjectInfo info;
+  std::string header_sha256;  ///< Over the header JSON as it lies in the file.
+};
+
+/// Where one tensor that the model uses lies.
+struct WeightTensor {
+  gpu_exec::WeightRole role{};
+  std::string name;
+  gpu_exec::DType dtype{};
+  std::uint32_t file = 0;  ///< Index into Checkpoint::files.
+  remote::ByteRange bytes;
+  std::uint64_t columns = 1;  ///< Elements of one row (the last dimension).
+};
+
+/// Layers are numbered as in the journal: -1 is the embedding, 0..L-1 the layers, L what follows.
+inline constexpr std::int32_t kEmbeddingLayer = -1;
+
+/// What one step of a pass needs, in the order it lies in the files.
+struct LayerPlan {
+  std::int32_t layer = kEmbeddingLayer;
+  std::vector<WeightTensor> tensors;
+  std::uint64_t bytes = 0;  ///< Sum over tensors.
+};
+
+/// Immutable once opened; safe to read from any thread.
+class Checkpoint {
+ public:
+  /// Fetches config.json, the index (or the one model.safetensors) and every header, and checks
+  /// them against each other: each tensor that the model needs is there once, with the right
+  /// shape and a dtype we have, and nothing is there that we do not know.
+  /// @error bad_input    Says which file, key or tensor.
+  /// @error unavailable | cancelled
+  static Result<Checkpoint> open(remote::Fetcher& fetcher, const remote::Uri& directory,
+                                 const std::stop_token& stop);
+
+  const ModelConfig& config() const { return config_; }
+  const gpu_exec::ModelSpec& spec() const { return config_.spec; }
+  const remote::Uri& directory() const { return directory_; }
+  const std::vector<WeightFile>& files() const { return files_; }
+  const std::string& config_sha256() const { return config_sha256_; }
+  /// Empty if the checkpoint is one file without an index.
+  const std::string& index_sha256() const { return index_sha256_; }
+  /// config.json's type, else the type that most weight bytes have.
+  gpu_exec::DType dtype() const;
+  /// Widest type among the weights.
+  gpu_exec::DType widest_dtype() const { return widest_dtype_; }
+
+  /// @param layer  kEmbeddingLayer to L; L is the final norm.
+  const LayerPlan& layer(std::int32_t layer) const;
+  std::int32_t layer_count() const { return static_cast<std::int32_t>(spec().layers.size()); }
+  std::uint64_t weight_bytes() const { return weight_bytes_; }
+  /// Requests sent so far do not count here: bytes of headers and JSON, for `plan`.
+  std::uint64_t metadata_bytes() const { return metadata_bytes_; }
+
+ private:
+  Result<void> read_config(remote::Fetcher& fetcher, const std::stop_token& stop);
+  Result<void> read_headers(remote::Fetcher& fetcher, const std::stop_token& stop);
+  Result<void> plan_layers(std::vector<std::pair<std::uint32_t, TensorInfo>> tensors);
+
+  remote::Uri directory_;
+  ModelConfig config_;
+  std::string config_sha256_;
+  std::string index_sha256_;
+  std::vector<WeightFile> files_;
+  std::vector<LayerPlan> layers_;  // [0] is the embedding
+  gpu_exec::DType widest_dtype_ = gpu_exec::DType::bf16;
+  gpu_exec::DType commonest_dtype_ = gpu_exec::DType::bf16;
+  std::uint64_t weight_bytes_ = 0;
+  std::uint64_t metadata_bytes_ = 0;
+};
+
+}  // namespace librarian::weightmap

@@ -1,0 +1,52 @@
+#include "weightmap/host_ring.h"
+
+#include <sys/mman.h>
+
+#include "base/error.h"
+
+namespace librarian::weightmap {
+namespace {
+
+constexpr std::uint64_t kAlignment = 64;
+
+}  // namespace
+
+HostRing::HostRing(std::uint64_t bytes) : bytes_(slot_bytes(bytes)) {
+  // Pages of a mapping become resident when first written, so a ring that is larger than a small
+  // model needs costs nothing.
+  void* memory = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  LIB_CHECK(memory != MAP_FAILED);
+  memory_ = static_cast<std::byte*>(memory);
+}
+
+HostRing::~HostRing() { ::munmap(memory_, bytes_); }
+
+std::uint64_t HostRing::slot_bytes(std::uint64_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+std::optional<std::span<std::byte>> HostRing::allocate(std::uint64_t bytes) {
+  const std::uint64_t slot = slot_bytes(bytes);
+  LIB_CHECK(slot <= bytes_);
+  if (slots_.empty()) {
+    head_ = 0;
+    in_use_ = 0;
+  }
+  const std::uint64_t gap = head_ + slot > bytes_ ? bytes_ - head_ : 0;
+  if (in_use_ + gap + slot > bytes_) {
+    return std::nullopt;
+  }
+  const std::uint64_t begin = gap > 0 ? 0 : head_;
+  head_ = begin + slot;
+  in_use_ += gap + slot;
+  slots_.push_back(gap + slot);
+  return std::span<std::byte>(memory_ + begin, bytes);
+}
+
+void HostRing::release_oldest() {
+  LIB_CHECK(!slots_.empty());
+  in_use_ -= slots_.front();
+  slots_.pop_front();
+}
+
+}  // namespace librarian::weightmap

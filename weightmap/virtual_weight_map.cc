@@ -1,0 +1,324 @@
+#include "weightmap/virtual_weight_map.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "weightmap/host_ring.h"
+
+namespace librarian::weightmap {
+
+/// One queued layer. Everything mutable is guarded by the map's monitor.
+struct Lease::Stream {
+  const LayerPlan* plan = nullptr;
+  std::vector<Piece> pieces;
+  struct Slot {
+    std::span<std::byte> memory;
+    std::uint32_t requests_left = 0;  // Requests that still bring bytes of this piece.
+    bool requested = false;           // All of its requests are queued.
+  };
+  std::vector<Slot> slots;       // As far as allocated; pieces beyond have none yet.
+  std::size_t released = 0;      // Slots given back.
+  std::optional<Error> failure;  // First error of any of its requests.
+  bool abandoned = false;        // The lease ended: fetch nothing more.
+  std::uint32_t in_flight = 0;
+  TimePoint busy_since{};
+  Duration busy{};
+};
+
+class VirtualWeightMap::Impl {
+ public:
+  using Stream = Lease::Stream;
+
+  Impl(remote::Fetcher& fetcher, Clock& clock, const Checkpoint& checkpoint,
+       const WeightMapOptions& options)
+      : fetcher_(fetcher),
+        checkpoint_(checkpoint),
+        options_(options),
+        ring_(options.ring_bytes),
+        monitor_(clock),
+        thread_(start_thread(clock, [this](const std::stop_token& stop) { fill(stop); })) {}
+
+  ~Impl() {
+    thread_.request_stop();
+    thread_.join();
+    // Requests hold pointers into the ring: wait until the last one is done with it.
+    auto lock = monitor_.lock();
+    monitor_.wait(lock, {}, [&] { return in_flight_ == 0; });
+  }
+
+  std::shared_ptr<Stream> queue(std::int32_t layer) {
+    auto stream = std::make_shared<Stream>();
+    stream->plan = &checkpoint_.layer(layer);
+    stream->pieces = plan_pieces(*stream->plan, options_.table_piece_bytes);
+    stream->slots.reserve(stream->pieces.size());
+    auto lock = monitor_.lock();
+    to_fill_.push_back(stream);
+    to_lease_.push_back(stream);
+    statistics_.needed_bytes += stream->plan->bytes;
+    monitor_.notify_all(lock);
+    return stream;
+  }
+
+  std::shared_ptr<Stream> take(std::int32_t layer) {
+    {
+      auto lock = monitor_.lock();
+      if (!to_lease_.empty()) {
+        LIB_CHECK(to_lease_.front()->plan->layer == layer);
+      }
+    }
+    if (to_lease_.empty()) {
+      queue(layer);
+    }
+    auto lock = monitor_.lock();
+    std::shared_ptr<Stream> stream = to_lease_.front();
+    to_lease_.pop_front();
+    return stream;
+  }
+
+  /// Waits until piece `index` is in memory.
+  Result<void> wait_for(Stream& stream, std::size_t index, const std::stop_token& stop) {
+    auto lock = monitor_.lock();
+    const TimePoint begin = monitor_.clock().now();
+    const bool arrived = monitor_.wait(lock, stop, [&] {
+      return stream.failure || (index < stream.slots.size() && stream.slots[index].requested &&
+                                stream.slots[index].requests_left == 0);
+    });
+    statistics_.acquire_wait += monitor_.clock().now() - begin;
+    if (stream.failure) {
+      return *stream.failure;
+    }
+    if (!arrived) {
+      return Error(ErrorCode::cancelled, "stopped while waiting for weights");
+    }
+    return {};
+  }
+
+  /// Gives back the oldest slot, which belongs to `stream`.
+  void release(Stream& stream) {
+    auto lock = monitor_.lock();
+    ring_.release_oldest();
+    ++stream.released;
+    monitor_.notify_all(lock);
+  }
+
+  /// Ends a stream early or late: its slots go back once no request writes to them any more.
+  void abandon(Stream& stream) {
+    auto lock = monitor_.lock();
+    stream.abandoned = true;
+    monitor_.notify_all(lock);
+    monitor_.wait(lock, {}, [&] { return stream.in_flight == 0 && filling_ != &stream; });
+    for (; stream.released < stream.slots.size(); ++stream.released) {
+      ring_.release_oldest();
+    }
+    monitor_.notify_all(lock);
+  }
+
+  Duration busy(const Stream& stream) {
+    auto lock = monitor_.lock();
+    return stream.busy;
+  }
+
+  WeightMapStatistics statistics() {
+    auto lock = monitor_.lock();
+    return statistics_;
+  }
+
+ private:
+  /// Requests being put together: adjacent pieces of one file share one.
+  struct Batch {
+    remote::FetchRequest request;
+    std::vector<std::size_t> slots;  // Index of the slot that each piece of the request fills.
+  };
+
+  void fill(const std::stop_token& stop) {
+    while (true) {
+      std::shared_ptr<Stream> stream;
+      {
+        auto lock = monitor_.lock();
+        if (!monitor_.wait(lock, stop, [&] { return !to_fill_.empty(); })) {
+          return;
+        }
+        stream = to_fill_.front();
+        to_fill_.pop_front();
+        filling_ = stream.get();
+      }
+      fill_stream(stream, stop);
+      auto lock = monitor_.lock();
+      filling_ = nullptr;
+      monitor_.notify_all(lock);
+    }
+  }
+
+  void fill_stream(const std::shared_ptr<Stream>& stream, const std::stop_token& stop) {
+    Batch batch;
+    for (std::size_t i = 0; i < stream->pieces.size(); ++i) {
+      if (!allocate(*stream, i, batch, stream, stop)) {
+        break;
+      }
+      add_to_batch(stream, i, batch);
+    }
+    submit(stream, batch);
+  }
+
+  /// Takes a slot for piece `index`. Sends what is batched before it waits: the ring only gets
+  /// free when requested pieces arrive and are used.
+  bool allocate(Stream& stream, std::size_t index, Batch& batch,
+                const std::shared_ptr<Stream>& shared, const std::stop_token& stop) {
+    const std::uint64_t bytes = stream.pieces[index].bytes.size();
+    std::optional<std::span<std::byte>> memory;
+    {
+      auto lock = monitor_.lock();
+      if (stream.abandoned) {
+        return false;
+      }
+      memory = ring_.allocate(bytes);
+    }
+    if (!memory) {
+      submit(shared, batch);
+      auto lock = monitor_.lock();
+      const TimePoint begin = monitor_.clock().now();
+      monitor_.wait(lock, stop, [&] {
+        return stream.abandoned || (memory = ring_.allocate(bytes)).has_value();
+      });
+      statistics_.ring_wait += monitor_.clock().now() - begin;
+      if (!memory) {
+        return false;
+      }
+      stream.slots.push_back({*memory, 0, false});
+      return true;
+    }
+    auto lock = monitor_.lock();
+    stream.slots.push_back({*memory, 0, false});
+    return true;
+  }
+
+  void add_to_batch(const std::shared_ptr<Stream>& stream, std::size_t index, Batch& batch) {
+    const Piece& piece = stream->pieces[index];
+    const WeightFile& file = checkpoint_.files()[stream->plan->tensors[piece.tensor].file];
+    std::byte* const memory = stream->slots[index].memory.data();
+    for (std::uint64_t at = piece.bytes.begin; at < piece.bytes.end;) {
+      if (!batch.slots.empty()) {
+        const std::uint64_t begin = batch.request.pieces.front().range.begin;
+        const std::uint64_t end = batch.request.pieces.back().range.end;
+        if (batch.request.object != file.object || at < end ||
+            at - end > options_.requests.hole_bytes_max ||
+            at - begin >= options_.requests.request_bytes_max) {
+          submit(stream, batch);
+        }
+      }
+      const std::uint64_t begin =
+          batch.slots.empty() ? at : batch.request.pieces.front().range.begin;
+      const std::uint64_t end =
+          std::min(piece.bytes.end, begin + options_.requests.request_bytes_max);
+      batch.request.object = file.object;
+      batch.request.pieces.push_back({{at, end}, memory + (at - piece.bytes.begin)});
+      batch.slots.push_back(index);
+      {
+        auto lock = monitor_.lock();
+        ++stream->slots[index].requests_left;
+        stream->slots[index].requested = end == piece.bytes.end;
+      }
+      at = end;
+    }
+  }
+
+  void submit(const std::shared_ptr<Stream>& stream, Batch& batch) {
+    if (batch.slots.empty()) {
+      return;
+    }
+    {
+      auto lock = monitor_.lock();
+      ++in_flight_;
+      if (stream->in_flight++ == 0) {
+        stream->busy_since = monitor_.clock().now();
+      }
+    }
+    fetcher_.submit(std::move(batch.request),
+                    [this, stream, slots = std::move(batch.slots)](const Result<void>& result) {
+                      finish(*stream, slots, result);
+                    });
+    batch = {};
+  }
+
+  void finish(Stream& stream, const std::vector<std::size_t>& slots, const Result<void>& result) {
+    auto lock = monitor_.lock();
+    --in_flight_;
+    if (--stream.in_flight == 0) {
+      stream.busy += monitor_.clock().now() - stream.busy_since;
+    }
+    if (!result && !stream.failure) {
+      stream.failure = result.error();
+    }
+    for (const std::size_t slot : slots) {
+      --stream.slots[slot].requests_left;
+    }
+    monitor_.notify_all(lock);
+  }
+
+  remote::Fetcher& fetcher_;
+  const Checkpoint& checkpoint_;
+  const WeightMapOptions options_;
+  HostRing ring_;
+  Monitor monitor_;
+  std::deque<std::shared_ptr<Stream>> to_fill_;
+  std::deque<std::shared_ptr<Stream>> to_lease_;
+  const Stream* filling_ = nullptr;
+  std::uint32_t in_flight_ = 0;
+  WeightMapStatistics statistics_;
+  std::jthread thread_;  // Last: it stops before anything it uses is gone.
+};
+
+Lease::Lease(VirtualWeightMap& map, std::shared_ptr<Stream> stream)
+    : map_(&map), stream_(std::move(stream)) {}
+
+Lease::Lease(Lease&& other) noexcept
+    : map_(std::exchange(other.map_, nullptr)),
+      stream_(std::move(other.stream_)),
+      next_piece_(other.next_piece_),
+      hash_(std::move(other.hash_)),
+      digests_(std::move(other.digests_)) {}
+
+Lease::~Lease() {
+  if (map_ != nullptr) {
+    map_->impl_->abandon(*stream_);
+  }
+}
+
+Result<std::optional<ArrivedPiece>> Lease::next(const std::stop_token& stop) {
+  if (next_piece_ > 0 && stream_->released < next_piece_) {
+    map_->impl_->release(*stream_);
+  }
+  if (next_piece_ == stream_->pieces.size()) {
+    return std::optional<ArrivedPiece>();
+  }
+  LIB_TRY_VOID(map_->impl_->wait_for(*stream_, next_piece_, stop));
+  const Piece& piece = stream_->pieces[next_piece_];
+  const WeightTensor& tensor = stream_->plan->tensors[piece.tensor];
+  const std::span<const std::byte> bytes = stream_->slots[next_piece_].memory;
+  if (piece.bytes.begin == tensor.bytes.begin) {
+    hash_ = StreamingXxh3();
+  }
+  hash_.update(bytes);
+  if (piece.bytes.end == tensor.bytes.end) {
+    digests_.push_back({tensor.name, hash_.digest()});
+  }
+  ++next_piece_;
+  return std::optional<ArrivedPiece>(
+      ArrivedPiece{&tensor, piece.bytes.begin - tensor.bytes.begin, bytes});
+}
+
+Duration Lease::fetch_busy() const { return map_->impl_->busy(*stream_); }
+
+VirtualWeightMap::VirtualWeightMap(remote::Fetcher& fetcher, Clock& clock,
+                                   const Checkpoint& checkpoint, const WeightMapOptions& options)
+    : impl_(std::make_unique<Impl>(fetcher, clock, checkpoint, options)) {}
+
+VirtualWeightMap::~VirtualWeightMap() = default;
+
+void VirtualWeightMap::prefetch(std::int32_t layer) { impl_->queue(layer); }
+
+Lease VirtualWeightMap::acquire(std::int32_t layer) { return {*this, impl_->take(layer)}; }
+
+WeightMapStatistics VirtualWeightMap::statistics() const { return impl_->statistics(); }
+
+}  // namespace librarian::weightmap

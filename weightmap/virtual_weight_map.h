@@ -1,0 +1,103 @@
+#pragma once
+/// The model's weights as if they were all in memory, one layer at a time: what is asked for next
+/// is already on its way, and what was used is gone.
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/digest.h"
+#include "base/error.h"
+#include "weightmap/checkpoint.h"
+#include "weightmap/request_plan.h"
+
+namespace librarian::weightmap {
+
+struct WeightMapOptions {
+  std::uint64_t ring_bytes = 0;         ///< Host slots; at least the largest piece.
+  std::uint64_t table_piece_bytes = 0;  ///< See plan_pieces().
+  RequestLimits requests;
+};
+
+/// Bytes that arrived, valid until the lease is asked for the next ones.
+struct ArrivedPiece {
+  const WeightTensor* tensor = nullptr;
+  std::uint64_t offset = 0;  ///< Of the bytes within the tensor.
+  std::span<const std::byte> bytes;
+};
+
+struct TensorDigest {
+  std::string name;
+  Digest128 xxh3;  ///< XXH3-128 of the tensor's bytes as they lie in the file.
+};
+
+struct WeightMapStatistics {
+  std::uint64_t needed_bytes = 0;  ///< Asked for so far.
+  Duration acquire_wait{};         ///< Consumers waiting: the prefetch was behind.
+  Duration ring_wait{};            ///< The fetch waiting for a free slot: consumers were behind.
+};
+
+class VirtualWeightMap;
+
+/// The right to use one layer's weights, which come piece by piece in file order. Used by one
+/// thread. Its end gives everything back, also what it never looked at.
+class Lease {
+ public:
+  Lease(Lease&& other) noexcept;
+  Lease& operator=(Lease&&) = delete;
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
+  ~Lease();
+
+  /// Waits for the next piece and gives the one before back; nothing means the layer is complete.
+  /// @error unavailable | source_changed | bad_input | cancelled
+  Result<std::optional<ArrivedPiece>> next(const std::stop_token& stop);
+  /// One per tensor, in file order, once next() returned nothing.
+  std::vector<TensorDigest> take_digests() { return std::move(digests_); }
+  /// Time during which requests of this layer were on the wire; complete after the last piece.
+  Duration fetch_busy() const;
+
+ private:
+  friend class VirtualWeightMap;
+  struct Stream;
+  Lease(VirtualWeightMap& map, std::shared_ptr<Stream> stream);
+
+  VirtualWeightMap* map_;
+  std::shared_ptr<Stream> stream_;
+  std::size_t next_piece_ = 0;
+  StreamingXxh3 hash_;
+  std::vector<TensorDigest> digests_;
+};
+
+/// Owns the ring of host slots and the thread that fills it. acquire() and prefetch() are for one
+/// consumer thread; statistics() for any. Destruction stops the fetching.
+class VirtualWeightMap {
+ public:
+  /// @param fetcher, checkpoint  Must outlive the map.
+  VirtualWeightMap(remote::Fetcher& fetcher, Clock& clock, const Checkpoint& checkpoint,
+                   const WeightMapOptions& options);
+  ~VirtualWeightMap();
+  VirtualWeightMap(const VirtualWeightMap&) = delete;
+  VirtualWeightMap& operator=(const VirtualWeightMap&) = delete;
+
+  /// Queues a layer to be fetched behind those already queued, as far as the ring has room.
+  /// Layers must be acquired in the order they were queued.
+  void prefetch(std::int32_t layer);
+  /// The layer's weights; queues it if prefetch() did not. The lease before must have ended.
+  Lease acquire(std::int32_t layer);
+
+  WeightMapStatistics statistics() const;
+
+ private:
+  friend class Lease;
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace librarian::weightmap
