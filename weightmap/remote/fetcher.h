@@ -15,12 +15,6 @@
 
 namespace librarian::weightmap::remote {
 
-/// Bytes [range.begin, range.end) go to destination[0 .. range.size()).
-struct FetchPiece {
-  ByteRange range;
-  std::byte* destination = nullptr;  ///< Not touched after the request's completion.
-};
-
 /// One request on the wire: from the first piece's begin to the last one's end. Bytes between
 /// pieces are fetched and dropped, so the caller decides which holes are worth it.
 struct FetchRequest {
@@ -28,22 +22,25 @@ struct FetchRequest {
   std::vector<FetchPiece> pieces;  ///< Sorted, disjoint, none empty; at least one.
 };
 
+/// When a failed request is tried again. It goes on from its first missing byte.
 struct RetryPolicy {
   Duration backoff_base = std::chrono::milliseconds(500);  ///< Full jitter: uniform in [0, b*2^n].
   Duration backoff_max = std::chrono::seconds(20);
-  Duration retry_after_max = std::chrono::minutes(5);      ///< A longer Retry-After is cut to this.
-  std::uint32_t attempts_max = 8;                          ///< In a row without progress.
-  std::uint64_t progress_bytes = 1U << 20U;                ///< This much resets the count.
-  Duration give_up = std::chrono::minutes(15);             ///< Without any progress at all.
+  Duration retry_after_max = std::chrono::minutes(5);  ///< A longer Retry-After is cut to this.
+  std::uint32_t attempts_max = 8;                      ///< In a row without progress.
+  std::uint64_t progress_bytes = 1U << 20U;            ///< This much resets the count.
+  Duration give_up = std::chrono::minutes(15);         ///< Without any progress at all.
 };
 
 struct FetcherOptions {
   std::uint32_t connections = 8;
   RetryPolicy retry;
+  /// Uniform in [0, 1]; called on the fetcher's thread. Empty: random.
+  std::function<double()> jitter;
 };
 
 struct FetchStatistics {
-  std::uint64_t requests = 0;
+  std::uint64_t requests = 0;  ///< Started, retries included.
   std::uint64_t retries = 0;
   std::uint64_t body_bytes = 0;   ///< Received, wanted or not: what the wire carried.
   std::uint64_t piece_bytes = 0;  ///< Placed at destinations.
@@ -51,7 +48,7 @@ struct FetchStatistics {
 };
 
 /// Thread-safe. Owns its thread; destruction stops it, cancels what is in flight and waits until
-/// no destination can be touched any more.
+/// no destination can be touched any more. No other call may run into the destruction.
 class Fetcher {
  public:
   Fetcher(Transport& transport, Clock& clock, const FetcherOptions& options);
@@ -67,16 +64,21 @@ class Fetcher {
   };
   /// Registers an object, learns its size and validator and reads its first bytes, in one request.
   /// All later requests for it must see the same size and validator.
-  /// @error bad_input (404, 401, 403, HTML, an empty object) | unavailable | cancelled
+  /// @param head_bytes  Allocated before the request; at least 1.
+  /// @error not_found (404, 410, no such file) | bad_input (401, 403, HTML, an empty object) |
+  ///        invalid_argument (plain http that is not allowed) | unavailable | cancelled
   Result<Opened> open(const Uri& uri, std::uint64_t head_bytes, const std::stop_token& stop);
   /// As open(), and knowing already what it must be. @error source_changed  it is not.
+  Result<Opened> open(const Uri& uri, std::uint64_t head_bytes, const ObjectInfo& expected,
+                      const std::stop_token& stop);
 
   /// Queues a request; requests start in the order they are queued. `done` is called once, on the
   /// fetcher's thread, and must not block: void, or unavailable | source_changed | bad_input |
   /// cancelled. Each message names URI and byte range.
   void submit(FetchRequest request, std::function<void(Result<void>)> done);
 
-  /// submit() and wait for it.
+  /// submit() and wait for it. After a `stop` it waits until the destinations are left alone
+  /// (within a second). Not from `done`.
   Result<void> fetch(FetchRequest request, const std::stop_token& stop);
 
   FetchStatistics statistics() const;
@@ -85,5 +87,10 @@ class Fetcher {
   class Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+/// Reads a whole small object such as config.json: one request up to 1 MiB, two above.
+/// @error bad_input  it is larger than `bytes_max`; else as Fetcher::open() and fetch().
+Result<std::string> read_object(Fetcher& fetcher, const Uri& uri, std::uint64_t bytes_max,
+                                const std::stop_token& stop);
 
 }  // namespace librarian::weightmap::remote

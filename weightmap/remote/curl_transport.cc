@@ -1,0 +1,135 @@
+#include "weightmap/remote/curl_transport.h"
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <stop_token>
+#include <utility>
+#include <vector>
+
+#include "base/log.h"
+#include "weightmap/remote/curl_handles.h"
+#include "weightmap/remote/curl_loop.h"
+#include "weightmap/remote/curl_transfer.h"
+
+namespace librarian::weightmap::remote {
+
+class CurlTransport::Impl {
+ public:
+  explicit Impl(const TransportOptions& options)
+      : options_(options), loop_(options.connections + kSpareConnections) {}
+
+  ~Impl() {
+    loop_.post([this] {
+      while (!flights_.empty()) {
+        cancel(flights_.begin()->first);
+      }
+    });
+  }
+
+  void start(TransferRequest request, std::function<void(TransferResult)> done) {
+    auto flight = std::make_shared<Flight>(std::move(request), options_, std::move(done));
+    loop_.post([this, flight] { launch(flight); });
+  }
+
+ private:
+  using OnStop = std::stop_callback<std::function<void()>>;
+  static constexpr std::uint32_t kSpareConnections = 4;  // Redirects lead to a second host.
+
+  struct Flight {
+    Flight(TransferRequest request, const TransportOptions& options,
+           std::function<void(TransferResult)> on_done)
+        : transfer(std::move(request), options), done(std::move(on_done)) {}
+    CurlTransfer transfer;
+    std::function<void(TransferResult)> done;
+    CurlEasy easy;
+    std::optional<OnStop> on_stop;
+  };
+
+  // All below: on the loop's thread.
+
+  void launch(const std::shared_ptr<Flight>& flight) {
+    const std::uint64_t id = next_id_++;
+    flights_.emplace(id, flight);
+    flight->easy = take_handle();
+    // Only posts, so a stop from any thread and under any lock is safe.
+    flight->on_stop.emplace(flight->transfer.request().stop,
+                            [this, id] { loop_.post([this, id] { cancel(id); }); });
+    next_hop(id);
+  }
+
+  void next_hop(std::uint64_t id) {
+    Flight& flight = *flights_.at(id);
+    if (auto ready = flight.transfer.prepare(flight.easy.get()); !ready) {
+      land(id, flight.transfer.ended_with(std::move(ready).error()));
+      return;
+    }
+    loop_.add(flight.easy.get(), [this, id](CURLcode code) {
+      Flight& ended = *flights_.at(id);
+      auto result = ended.transfer.ended(code);
+      if (ended.transfer.ignores_ranges()) {
+        warn_once(ended.transfer.request());
+      }
+      if (result) {
+        land(id, *std::move(result));
+      } else {
+        next_hop(id);
+      }
+    });
+  }
+
+  void cancel(std::uint64_t id) {
+    const auto found = flights_.find(id);
+    if (found != flights_.end()) {
+      loop_.remove(found->second->easy.get());
+      land(id, found->second->transfer.ended_with(Error(ErrorCode::cancelled, "stopped")));
+    }
+  }
+
+  void land(std::uint64_t id, TransferResult result) {
+    const std::shared_ptr<Flight> flight = flights_.extract(id).mapped();
+    flight->on_stop.reset();
+    idle_handles_.push_back(std::move(flight->easy));
+    flight->done(std::move(result));
+  }
+
+  CurlEasy take_handle() {
+    if (idle_handles_.empty()) {
+      CurlEasy easy(curl_easy_init());
+      LIB_CHECK(easy != nullptr);
+      return easy;
+    }
+    CurlEasy easy = std::move(idle_handles_.back());
+    idle_handles_.pop_back();
+    return easy;
+  }
+
+  void warn_once(const TransferRequest& request) {
+    const bool part =
+        request.range.begin > 0 || (request.expected && request.range.end < request.expected->size);
+    if (part && warned_origins_.insert(request.uri.origin()).second) {
+      log(LogLevel::warning, "server_ignores_ranges",
+          {{"object", request.uri.display()},
+           {"advice", "each request transfers the file from its start; use a server with ranges"}});
+    }
+  }
+
+  const TransportOptions options_;
+  std::uint64_t next_id_ = 0;
+  std::map<std::uint64_t, std::shared_ptr<Flight>> flights_;
+  std::vector<CurlEasy> idle_handles_;
+  std::set<std::string> warned_origins_;
+  CurlLoop loop_;  // Last member: its thread ends before anything it uses is destroyed.
+};
+
+CurlTransport::CurlTransport(const TransportOptions& options)
+    : impl_(std::make_unique<Impl>(options)) {}
+
+CurlTransport::~CurlTransport() = default;
+
+void CurlTransport::start(TransferRequest request, std::function<void(TransferResult)> done) {
+  impl_->start(std::move(request), std::move(done));
+}
+
+}  // namespace librarian::weightmap::remote

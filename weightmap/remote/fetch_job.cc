@@ -1,0 +1,113 @@
+#include "weightmap/remote/fetch_job.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/random.h"
+#include "base/units.h"
+#include "weightmap/remote/scatter.h"
+
+namespace librarian::weightmap::remote {
+
+RetryRule::RetryRule(const RetryPolicy& policy, std::function<double()> jitter)
+    : policy_(policy), jitter_(std::move(jitter)) {
+  if (!jitter_) {
+    jitter_ = [] { return std::ldexp(static_cast<double>(random_u64() >> 11U), -53); };
+  }
+}
+
+Duration RetryRule::backoff(std::uint32_t failures) const {
+  const int doublings = static_cast<int>(std::min<std::uint32_t>(failures, 32)) - 1;
+  const double longest = std::min(
+      std::ldexp(static_cast<double>(policy_.backoff_base.count()), std::max(doublings, 0)),
+      static_cast<double>(policy_.backoff_max.count()));
+  return Duration(static_cast<Duration::rep>(longest * std::clamp(jitter_(), 0.0, 1.0)));
+}
+
+FetchJob::FetchJob(Uri uri, std::vector<FetchPiece> pieces)
+    : uri_(std::move(uri)), origin_(uri_.origin()), pieces_(std::move(pieces)) {
+  LIB_CHECK(!pieces_.empty());
+  std::uint64_t end = pieces_.front().range.begin;
+  for (const FetchPiece& piece : pieces_) {
+    LIB_CHECK(piece.range.begin >= end && piece.range.end > piece.range.begin);
+    LIB_CHECK(piece.destination != nullptr);
+    end = piece.range.end;
+  }
+  asked_ = {pieces_.front().range.begin, end};
+}
+
+TransferRequest FetchJob::request(TimePoint now) {
+  if (!progressed_at_) {
+    progressed_at_ = now;
+  }
+  return {uri_,          {pieces_.front().range.begin, pieces_.back().range.end},
+          pieces_,       expected,
+          failures_ > 0, stop.get_token()};
+}
+
+Error FetchJob::name(const Error& error) const {
+  return error.with_context(uri_.display() + " bytes [" + std::to_string(asked_.begin) + ", " +
+                            std::to_string(asked_.end) + ")");
+}
+
+Error FetchJob::final_error(const Error& error) const {
+  if (error.code() == ErrorCode::not_found && !opening) {
+    return name(Error(ErrorCode::bad_input, error.message() + ": it was there when the job began"));
+  }
+  return name(error);
+}
+
+void FetchJob::take_progress(const TransferResult& transfer, const RetryRule& rule, TimePoint now) {
+  if (!expected && transfer.info) {
+    expected = transfer.info;  // The rest must come from the same bytes.
+  }
+  if (transfer.bytes_in_order == 0) {
+    return;
+  }
+  progressed_at_ = now;
+  progress_bytes_ += transfer.bytes_in_order;
+  if (progress_bytes_ >= rule.policy().progress_bytes) {
+    progress_bytes_ = 0;
+    failures_ = 0;
+  }
+  const std::uint64_t end = expected ? expected->size : asked_.end;
+  pieces_ = clip_pieces(pieces_, missing_begin() + transfer.bytes_in_order, end);
+  LIB_CHECK(!pieces_.empty());  // A transport that has all of it reports no error.
+}
+
+FetchJob::Landing FetchJob::land(const TransferResult& transfer, const RetryRule& rule,
+                                 TimePoint now, TimePoint cool_until) {
+  if (!transfer.error) {
+    LIB_CHECK(transfer.info.has_value());
+    if (transfer.info->size == 0) {
+      return {name(Error(ErrorCode::bad_input, "the file is empty")), {}};
+    }
+    const std::uint64_t end = std::min(pieces_.back().range.end, transfer.info->size);
+    LIB_CHECK(transfer.bytes_in_order == end - missing_begin());
+    return {*transfer.info, {}};
+  }
+  const Error& error = *transfer.error;
+  if (error.code() != ErrorCode::unavailable) {
+    return {final_error(error), {}};
+  }
+  take_progress(transfer, rule, now);
+  ++failures_;
+  if (failures_ >= rule.policy().attempts_max) {
+    return {name(Error(ErrorCode::unavailable,
+                       "gave up after " + std::to_string(failures_) +
+                           " failures in a row, the last: " + error.message() +
+                           "; check the source and run the same command again: it resumes")),
+            {}};
+  }
+  not_before_ = now + rule.backoff(failures_);
+  if (std::max(not_before_, cool_until) > *progressed_at_ + rule.policy().give_up) {
+    return {name(Error(ErrorCode::unavailable,
+                       "no progress within " + format_duration(rule.policy().give_up) +
+                           ", the last failure: " + error.message() +
+                           "; check the source and run the same command again: it resumes")),
+            {}};
+  }
+  return {std::nullopt, error.message()};
+}
+
+}  // namespace librarian::weightmap::remote
