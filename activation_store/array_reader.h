@@ -16,7 +16,8 @@ namespace librarian::activation_store {
 /// threads, so it survives fork().
 class ArrayReader {
  public:
-  /// Reads and checks zarr.json (its seal first). Shards are opened when first needed.
+  /// Reads and checks zarr.json (its seal first). Shards are opened while they are read, and no
+  /// longer: a reader holds no descriptor, whatever the number of arrays and shards.
   /// @error corrupt | not_found | io
   static Result<ArrayReader> open(FileSystem& files, const std::string& array_directory);
   ArrayReader(ArrayReader&&) noexcept;
@@ -24,8 +25,12 @@ class ArrayReader {
   ~ArrayReader();
 
   const ArrayLayout& layout() const;
+  /// The array's name as its attribute `capture` says.
+  const std::string& capture() const;
 
-  /// Rows [begin, end) into `into`, exactly (end - begin) * width elements.
+  /// Rows [begin, end) into `into`, exactly (end - begin) * width elements; undefined content
+  /// after an error. Decodes every chunk that holds one of the rows.
+  /// @error invalid_argument  The range is not inside the array, or `into` has another size.
   /// @error corrupt  a shard is missing, short, or fails its checksum; names file and chunk.
   Result<void> read_rows(std::uint64_t begin, std::uint64_t end, std::span<std::byte> into) const;
 

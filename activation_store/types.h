@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/digest.h"
+#include "base/error.h"
 
 namespace librarian::activation_store {
 
@@ -28,6 +30,19 @@ struct ArrayLayout {
   std::uint64_t shard_tokens = 1;  ///< Rows of a shard file; a multiple of chunk_tokens.
 };
 
+/// Largest raw chunk; it bounds what a reader allocates for a file it does not trust.
+inline constexpr std::uint64_t kChunkBytesMax = 256U << 20U;
+
+/// What writer and reader ask of a layout: non-empty, chunk_tokens a power of two, shard_tokens a
+/// multiple of it, a chunk of at most kChunkBytesMax, every size below 2^64.
+/// @error invalid_argument
+Result<void> check_layout(const ArrayLayout& layout);
+/// The next four hold for layouts that passed check_layout().
+std::uint64_t row_bytes(const ArrayLayout& layout);
+std::uint64_t chunk_bytes(const ArrayLayout& layout);
+std::uint64_t chunk_count(const ArrayLayout& layout);  ///< Chunks that hold rows.
+std::uint64_t shard_count(const ArrayLayout& layout);
+
 /// Rows whose bytes come nearest to 1 MiB: 2^round(log2(1 MiB / bytes per row)), at least 1.
 std::uint64_t default_chunk_tokens(std::uint64_t width, StoredType type);
 inline constexpr std::uint64_t kDefaultChunksPerShard = 512;
@@ -44,8 +59,8 @@ struct FileRecord {
 struct ArrayRecord {
   std::string name;  ///< Relative to the part's directory, e.g. "blocks.12.resid_post".
   std::vector<std::uint64_t> shape;
-  std::string dtype;        ///< "bfloat16", "float16", "float32", "int32", "int64", "uint8".
-  Digest128 rows_xxh3;      ///< XXH3-128 of the raw rows in order, before encoding.
+  std::string dtype;    ///< "bfloat16", "float16", "float32", "int32", "int64", "uint8".
+  Digest128 rows_xxh3;  ///< XXH3-128 of the raw rows in order, before encoding.
   std::uint64_t nan_count = 0;
   std::uint64_t inf_count = 0;
   std::uint64_t raw_bytes = 0;
