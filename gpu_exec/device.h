@@ -2,16 +2,162 @@
 /// What executors ask of a device, at the granularity of a kernel call. The CPU device is the
 /// reference; others are checked against it.
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <span>
+#include <stop_token>
 #include <string>
 
 #include "base/error.h"
+#include "gpu_exec/model_spec.h"
 
 namespace librarian::gpu_exec {
 
-// (operations to be defined by the owner of this folder)
-class Device;
+/// Rows of consecutive positions of one sample inside a block.
+struct Segment {
+  std::uint64_t row_begin = 0;  ///< First row of the block that belongs to it.
+  std::uint64_t rows = 0;
+  /// Position of the first row in its sample. Above 0 only if the block is one tile of a long
+  /// sample whose earlier tiles ran just before, in order, on this layer: their keys and values
+  /// are still there.
+  std::uint64_t position = 0;
+};
+
+/// Memory of a device; freed with its owner.
+using DeviceMemory = std::unique_ptr<std::byte, std::function<void(std::byte*)>>;
+
+/// Scratch that kernels may need, as far as it depends on the model.
+struct ScratchNeeds {
+  std::uint32_t head_dim_max = 0;
+  std::uint32_t group_max = 0;  ///< Query heads per key head.
+};
+
+/// A matrix [outputs, inputs] as pack_matrix() left it, with its bias.
+struct PackedMatrix {
+  const std::byte* packed = nullptr;
+  DType type = DType::bf16;     ///< Type of the packed elements: the checkpoint's.
+  const float* bias = nullptr;  ///< [outputs], or null.
+};
+
+/// y = x * matrix^T + bias; accumulates in f32 in a fixed order over the inputs.
+struct LinearOp {
+  const std::byte* x = nullptr;  ///< [rows, inputs] row-major, `dtype`.
+  std::byte* y = nullptr;        ///< [rows, outputs] row-major, `dtype`; must not overlap x.
+  DType dtype = DType::bf16;
+  std::uint64_t rows = 0, inputs = 0, outputs = 0;
+  PackedMatrix matrix;
+};
+
+/// y = act(x * gate^T + gate bias) * (x * up^T + up bias); both products stay f32 until y.
+struct GluOp {
+  const std::byte* x = nullptr;  ///< [rows, inputs] row-major, `dtype`.
+  std::byte* y = nullptr;        ///< [rows, width] row-major, `dtype`; must not overlap x.
+  DType dtype = DType::bf16;
+  std::uint64_t rows = 0, inputs = 0, width = 0;
+  PackedMatrix gate, up;
+  Activation activation = Activation::silu;
+};
+
+/// y = x / rms(x) * weight, row by row.
+/// @source Zhang and Sennrich 2019, eq. 4.
+struct NormOp {
+  const std::byte* x = nullptr;  ///< [rows, width] row-major, `dtype`.
+  std::byte* y = nullptr;        ///< The same shape; may be x.
+  DType dtype = DType::bf16;
+  std::uint64_t rows = 0, width = 0;
+  const float* weight = nullptr;  ///< [width].
+  float epsilon = 0;              ///< Added to the mean square.
+};
+
+/// Fills table[i] = {cos[rotary_dim / 2], sin[rotary_dim / 2]} for positions
+/// first_position + i: angle = f32(position) * inverse_frequency in f32, then cos and sin of that
+/// f32 angle in f64, rounded to f32 and multiplied in f32, which is transformers' arithmetic.
+struct RopeTableOp {
+  const RopeSpec* rope = nullptr;
+  std::uint64_t first_position = 0, rows = 0;
+  float* table = nullptr;  ///< [rows, rotary_dim] and rope_table_floats() in all.
+};
+
+/// Normalises each head (if `norm_weight`) and turns its first rotary_dim dimensions, in place;
+/// one rounding for both.
+struct RotateOp {
+  std::byte* x = nullptr;  ///< [rows, heads, head_dim] row-major, `dtype`.
+  DType dtype = DType::bf16;
+  std::uint64_t rows = 0;
+  std::uint32_t heads = 0, head_dim = 0, rotary_dim = 0;
+  const float* norm_weight = nullptr;  ///< [head_dim], or null: no norm.
+  float epsilon = 0;
+  std::span<const Segment> segments;  ///< Cover the rows.
+  const float* table = nullptr;       ///< From RopeTableOp; row = position - first_position.
+  std::uint64_t first_position = 0;
+};
+
+/// Causal attention of each segment over its own sample, in place: q becomes the output. Per query
+/// row an online softmax in f32 over key chunks at fixed multiples from the sample's start.
+/// @source Milakov and Gimelshein 2018; Dao et al. 2022, algorithm 1.
+struct AttentionOp {
+  std::byte* q = nullptr;        ///< [rows, heads, head_dim] row-major, `dtype`; overwritten.
+  const std::byte* k = nullptr;  ///< [kv rows, kv_heads, head_dim] row-major, `dtype`.
+  const std::byte* v = nullptr;  ///< As k.
+  DType dtype = DType::bf16;
+  std::uint32_t heads = 0, kv_heads = 0, head_dim = 0;
+  float scale = 0;
+  std::uint32_t window = 0;  ///< Query i sees keys j with i - window < j <= i; 0: no limit.
+  /// A segment's sample starts at row `row_begin` of k and v, or at row 0 if `position` > 0.
+  std::span<const Segment> segments;
+};
+
+/// Largest head that attention() and rotate() take.
+inline constexpr std::uint32_t kHeadDimMax = 256;
+
+/// Size of RopeTableOp::table in floats: kernels may read a little beyond the last row.
+constexpr std::uint64_t rope_table_floats(std::uint64_t rows, std::uint32_t rotary_dim) {
+  return rows * rotary_dim + 16;
+}
+
+/// One executor's device. Pointers are to memory that it can address: its own arena, or (CPU) any.
+/// Every operation is bit-exact per row: a row's result does not depend on the number of rows, on
+/// the row's place among them or on threads(). Operations are ordered: each sees the results of
+/// those before. Not thread-safe. The long operations look at `stop` now and then and return early
+/// with their output undefined: ask the token afterwards.
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  /// Names the arithmetic: results are equal bit for bit on one kind, e.g. "cpu-avx512".
+  virtual std::string kind() const = 0;
+  virtual int threads() const = 0;
+
+  /// @return  Exactly `bytes`, aligned to 64 or more, zeroed.
+  /// @error does_not_fit  the memory is not there.
+  virtual Result<DeviceMemory> allocate(std::uint64_t bytes) = 0;
+
+  /// Bytes of a packed matrix; a multiple of 64.
+  virtual std::uint64_t packed_bytes(std::uint64_t outputs, std::uint64_t inputs,
+                                     DType type) const = 0;
+  /// Bytes that linear(), glu() and attention() need as scratch, for all threads together.
+  virtual std::uint64_t scratch_bytes(const ScratchNeeds& needs) const = 0;
+
+  /// Packs a row-major matrix [outputs, inputs] of `type` at any alignment.
+  /// @param packed  packed_bytes() at an alignment of 64.
+  virtual void pack_matrix(const std::byte* bytes, DType type, std::uint64_t outputs,
+                           std::uint64_t inputs, std::byte* packed) = 0;
+  /// Widens a vector of `type` at any alignment to f32.
+  virtual void load_vector(const std::byte* bytes, DType type, std::uint64_t count, float* out) = 0;
+
+  /// @param scratch  scratch_bytes() at an alignment of 64; contents do not matter.
+  virtual void linear(const LinearOp& op, std::byte* scratch, const std::stop_token& stop) = 0;
+  virtual void glu(const GluOp& op, std::byte* scratch, const std::stop_token& stop) = 0;
+  virtual void attention(const AttentionOp& op, std::byte* scratch,
+                         const std::stop_token& stop) = 0;
+  virtual void rms_norm(const NormOp& op) = 0;
+  virtual void rope_table(const RopeTableOp& op) = 0;
+  virtual void rotate(const RotateOp& op) = 0;
+  /// x = x + y, element by element, rounded to `dtype`. `y` must not overlap `x`.
+  virtual void add(std::byte* x, const std::byte* y, DType dtype, std::uint64_t count) = 0;
+};
 
 /// Instruction-set path of the CPU device. Results are equal bit for bit on one path, and differ
 /// in low bits between paths.
@@ -19,9 +165,11 @@ enum class CpuIsa : std::uint8_t { portable, avx2, avx512 };
 const char* cpu_isa_name(CpuIsa isa);
 /// The best path that this machine runs and this program has.
 CpuIsa best_cpu_isa();
+/// Whether this machine runs `isa`.
+bool cpu_has_isa(CpuIsa isa);
 
 /// @param threads  Worker threads for kernels, at least 1.
-/// @error invalid_argument  this machine cannot run `isa`.
+/// @error invalid_argument  this machine cannot run `isa`, or threads < 1.
 Result<std::unique_ptr<Device>> make_cpu_device(CpuIsa isa, int threads);
 
 }  // namespace librarian::gpu_exec

@@ -16,16 +16,6 @@ namespace librarian::gpu_exec {
 /// Tensors inside a layer that a caller may keep.
 enum class CapturePoint : std::uint8_t { attn_out, resid_mid, mlp_out, resid_post };
 
-/// Rows of consecutive positions of one sample inside a block.
-struct Segment {
-  std::uint64_t row_begin = 0;  ///< First row of the block that belongs to it.
-  std::uint64_t rows = 0;
-  /// Position of the first row in its sample. Above 0 only if the block is one tile of a long
-  /// sample whose earlier tiles ran just before, in order, on this layer: their keys and values
-  /// are still there.
-  std::uint64_t position = 0;
-};
-
 /// What one run() works on.
 struct Block {
   std::span<const Segment> segments;  ///< Cover the rows in order, without gaps.
@@ -42,7 +32,7 @@ class CaptureSink {
 };
 
 struct ExecutorOptions {
-  DType dtype = DType::bf16;         ///< Arithmetic is rounded to it between operations.
+  DType dtype = DType::bf16;             ///< Arithmetic is rounded to it between operations.
   DType weight_dtype_max = DType::bf16;  ///< Widest checkpoint type that load() will see.
   std::uint64_t block_rows_max = 0;
   std::uint64_t sample_rows_max = 0;  ///< Longest sample: rows of keys and values to keep.
@@ -58,9 +48,13 @@ struct ExecutorMemory {
 /// threads inside. Per layer: begin_layer(), load() each tensor once in any order, run() blocks.
 class LayerExecutor {
  public:
+  /// Pure arithmetic over the sizes; the device is only asked how large its packed forms are.
   static ExecutorMemory memory(const ModelSpec& model, const ExecutorOptions& options,
                                const Device& device);
   /// @param model, device  Must outlive the executor.
+  /// @error invalid_argument  the spec contradicts itself or is beyond what kernels take
+  ///                          (kHeadDimMax), or block_rows_max is 0.
+  /// @error does_not_fit      the device has no memory for the arena.
   static Result<std::unique_ptr<LayerExecutor>> create(const ModelSpec& model,
                                                        const ExecutorOptions& options,
                                                        Device& device);
@@ -68,17 +62,20 @@ class LayerExecutor {
   LayerExecutor(const LayerExecutor&) = delete;
   LayerExecutor& operator=(const LayerExecutor&) = delete;
 
-  /// Forgets the weights of the layer before.
+  /// Forgets the weights of the layer before (but not final_norm, which no layer owns).
   void begin_layer(std::uint32_t layer_index);
   /// Packs one tensor straight from the checkpoint's bytes; they may go away afterwards.
   /// @param bytes  Row-major, weight_shape(role), little-endian `type`, any alignment.
-  /// @error invalid_argument  the size does not fit the shape.
+  /// @error invalid_argument  the size does not fit the shape, the layer has no such role, or
+  ///                          `type` is wider than weight_dtype_max.
   Result<void> load(WeightRole role, DType type, std::span<const std::byte> bytes);
 
   /// Runs the layer in place over `state`, [block.rows, hidden] in the options' dtype.
   /// A row's result depends on its sample's rows up to it and on nothing else: not on the block,
   /// its neighbours or the number of threads.
-  /// @error cancelled  `stop` was requested between operations; `state` is then undefined.
+  /// @error cancelled         `stop` was requested; `state` is then undefined.
+  /// @error invalid_argument  a weight is missing, or the block is not as Block and Segment say.
+  /// Errors of `sink` are passed on.
   Result<void> run(const Block& block, std::span<std::byte> state, CaptureSink& sink,
                    const std::stop_token& stop);
 

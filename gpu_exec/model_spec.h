@@ -27,11 +27,11 @@ struct AttentionSpec {
   std::uint32_t heads = 0;
   std::uint32_t kv_heads = 0;  ///< Divides heads; query head h reads kv head h / (heads/kv_heads).
   std::uint32_t head_dim = 0;
-  float scale = 0;             ///< Multiplies q.k before the softmax.
+  float scale = 0;  ///< Multiplies q.k before the softmax.
   bool qkv_bias = false;
   bool out_bias = false;
-  bool qk_norm = false;        ///< RMS norm of each head of q and k, before rope.
-  std::uint32_t window = 0;    ///< Query i sees keys j with i - window < j <= i; 0: no limit.
+  bool qk_norm = false;      ///< RMS norm of each head of q and k, before rope.
+  std::uint32_t window = 0;  ///< Query i sees keys j with i - window < j <= i; 0: no limit.
   RopeSpec rope;
 };
 
@@ -59,9 +59,25 @@ struct ModelSpec {
 /// What a tensor is to the layer that uses it.
 enum class WeightRole : std::uint8_t {
   embedding,  ///< [vocab, hidden]; gathered on the host, never loaded into an executor
-  attention_norm, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias, q_norm, k_norm,
-  out_weight, out_bias, mlp_norm, gate_weight, gate_bias, up_weight, up_bias, down_weight,
-  down_bias, final_norm,
+  attention_norm,
+  q_weight,
+  q_bias,
+  k_weight,
+  k_bias,
+  v_weight,
+  v_bias,
+  q_norm,
+  k_norm,
+  out_weight,
+  out_bias,
+  mlp_norm,
+  gate_weight,
+  gate_bias,
+  up_weight,
+  up_bias,
+  down_weight,
+  down_bias,
+  final_norm,
 };
 const char* weight_role_name(WeightRole role);
 

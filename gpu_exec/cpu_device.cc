@@ -1,0 +1,303 @@
+// The CPU device: cuts operations into tasks of one kernel call each and runs them on its own TBB
+// arena. Which thread runs a task changes nothing in its result.
+#include <sys/mman.h>
+#include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "gpu_exec/cpu_isa.h"
+#include "gpu_exec/cpu_kernels.h"
+#include "gpu_exec/cpu_pack.h"
+#include "gpu_exec/device.h"
+#include "gpu_exec/layer_executor.h"
+#include "gpu_exec/thread_sanitizer.h"
+
+namespace librarian::gpu_exec {
+namespace {
+
+std::uint64_t divide_up(std::uint64_t value, std::uint64_t unit) {
+  return (value + unit - 1) / unit;
+}
+std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) {
+  return divide_up(value, unit) * unit;
+}
+
+/// Elements that one task of a row-wise operation handles: some microseconds of work.
+constexpr std::uint64_t kTaskElements = 32768;
+
+class CpuDevice final : public Device {
+ public:
+  CpuDevice(CpuIsa isa, int threads)
+      : isa_(isa), threads_(threads), kernels_(cpu_kernels(isa)), arena_(threads) {}
+
+  std::string kind() const override { return std::string("cpu-") + cpu_isa_name(isa_); }
+  int threads() const override { return threads_; }
+
+  Result<DeviceMemory> allocate(std::uint64_t bytes) override {
+    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+      return Error(ErrorCode::does_not_fit, "cannot map " + std::to_string(bytes) +
+                                                " bytes for the executor: " + std::strerror(errno));
+    }
+    // Fewer TLB misses in the packed weights; refusal costs speed only.
+    static_cast<void>(madvise(memory, bytes, MADV_HUGEPAGE));
+    return DeviceMemory(static_cast<std::byte*>(memory), [bytes](std::byte* at) {
+      static_cast<void>(munmap(at, bytes));  // Fails only for a wrong range: our own.
+    });
+  }
+
+  std::uint64_t packed_bytes(std::uint64_t outputs, std::uint64_t inputs,
+                             DType type) const override {
+    return round_up(divide_up(outputs, kernels_.panel_columns) *
+                        packed_panel_bytes(inputs, kernels_.panel_columns, type),
+                    64);
+  }
+
+  std::uint64_t scratch_bytes(const ScratchNeeds& needs) const override {
+    return static_cast<std::uint64_t>(threads_) * thread_scratch_floats(needs) * sizeof(float);
+  }
+
+  void pack_matrix(const std::byte* bytes, DType type, std::uint64_t outputs, std::uint64_t inputs,
+                   std::byte* packed) override {
+    parallel(divide_up(outputs, kernels_.panel_columns), [&](std::uint64_t panel) {
+      pack_panel(bytes, type, outputs, inputs, kernels_.panel_columns, panel, packed);
+    });
+  }
+
+  void load_vector(const std::byte* bytes, DType type, std::uint64_t count, float* out) override {
+    convert_elements(type, {bytes, count * dtype_bytes(type)}, DType::f32,
+                     {reinterpret_cast<std::byte*>(out), count * sizeof(float)});
+  }
+
+  void linear(const LinearOp& op, std::byte* scratch, const std::stop_token& stop) override {
+    const WeightView matrix = view(op.matrix);
+    run_linear({op.x,
+                op.y,
+                op.dtype,
+                op.inputs,
+                op.outputs,
+                {matrix, matrix},
+                false,
+                0,
+                op.rows,
+                0,
+                op.outputs,
+                nullptr},
+               scratch, stop);
+  }
+
+  void glu(const GluOp& op, std::byte* scratch, const std::stop_token& stop) override {
+    LIB_CHECK(op.activation == Activation::silu);
+    run_linear({op.x,
+                op.y,
+                op.dtype,
+                op.inputs,
+                op.width,
+                {view(op.gate), view(op.up)},
+                true,
+                0,
+                op.rows,
+                0,
+                op.width,
+                nullptr},
+               scratch, stop);
+  }
+
+  void attention(const AttentionOp& op, std::byte* scratch, const std::stop_token& stop) override {
+    const std::uint64_t element_bytes = dtype_bytes(op.dtype);
+    const std::uint64_t group = op.heads / op.kv_heads;
+    const std::uint64_t tile_positions = attention_tile_positions(group);
+    const std::uint64_t thread_floats = attention_floats(op.head_dim, group);
+    // first_tile[i]: number of query tiles before segment i.
+    std::vector<std::uint64_t> first_tile(op.segments.size() + 1, 0);
+    for (std::size_t i = 0; i < op.segments.size(); ++i) {
+      first_tile[i + 1] = first_tile[i] + divide_up(op.segments[i].rows, tile_positions);
+    }
+    parallel(first_tile.back() * op.kv_heads, [&](std::uint64_t task) {
+      if (stop.stop_requested()) {
+        return;
+      }
+      const std::uint64_t tile_index = task / op.kv_heads;
+      const std::uint64_t kv_head = task % op.kv_heads;
+      const auto after = std::upper_bound(first_tile.begin(), first_tile.end(), tile_index);
+      const auto segment_index = static_cast<std::size_t>(after - first_tile.begin()) - 1;
+      const Segment& segment = op.segments[segment_index];
+      const std::uint64_t row = (tile_index - first_tile[segment_index]) * tile_positions;
+      const std::uint64_t sample_row = segment.position > 0 ? 0 : segment.row_begin;
+      AttentionTile tile{};
+      tile.dtype = op.dtype;
+      tile.q_stride = static_cast<std::uint64_t>(op.heads) * op.head_dim;
+      tile.kv_stride = static_cast<std::uint64_t>(op.kv_heads) * op.head_dim;
+      tile.q = op.q + ((segment.row_begin + row) * tile.q_stride + kv_head * group * op.head_dim) *
+                          element_bytes;
+      const std::uint64_t kv_offset =
+          (sample_row * tile.kv_stride + kv_head * op.head_dim) * element_bytes;
+      tile.k = op.k + kv_offset;
+      tile.v = op.v + kv_offset;
+      tile.head_dim = op.head_dim;
+      tile.group = group;
+      tile.position_begin = segment.position + row;
+      tile.position_end = segment.position + std::min(row + tile_positions, segment.rows);
+      tile.window = op.window;
+      tile.scale = op.scale;
+      tile.scratch = thread_scratch(scratch, thread_floats);
+      kernels_.attention(tile);
+    });
+  }
+
+  void rms_norm(const NormOp& op) override {
+    const std::uint64_t row_bytes = op.width * dtype_bytes(op.dtype);
+    parallel_rows(op.rows, op.width, [&](std::uint64_t begin, std::uint64_t end) {
+      kernels_.rms_norm({op.x + begin * row_bytes, op.y + begin * row_bytes, op.dtype, end - begin,
+                         op.width, op.weight, op.epsilon});
+    });
+  }
+
+  void rope_table(const RopeTableOp& op) override {
+    const RopeSpec& rope = *op.rope;
+    const std::uint64_t half = rope.rotary_dim / 2;
+    // A sine costs about as much as a hundred simple elements.
+    parallel_rows(op.rows, half * 100, [&](std::uint64_t begin, std::uint64_t end) {
+      for (std::uint64_t r = begin; r < end; ++r) {
+        float* row = op.table + r * rope.rotary_dim;
+        const auto position = static_cast<float>(op.first_position + r);
+        for (std::uint64_t i = 0; i < half; ++i) {
+          const double angle = position * rope.inverse_frequency[i];
+          row[i] = static_cast<float>(std::cos(angle)) * rope.cos_sin_multiplier;
+          row[half + i] = static_cast<float>(std::sin(angle)) * rope.cos_sin_multiplier;
+        }
+      }
+    });
+  }
+
+  void rotate(const RotateOp& op) override {
+    const std::uint64_t width = static_cast<std::uint64_t>(op.heads) * op.head_dim;
+    const std::uint64_t row_bytes = width * dtype_bytes(op.dtype);
+    parallel_rows(op.rows, width * 4, [&](std::uint64_t begin, std::uint64_t end) {
+      const auto after = std::upper_bound(
+          op.segments.begin(), op.segments.end(), begin,
+          [](std::uint64_t row, const Segment& segment) { return row < segment.row_begin; });
+      for (auto segment = after - 1; begin < end; ++segment) {
+        const std::uint64_t run_end = std::min(end, segment->row_begin + segment->rows);
+        if (run_end <= begin) {
+          continue;  // An empty segment.
+        }
+        const std::uint64_t position = segment->position + begin - segment->row_begin;
+        kernels_.rotate({op.x + begin * row_bytes, op.dtype, run_end - begin, op.heads, op.head_dim,
+                         op.rotary_dim, op.norm_weight, op.epsilon,
+                         op.table + (position - op.first_position) * op.rotary_dim});
+        begin = run_end;
+      }
+    });
+  }
+
+  void add(std::byte* x, const std::byte* y, DType dtype, std::uint64_t count) override {
+    parallel_rows(count, 1, [&](std::uint64_t begin, std::uint64_t end) {
+      const std::uint64_t offset = begin * dtype_bytes(dtype);
+      kernels_.add(x + offset, y + offset, dtype, end - begin);
+    });
+  }
+
+ private:
+  static WeightView view(const PackedMatrix& matrix) {
+    return {matrix.packed, matrix.bias, matrix.type};
+  }
+
+  std::uint64_t attention_floats(std::uint64_t head_dim, std::uint64_t group) const {
+    return round_up(kernels_.attention_scratch_floats(head_dim, group), 16);
+  }
+  std::uint64_t thread_scratch_floats(const ScratchNeeds& needs) const {
+    return std::max(round_up(kernels_.linear_scratch_floats, 16),
+                    attention_floats(needs.head_dim_max, std::max(needs.group_max, 1U)));
+  }
+
+  /// The calling worker's part; no task waits inside, so it has it to itself until it returns.
+  float* thread_scratch(std::byte* scratch, std::uint64_t floats) const {
+    const int index = threads_ == 1 ? 0 : tbb::this_task_arena::current_thread_index();
+    LIB_CHECK(index >= 0 && index < threads_);
+    return reinterpret_cast<float*>(scratch) + static_cast<std::uint64_t>(index) * floats;
+  }
+
+  void run_linear(const LinearTile& whole, std::byte* scratch, const std::stop_token& stop) {
+    const std::uint64_t row_tiles = divide_up(whole.row_end, kernels_.tile_rows);
+    const std::uint64_t column_tiles = divide_up(whole.outputs, kernels_.tile_columns);
+    const std::uint64_t thread_floats = round_up(kernels_.linear_scratch_floats, 16);
+    parallel(row_tiles * column_tiles, [&](std::uint64_t task) {
+      if (stop.stop_requested()) {
+        return;
+      }
+      LinearTile tile = whole;
+      // Neighbouring tasks share weights: they are the larger part of the traffic.
+      tile.row_begin = task % row_tiles * kernels_.tile_rows;
+      tile.row_end = std::min(tile.row_begin + kernels_.tile_rows, whole.row_end);
+      tile.column_begin = task / row_tiles * kernels_.tile_columns;
+      tile.column_end = std::min(tile.column_begin + kernels_.tile_columns, whole.outputs);
+      tile.scratch = thread_scratch(scratch, thread_floats);
+      kernels_.linear(tile);
+    });
+  }
+
+  /// Calls task(i) for i in [0, count) and waits for all.
+  template <typename Task>
+  void parallel(std::uint64_t count, const Task& task) {
+    if (threads_ == 1 || count <= 1) {
+      // Inside the arena even then, if it has more threads: tasks ask for their thread's index.
+      const auto all = [&] {
+        for (std::uint64_t i = 0; i < count; ++i) {
+          task(i);
+        }
+      };
+      threads_ == 1 ? all() : arena_.execute(all);
+      return;
+    }
+    ThreadSanitizerFence fence;
+    fence.before_tasks();
+    arena_.execute([&] {
+      tbb::parallel_for(
+          tbb::blocked_range<std::uint64_t>(0, count, 1),
+          [&](const tbb::blocked_range<std::uint64_t>& range) {
+            fence.task_begins();
+            for (std::uint64_t i = range.begin(); i < range.end(); ++i) {
+              task(i);
+            }
+            fence.task_ends();
+          },
+          tbb::simple_partitioner());
+    });
+    fence.after_tasks();
+  }
+
+  /// Calls task(begin, end) for runs that cover [0, rows).
+  template <typename Task>
+  void parallel_rows(std::uint64_t rows, std::uint64_t row_cost, const Task& task) {
+    const std::uint64_t step =
+        std::max<std::uint64_t>(1, kTaskElements / std::max<std::uint64_t>(1, row_cost));
+    parallel(divide_up(rows, step),
+             [&](std::uint64_t i) { task(i * step, std::min((i + 1) * step, rows)); });
+  }
+
+  const CpuIsa isa_;
+  const int threads_;
+  const CpuKernels& kernels_;
+  tbb::task_arena arena_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Device>> make_cpu_device(CpuIsa isa, int threads) {
+  if (threads < 1) {
+    return Error(ErrorCode::invalid_argument, "threads=" + std::to_string(threads) + ", below 1");
+  }
+  if (!cpu_has_isa(isa)) {
+    return Error(ErrorCode::invalid_argument,
+                 std::string("this processor cannot run the path ") + cpu_isa_name(isa));
+  }
+  return std::unique_ptr<Device>(std::make_unique<CpuDevice>(isa, threads));
+}
+
+}  // namespace librarian::gpu_exec

@@ -1,0 +1,21 @@
+// The kernels of one path and their table; see cpu_kernel_gemm.h for what must precede it.
+#include "gpu_exec/cpu_kernel_attention.h"
+
+namespace librarian::gpu_exec {
+namespace {
+
+constexpr CpuKernels kKernels{
+    .panel_columns = kPanel,
+    .tile_rows = kTileRows,
+    .tile_columns = kTileColumns,
+    .linear_scratch_floats = kLinearScratchFloats,
+    .attention_scratch_floats = attention_scratch_size,
+    .linear = linear_tile,
+    .attention = attention_tile,
+    .rms_norm = rms_norm_tile,
+    .rotate = rotate_tile,
+    .add = add_elements,
+};
+
+}  // namespace
+}  // namespace librarian::gpu_exec

@@ -1,0 +1,95 @@
+#pragma once
+/// The CPU device's kernels as tables of functions, one table per instruction-set path. One call is
+/// one task: single-threaded, no allocation, all memory from the caller. Private to gpu_exec.
+///
+/// Code of a path lives only in kernels_<path>.cc, which defines a vector type and primitives and
+/// includes the cpu_kernel_*.h bodies inside its anonymous namespace: nothing compiled for one
+/// instruction set can be linked into another path's calls.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "gpu_exec/model_spec.h"
+
+namespace librarian::gpu_exec {
+
+/// Packed weights are panels of `panel_columns` outputs: [panel][input][column], zero beyond the
+/// last output; elements as in the checkpoint.
+struct WeightView {
+  const std::byte* packed;
+  const float* bias;  ///< Null: none.
+  DType type;
+};
+
+/// Rows [row_begin, row_end) and outputs [column_begin, column_end) of LinearOp or GluOp.
+struct LinearTile {
+  const std::byte* x;  ///< Row 0.
+  std::byte* y;        ///< Row 0.
+  DType dtype;
+  std::uint64_t inputs, outputs;
+  WeightView matrices[2];                  ///< Gate and up, or one matrix.
+  bool glu;                                ///< y = silu(first) * second; else y = first.
+  std::uint64_t row_begin, row_end;        ///< At most tile_rows.
+  std::uint64_t column_begin, column_end;  ///< At most tile_columns, begins at a multiple of it.
+  float* scratch;                          ///< linear_scratch_floats, aligned to 64.
+};
+
+/// Queries at positions [position_begin, position_end) of one sample, for the query heads of one
+/// key head.
+struct AttentionTile {
+  std::byte* q;        ///< First query, first head of the group; output goes to the same place.
+  const std::byte* k;  ///< The sample's position 0, this key head.
+  const std::byte* v;
+  DType dtype;
+  std::uint64_t q_stride, kv_stride;  ///< Elements from one row to the next.
+  std::uint64_t head_dim, group;
+  std::uint64_t position_begin, position_end;  ///< At most attention_tile_positions(group).
+  std::uint64_t window;                        ///< 0: no limit.
+  float scale;
+  float* scratch;  ///< attention_scratch_floats(), aligned to 64.
+};
+
+/// A few rows of NormOp.
+struct NormTile {
+  const std::byte* x;
+  std::byte* y;
+  DType dtype;
+  std::uint64_t rows, width;
+  const float* weight;
+  float epsilon;
+};
+
+/// A few rows of RotateOp with consecutive positions.
+struct RotateTile {
+  std::byte* x;
+  DType dtype;
+  std::uint64_t rows, heads, head_dim, rotary_dim;
+  const float* norm_weight;  ///< Null: no norm.
+  float epsilon;
+  const float* table;  ///< The first row's.
+};
+
+/// One instruction-set path.
+struct CpuKernels {
+  std::uint64_t panel_columns;
+  std::uint64_t tile_rows, tile_columns;
+  std::uint64_t linear_scratch_floats;
+  std::uint64_t (*attention_scratch_floats)(std::uint64_t head_dim, std::uint64_t group);
+  void (*linear)(const LinearTile& tile);
+  void (*attention)(const AttentionTile& tile);
+  void (*rms_norm)(const NormTile& tile);
+  void (*rotate)(const RotateTile& tile);
+  void (*add)(std::byte* x, const std::byte* y, DType dtype, std::uint64_t count);
+};
+
+/// Positions per attention task: about 256 rows share one conversion of keys and values.
+constexpr std::uint64_t attention_tile_positions(std::uint64_t group) {
+  const std::uint64_t positions = 256 / group;
+  return positions > 128 ? 128 : (positions < 16 ? 16 : positions);
+}
+
+const CpuKernels& portable_kernels();
+const CpuKernels& avx2_kernels();    ///< Call only if cpu_has_isa(avx2).
+const CpuKernels& avx512_kernels();  ///< Call only if cpu_has_isa(avx512).
+
+}  // namespace librarian::gpu_exec
