@@ -52,6 +52,25 @@ class Fetcher::Impl {
     job->stop.request_stop();
   }
 
+  void cancel_all() {
+    std::vector<std::shared_ptr<FetchJob>> flying;
+    {
+      auto lock = monitor_.lock();
+      for (const Jobs* jobs : {&waiting_, &flying_}) {
+        for (const auto& [sequence, job] : *jobs) {
+          job->refused = stopped();
+        }
+      }
+      for (const auto& [sequence, job] : flying_) {
+        flying.push_back(job);
+      }
+      wake(lock);
+    }
+    for (const auto& job : flying) {
+      job->stop.request_stop();
+    }
+  }
+
   /// Waits for the one result of a job that `stop` may cut short.
   Result<ObjectInfo> run_and_wait(FetchJob job, const std::stop_token& stop) {
     Monitor answered(clock_);
@@ -299,6 +318,8 @@ Result<void> Fetcher::fetch(FetchRequest request, const std::stop_token& stop) {
   auto result = impl_->run_and_wait(impl_->job_for(std::move(request)), stop);
   return result ? Result<void>() : Result<void>(std::move(result).error());
 }
+
+void Fetcher::cancel_all() { impl_->cancel_all(); }
 
 FetchStatistics Fetcher::statistics() const { return impl_->statistics(); }
 

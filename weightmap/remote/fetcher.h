@@ -81,6 +81,9 @@ class Fetcher {
   /// (within a second). Not from `done`.
   Result<void> fetch(FetchRequest request, const std::stop_token& stop);
 
+  /// Ends every request that was queued so far with `cancelled`; their `done` is still called.
+  void cancel_all();
+
   FetchStatistics statistics() const;
 
  private:
