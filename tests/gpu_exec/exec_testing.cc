@@ -1,0 +1,161 @@
+#include "tests/gpu_exec/exec_testing.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <new>
+
+namespace librarian::gpu_exec {
+
+std::uint64_t TestRandom::next() {  // xorshift64*
+  state_ ^= state_ >> 12U;
+  state_ ^= state_ << 25U;
+  state_ ^= state_ >> 27U;
+  return state_ * 2685821657736338717ULL;
+}
+
+float TestRandom::unit() {
+  return static_cast<float>(static_cast<double>(next() >> 11U) * 0x1p-52 - 1.0);
+}
+
+std::vector<float> TestRandom::vector(std::size_t count, float scale, float offset) {
+  std::vector<float> values(count);
+  for (float& value : values) {
+    value = offset + scale * unit();
+  }
+  return values;
+}
+
+Bytes to_bytes(const std::vector<float>& values, DType type) {
+  Bytes bytes(values.size() * dtype_bytes(type));
+  convert_elements(DType::f32, std::as_bytes(std::span(values)), type, bytes);
+  return bytes;
+}
+
+std::vector<float> to_floats(std::span<const std::byte> bytes, DType type) {
+  std::vector<float> values(bytes.size() / dtype_bytes(type));
+  convert_elements(type, bytes, DType::f32, std::as_writable_bytes(std::span(values)));
+  return values;
+}
+
+std::vector<CpuIsa> machine_isas() {
+  std::vector<CpuIsa> isas;
+  for (const CpuIsa isa : {CpuIsa::portable, CpuIsa::avx2, CpuIsa::avx512}) {
+    if (cpu_has_isa(isa)) {
+      isas.push_back(isa);
+    }
+  }
+  return isas;
+}
+
+std::unique_ptr<Device> cpu_device(CpuIsa isa, int threads) {
+  auto device = make_cpu_device(isa, threads);
+  EXPECT_TRUE(device);
+  return *std::move(device);
+}
+
+DeviceMemory aligned_memory(std::uint64_t bytes) {
+  constexpr std::align_val_t kAlignment{64};
+  auto* memory = static_cast<std::byte*>(::operator new(bytes, kAlignment));
+  std::memset(memory, 0, bytes);
+  return DeviceMemory(memory, [](std::byte* at) { ::operator delete(at, kAlignment); });
+}
+
+RopeSpec default_rope(std::uint32_t rotary_dim) {
+  RopeSpec rope;
+  rope.rotary_dim = rotary_dim;
+  for (std::uint32_t i = 0; i < rotary_dim; i += 2) {
+    rope.inverse_frequency.push_back(
+        static_cast<float>(std::pow(10000.0, -static_cast<double>(i) / rotary_dim)));
+  }
+  return rope;
+}
+
+LayerSpec awkward_layer() {
+  LayerSpec layer;
+  layer.attention.heads = 6;
+  layer.attention.kv_heads = 2;
+  layer.attention.head_dim = 20;
+  layer.attention.scale = 0.25F;
+  layer.attention.qkv_bias = true;
+  layer.attention.out_bias = true;
+  layer.attention.qk_norm = true;
+  layer.attention.rope = default_rope(12);
+  layer.mlp.width = 301;
+  layer.mlp.bias = true;
+  return layer;
+}
+
+TestLayer make_layer(std::uint32_t hidden, LayerSpec layer, DType weight_type, std::uint64_t seed) {
+  TestLayer test;
+  test.model.hidden_size = hidden;
+  test.model.norm_epsilon = 1e-5F;
+  test.weight_type = weight_type;
+  TestRandom random(seed);
+  std::vector<WeightRole> roles = weight_roles(layer);
+  roles.push_back(WeightRole::final_norm);
+  for (const WeightRole role : roles) {
+    const auto shape = weight_shape(test.model, layer, role);
+    const bool is_matrix = shape.size() == 2;
+    const std::size_t count = shape[0] * (is_matrix ? shape[1] : 1);
+    const bool is_norm = role == WeightRole::attention_norm || role == WeightRole::mlp_norm ||
+                         role == WeightRole::q_norm || role == WeightRole::k_norm ||
+                         role == WeightRole::final_norm;
+    const float scale = is_matrix ? 2.0F / std::sqrt(static_cast<float>(shape[1])) : 0.3F;
+    test.weights[role] = rounded(random.vector(count, scale, is_norm ? 1.0F : 0.0F), weight_type);
+  }
+  test.model.layers.push_back(std::move(layer));
+  return test;
+}
+
+Result<void> RecordingSink::capture(CapturePoint point, std::span<const std::byte> bytes) {
+  Bytes& to = rows[point];
+  to.insert(to.end(), bytes.begin(), bytes.end());
+  return {};
+}
+
+std::unique_ptr<LayerExecutor> loaded_executor(const TestLayer& layer, Device& device, DType dtype,
+                                               std::uint64_t block_rows_max,
+                                               std::uint64_t sample_rows_max) {
+  ExecutorOptions options;
+  options.dtype = dtype;
+  options.weight_dtype_max = layer.weight_type;
+  options.block_rows_max = block_rows_max;
+  options.sample_rows_max = sample_rows_max;
+  auto executor = LayerExecutor::create(layer.model, options, device);
+  EXPECT_TRUE(executor) << executor.error().message();
+  (*executor)->begin_layer(0);
+  for (const auto& [role, values] : layer.weights) {
+    // One byte off any alignment: checkpoints give no better.
+    const Bytes packed = to_bytes(values, layer.weight_type);
+    Bytes odd(packed.size() + 1);
+    std::memcpy(odd.data() + 1, packed.data(), packed.size());
+    const auto loaded = (*executor)->load(role, layer.weight_type, std::span(odd).subspan(1));
+    EXPECT_TRUE(loaded) << loaded.error().message();
+  }
+  return *std::move(executor);
+}
+
+std::vector<Segment> segments_of(const std::vector<std::uint64_t>& lengths) {
+  std::vector<Segment> segments;
+  std::uint64_t row = 0;
+  for (const std::uint64_t length : lengths) {
+    segments.push_back({row, length, 0});
+    row += length;
+  }
+  return segments;
+}
+
+Bytes run_block(LayerExecutor& executor, std::span<const Segment> segments, Bytes state,
+                CaptureSink& sink) {
+  std::uint64_t rows = 0;
+  for (const Segment& segment : segments) {
+    rows += segment.rows;
+  }
+  const auto done = executor.run({segments, rows}, state, sink, {});
+  EXPECT_TRUE(done) << done.error().message();
+  return state;
+}
+
+}  // namespace librarian::gpu_exec
