@@ -1,0 +1,138 @@
+// Writes arrays of every dtype, codec and shape, a whole small store, and beside each the raw rows,
+// for readers that are not ours. cases.json lists them.
+//   store_fixture EMPTY_DIRECTORY
+#include <cstdio>
+#include <fstream>
+
+#include "activation_store/blosc_chunk.h"
+#include "base/json.h"
+#include "tests/activation_store/store_fixtures.h"
+
+namespace librarian::activation_store::testing {
+namespace {
+
+constexpr char kArray[] = "blocks.0.resid_post";
+
+const char* kind_name(RowKind kind) {
+  switch (kind) {
+    case RowKind::activations:
+      return "activations";
+    case RowKind::noise:
+      return "noise";
+    case RowKind::special:
+      return "special";
+  }
+  return "";
+}
+
+bool write_bytes(const std::string& path, std::span<const std::byte> bytes) {
+  std::ofstream file(path, std::ios::binary);
+  file.write(reinterpret_cast<const char*>(bytes.data()),
+             static_cast<std::streamsize>(bytes.size()));
+  return file.good();
+}
+
+Json describe(const std::string& array, const std::string& raw, const ArrayLayout& layout) {
+  return {{"array", array},
+          {"raw", raw},
+          {"dtype", stored_type_name(layout.type)},
+          {"shape", {layout.rows, layout.width}}};
+}
+
+Result<Json> write_case(const std::string& root, const ArrayLayout& layout, RowKind kind) {
+  const std::string name = std::string(stored_type_name(layout.type)) +
+                           (layout.codec == Codec::zstd ? "-zstd-" : "-none-") + kind_name(kind) +
+                           "-" + std::to_string(layout.rows) + "x" + std::to_string(layout.width) +
+                           "-chunk" + std::to_string(layout.chunk_tokens) + "-shard" +
+                           std::to_string(layout.shard_tokens);
+  FileSystem& files = posix_file_system();
+  LIB_TRY_VOID(make_directories(files, root + "/" + name));
+  const auto rows = make_rows(layout, kind, layout.rows + layout.width);
+  LIB_TRY_VOID(write_array(files, root + "/" + name, kArray, layout, rows, 5));
+  if (!write_bytes(root + "/" + name + ".bin", rows)) {
+    return Error(ErrorCode::io, "cannot write the raw rows of " + name);
+  }
+  return describe(name + "/" + kArray, name + ".bin", layout);
+}
+
+Result<Json> write_all(const std::string& root) {
+  Json cases = Json::array();
+  for (const StoredType type : {StoredType::bf16, StoredType::f16, StoredType::f32}) {
+    for (const Codec codec : {Codec::none, Codec::zstd}) {
+      for (const std::uint64_t width : {33U, 64U, 384U}) {
+        for (const auto& [chunk, shard] : {std::pair{1U, 2U}, {2U, 8U}, {8U, 16U}, {16U, 16U}}) {
+          const ArrayLayout layout{37, width, type, codec, chunk, shard};
+          LIB_TRY(Json one, write_case(root, layout, RowKind::activations));
+          cases.push_back(std::move(one));
+        }
+        for (const RowKind kind : {RowKind::noise, RowKind::special}) {
+          LIB_TRY(Json one, write_case(root, {37, width, type, codec, 8, 16}, kind));
+          cases.push_back(std::move(one));
+        }
+      }
+    }
+  }
+  // One array with the chunks a real job has: 1 MiB, two Blosc blocks of several zstd blocks.
+  for (const StoredType type : {StoredType::bf16, StoredType::f32}) {
+    const std::uint64_t chunk = default_chunk_tokens(512, type);
+    LIB_TRY(Json one, write_case(root, {2 * chunk + 100, 512, type, Codec::zstd, chunk, 2 * chunk},
+                                 RowKind::activations));
+    cases.push_back(std::move(one));
+  }
+  return cases;
+}
+
+Result<Json> write_whole_store(const std::string& root) {
+  const StoreOptions options;
+  LIB_TRY_VOID(write_store(posix_file_system(), root + "/store", options));
+  Json parts = Json::array();
+  for (const PartRange& range : partition(options)) {
+    const std::string part = part_directory_name(parts.size());
+    Json arrays = Json::array();
+    for (const std::string& array : options.arrays) {
+      const std::string raw = part + "." + array + ".bin";
+      if (!write_bytes(root + "/" + raw,
+                       make_sample_rows(options, array, range.first_sample, range.samples))) {
+        return Error(ErrorCode::io, "cannot write " + raw);
+      }
+      arrays.push_back(describe(array, raw,
+                                {range.tokens, options.width, options.type, options.codec,
+                                 options.chunk_tokens, options.shard_tokens}));
+    }
+    parts.push_back({{"part", part},
+                     {"first_sample", range.first_sample},
+                     {"samples", range.samples},
+                     {"tokens", range.tokens},
+                     {"arrays", std::move(arrays)}});
+  }
+  return parts;
+}
+
+Result<void> run(const std::string& root) {
+  Json document;
+  LIB_TRY(document["cases"], write_all(root));
+  LIB_TRY(document["parts"], write_whole_store(root));
+  const StoreOptions options;
+  document["sample_lengths"] = options.sample_lengths;
+  const std::string text = document.dump(1);
+  if (!write_bytes(root + "/cases.json", std::as_bytes(std::span(text)))) {
+    return Error(ErrorCode::io, "cannot write cases.json");
+  }
+  return {};
+}
+
+}  // namespace
+}  // namespace librarian::activation_store::testing
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    std::fputs("usage: store_fixture EMPTY_DIRECTORY\n", stderr);
+    return 2;
+  }
+  const auto done = librarian::activation_store::testing::run(argv[1]);
+  if (!done) {
+    std::fprintf(stderr, "%s\n", done.error().message().c_str());
+    return 1;
+  }
+  return 0;
+}
