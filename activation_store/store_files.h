@@ -75,7 +75,7 @@ struct PartTokens {
 };
 /// Writes tokens/ (group and arrays) durably and published; files that are there are replaced.
 /// @return One record per array; files of all together name every file below tokens/ (the
-///         group's zarr.json is listed with the first array).
+///         group's zarr.json is listed with the first array, not counted in its stored_bytes).
 /// @error invalid_argument  Lengths or offsets do not belong together, or there is no token.
 /// @error io | no_space | already_exists (a temporary with this nonce)
 Result<std::vector<ArrayRecord>> write_part_tokens(FileSystem& files, const std::string& directory,
