@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "base/units.h"
 #include "weightmap/remote/uri_parts.h"
 
 namespace librarian::weightmap::remote {
@@ -46,6 +47,8 @@ Result<void> CurlTransfer::prepare(CURL* easy) {
   verdict_.reset();
   drained_bytes_ = 0;
   curl_message_[0] = '\0';
+  seen_bytes_ = 0;
+  moved_at_ = std::chrono::steady_clock::now();
 
   curl_easy_reset(easy);
   set(easy, CURLOPT_URL, uri_.text.c_str());
@@ -66,6 +69,10 @@ Result<void> CurlTransfer::prepare(CURL* easy) {
       count_of(options_.connect_timeout, std::chrono::milliseconds(1)));
   set(easy, CURLOPT_LOW_SPEED_LIMIT, static_cast<long>(options_.low_speed_bytes_per_second));
   set(easy, CURLOPT_LOW_SPEED_TIME, count_of(options_.low_speed_time, std::chrono::seconds(1)));
+  // libcurl calls it with each read and, while nothing comes, once a second.
+  set(easy, CURLOPT_NOPROGRESS, 0L);
+  set(easy, CURLOPT_XFERINFOFUNCTION, &CurlTransfer::on_progress);
+  set(easy, CURLOPT_XFERINFODATA, this);
   if (is_loopback(uri_)) {
     set(easy, CURLOPT_NOPROXY, "*");  // A proxy's loopback is another machine.
   }
@@ -102,7 +109,23 @@ std::size_t CurlTransfer::on_body(char* data, std::size_t size, std::size_t coun
   return static_cast<CurlTransfer*>(self)->take_body(body) ? bytes : 0;
 }
 
+int CurlTransfer::on_progress(void* self, curl_off_t /*expected*/, curl_off_t got_bytes,
+                              curl_off_t /*to_send*/, curl_off_t /*sent*/) {
+  return static_cast<CurlTransfer*>(self)->stalled(got_bytes) ? 1 : 0;
+}
+
+bool CurlTransfer::stalled(curl_off_t got_bytes) {
+  const auto now = std::chrono::steady_clock::now();
+  if (got_bytes != seen_bytes_) {
+    seen_bytes_ = got_bytes;
+    moved_at_ = now;
+  }
+  stalled_ = now - moved_at_ >= options_.stall_time;
+  return stalled_;
+}
+
 bool CurlTransfer::take_head_line(std::string_view line) {
+  moved_at_ = std::chrono::steady_clock::now();
   if (verdict_) {  // A trailer: nothing that counts may come that late.
     drained_bytes_ += line.size();
     return drained_bytes_ <= kUnusedBodyBytesMax;
@@ -187,6 +210,11 @@ Error CurlTransfer::failure(CURLcode code) const {
   }
   if (overrun_) {
     return {ErrorCode::unavailable, "the server sent more bytes than it announced"};
+  }
+  if (stalled_) {
+    return {ErrorCode::unavailable,
+            "no byte came for " + format_duration(options_.stall_time) + ", after " +
+                std::to_string(scatter_.position() - request_.range.begin) + " bytes"};
   }
   const std::string text =
       curl_message_[0] != '\0' ? std::string(curl_message_) : curl_easy_strerror(code);

@@ -3,6 +3,7 @@
 
 #include <curl/curl.h>
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -41,6 +42,8 @@ class CurlTransfer {
  private:
   static std::size_t on_header(char* data, std::size_t size, std::size_t count, void* self);
   static std::size_t on_body(char* data, std::size_t size, std::size_t count, void* self);
+  static int on_progress(void* self, curl_off_t, curl_off_t got_bytes, curl_off_t, curl_off_t);
+  bool stalled(curl_off_t got_bytes);
   bool take_head_line(std::string_view line);
   bool take_body(std::span<const std::byte> bytes);
   bool have_all() const;
@@ -59,6 +62,9 @@ class CurlTransfer {
   std::uint64_t body_position_ = 0;  // Offset in the object of the next body byte.
   std::uint64_t drained_bytes_ = 0;  // Of a body that is not used.
   bool overrun_ = false;
+  bool stalled_ = false;
+  curl_off_t seen_bytes_ = 0;
+  std::chrono::steady_clock::time_point moved_at_;  // When the last byte came.
   char curl_message_[CURL_ERROR_SIZE] = {};
   Scatter scatter_;
   std::uint64_t body_bytes_ = 0;

@@ -107,7 +107,9 @@ struct TransportOptions {
   bool insecure_http = false;     ///< Plain http from hosts other than this machine.
   std::uint32_t connections = 8;  ///< Idle connections kept, and threads that read files (<= 8).
   Duration connect_timeout = std::chrono::seconds(10);
-  /// A transfer slower than this for `low_speed_time` (whole seconds) is ended and tried again.
+  Duration stall_time = std::chrono::seconds(10);  ///< Without any byte: ended and tried again.
+  /// A transfer slower than this for `low_speed_time` is ended and tried again. libcurl counts in
+  /// seconds and averages over five.
   std::uint64_t low_speed_bytes_per_second = 16U << 10U;
   Duration low_speed_time = std::chrono::seconds(15);
   std::string ca_file;  ///< PEM file of trusted authorities; empty: the system's.

@@ -115,6 +115,10 @@ Result<Uri> parse_uri(const std::string& text) {
   if (has_control_byte(text)) {
     return not_a_place("the URL contains a control character");
   }
+  // libcurl would take the first path component for the missing host.
+  if (mark + 3 >= text.size() || text[mark + 3] == '/') {
+    return not_a_place("the URL has no host");
+  }
   const CurlUrl url(curl_url());
   LIB_CHECK(url != nullptr);
   const CURLUcode code = curl_url_set(url.get(), CURLUPART_URL, text.c_str(),
