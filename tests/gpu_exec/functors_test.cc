@@ -1,0 +1,159 @@
+// The scalar arithmetic that every backend shares.
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "gpu_exec/row_functors.h"
+#include "tests/gpu_exec/exec_testing.h"
+
+namespace librarian::gpu_exec {
+namespace {
+
+/// The value of a 16-bit float by its definition.
+double value_of(std::uint16_t bits, int exponent_bits) {
+  const int mantissa_bits = 15 - exponent_bits;
+  const int exponent = (bits & 0x7FFF) >> mantissa_bits;
+  const int mantissa = bits & ((1 << mantissa_bits) - 1);
+  const int bias = (1 << (exponent_bits - 1)) - 1;
+  double magnitude = 0;
+  if (exponent == (1 << exponent_bits) - 1) {
+    magnitude = mantissa == 0 ? std::numeric_limits<double>::infinity()
+                              : std::numeric_limits<double>::quiet_NaN();
+  } else if (exponent == 0) {
+    magnitude = std::ldexp(mantissa, 1 - bias - mantissa_bits);
+  } else {
+    magnitude = std::ldexp(mantissa + (1 << mantissa_bits), exponent - bias - mantissa_bits);
+  }
+  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
+struct Format {
+  const char* name;
+  int exponent_bits;
+  DType type;
+  float (*widen)(std::uint16_t);
+  std::uint16_t (*narrow)(float);
+};
+class Conversions : public testing::TestWithParam<Format> {};
+
+// Goal: all 65536 values widen to what they mean and come back unchanged; NaN stays NaN.
+// Method: against ldexp of the fields.
+TEST_P(Conversions, WidenExactlyAndRoundTrip) {
+  const Format& format = GetParam();
+  for (std::uint32_t i = 0; i < 65536; ++i) {
+    const auto bits = static_cast<std::uint16_t>(i);
+    const double expected = value_of(bits, format.exponent_bits);
+    const float widened = format.widen(bits);
+    if (std::isnan(expected)) {
+      ASSERT_TRUE(std::isnan(widened)) << i;
+      ASSERT_TRUE(std::isnan(value_of(format.narrow(widened), format.exponent_bits))) << i;
+      continue;
+    }
+    ASSERT_EQ(static_cast<double>(widened), expected) << i;
+    ASSERT_EQ(std::signbit(widened), std::signbit(expected)) << i;
+    ASSERT_EQ(format.narrow(widened), bits) << i;
+  }
+}
+
+// Goal: rounding is to nearest, ties to even, overflow to infinity, also among subnormals.
+// Method: for every two neighbouring values, their middle and the floats next to it.
+TEST_P(Conversions, RoundToNearestEven) {
+  const Format& format = GetParam();
+  const std::uint32_t infinity = ((1U << format.exponent_bits) - 1U) << (15 - format.exponent_bits);
+  for (std::uint32_t i = 0; i < infinity; ++i) {
+    const auto low = static_cast<std::uint16_t>(i);
+    const auto high = static_cast<std::uint16_t>(i + 1);
+    // Beyond the largest value, rounding goes as if its exponent went on.
+    const double above = high == infinity ? 2 * value_of(low, format.exponent_bits) -
+                                                value_of(low - 1, format.exponent_bits)
+                                          : value_of(high, format.exponent_bits);
+    const auto middle = static_cast<float>((value_of(low, format.exponent_bits) + above) / 2);
+    const std::uint16_t even = (i % 2 == 0) ? low : high;
+    ASSERT_EQ(format.narrow(middle), even) << i;
+    ASSERT_EQ(format.narrow(-middle), even | 0x8000U) << i;
+    ASSERT_EQ(format.narrow(std::nextafterf(middle, 0.0F)), low) << i;
+    ASSERT_EQ(format.narrow(std::nextafterf(middle, HUGE_VALF)), high) << i;
+  }
+}
+
+// Goal: the vector paths store and load exactly as the scalar functions do.
+// Method: adding zero on the device to all 65536 patterns and, in f32, to values between them.
+TEST_P(Conversions, AreTheSameOnEveryPath) {
+  const Format& format = GetParam();
+  std::vector<std::uint16_t> all(65536);
+  for (std::uint32_t i = 0; i < all.size(); ++i) {
+    all[i] = static_cast<std::uint16_t>(i);
+  }
+  for (const CpuIsa isa : machine_isas()) {
+    const auto device = cpu_device(isa, 1);
+    std::vector<std::uint16_t> x = all;
+    const std::vector<std::uint16_t> small(all.size(), format.narrow(0.0009765625F));
+    device->add(reinterpret_cast<std::byte*>(x.data()),
+                reinterpret_cast<const std::byte*>(small.data()), format.type, x.size());
+    for (std::uint32_t i = 0; i < x.size(); ++i) {
+      const float sum = format.widen(all[i]) + format.widen(small[i]);
+      if (std::isnan(sum)) {
+        ASSERT_TRUE(std::isnan(format.widen(x[i]))) << i << cpu_isa_name(isa);
+      } else {
+        ASSERT_EQ(x[i], format.narrow(sum)) << i << cpu_isa_name(isa);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, Conversions,
+                         testing::Values(Format{"bf16", 8, DType::bf16, bf16_to_f32, f32_to_bf16},
+                                         Format{"f16", 5, DType::f16, f16_to_f32, f32_to_f16}),
+                         [](const auto& format) { return std::string(format.param.name); });
+
+// Goal: exp is within 2 ulp of the truth over its whole range.
+// Method: a million points against f64 exp, in units of the last place of the f32 result.
+TEST(Exp, IsWithinTwoUlp) {
+  double worst = 0;
+  for (double x = -87.3; x < 88.7; x += 1.76e-4) {
+    const auto argument = static_cast<float>(x);
+    const double truth = std::exp(static_cast<double>(argument));
+    const auto nearest = static_cast<float>(truth);
+    const double ulp = static_cast<double>(std::nextafterf(nearest, HUGE_VALF)) - nearest;
+    worst = std::max(worst, std::abs(exp_of(argument) - truth) / ulp);
+  }
+  EXPECT_LE(worst, 2.0);
+  EXPECT_GT(worst, 0.0);
+}
+
+TEST(Exp, HasTheRightLimits) {
+  EXPECT_EQ(exp_of(0.0F), 1.0F);
+  EXPECT_EQ(exp_of(-HUGE_VALF), 0.0F);
+  EXPECT_EQ(exp_of(-1e30F), 0.0F);
+  EXPECT_EQ(exp_of(-104.5F), 0.0F);
+  EXPECT_EQ(exp_of(100.0F), HUGE_VALF);
+  EXPECT_EQ(exp_of(HUGE_VALF), HUGE_VALF);
+  EXPECT_TRUE(std::isnan(exp_of(NAN)));
+  // Subnormal results: within one of their steps.
+  EXPECT_NEAR(exp_of(-95.0F) / 0x1p-149, std::exp(-95.0) / 0x1p-149, 1.0);
+}
+
+TEST(Silu, SaturatesWithoutNan) {
+  EXPECT_EQ(silu_times(-1000.0F, 1.0F), 0.0F);
+  EXPECT_EQ(silu_times(1000.0F, 2.0F), 2000.0F);
+  EXPECT_NEAR(silu_times(1.5F, 2.0F), 3.0 / (1.0 + std::exp(-1.5)), 1e-6);
+  EXPECT_TRUE(std::isnan(silu_times(NAN, 1.0F)));
+}
+
+TEST(ConvertElements, HandlesEveryPairOfTypes) {
+  const std::vector<float> values = {0.0F, -1.5F, 3.0F, 0x1p-14F, 65504.0F};
+  for (const DType from : {DType::bf16, DType::f16, DType::f32}) {
+    for (const DType to : {DType::bf16, DType::f16, DType::f32}) {
+      const Bytes in = to_bytes(values, from);
+      Bytes out(values.size() * dtype_bytes(to));
+      convert_elements(from, in, to, out);
+      EXPECT_EQ(out, to_bytes(to_floats(in, from), to)) << dtype_name(from) << dtype_name(to);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace librarian::gpu_exec

@@ -1,0 +1,250 @@
+// The whole layer: accurate, the same bits for a row in any block, and its rules for callers.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "tests/gpu_exec/reference.h"
+
+namespace librarian::gpu_exec {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+constexpr std::uint32_t kHidden = 72;
+
+LayerSpec windowed_layer() {
+  LayerSpec layer = awkward_layer();
+  layer.attention.window = 50;
+  return layer;
+}
+
+/// Family flags that this layer combines: all of them, and none.
+LayerSpec plain_layer() {
+  LayerSpec layer;
+  layer.attention.heads = 4;
+  layer.attention.kv_heads = 4;
+  layer.attention.head_dim = 16;
+  layer.attention.scale = 0.25F;
+  layer.attention.rope = default_rope(16);
+  layer.mlp.width = 96;
+  return layer;
+}
+
+class LayerOnPath : public testing::TestWithParam<CpuIsa> {};
+
+// Goal: every capture of an f32 run is the definition's.
+// Method: double precision, sample by sample, with all optional parts and with none.
+TEST_P(LayerOnPath, IsAccurate) {
+  const auto device = cpu_device(GetParam(), 2);
+  for (const LayerSpec& spec : {awkward_layer(), windowed_layer(), plain_layer()}) {
+    const TestLayer layer = make_layer(kHidden, spec, DType::bf16);
+    const std::vector<Segment> segments = segments_of({1, 90, 33});
+    const auto x = TestRandom(21).vector(std::size_t{124} * kHidden, 2.0F);
+    const auto executor = loaded_executor(layer, *device, DType::f32, 124, 0);
+    RecordingSink sink;
+    const Bytes state = run_block(*executor, segments, to_bytes(x, DType::f32), sink);
+    EXPECT_EQ(state, sink.rows[CapturePoint::resid_post]);
+    ReferenceLayer expected;
+    const Rows rows = to_rows(x, kHidden);
+    for (const Segment& segment : segments) {
+      const auto begin = rows.begin() + static_cast<std::ptrdiff_t>(segment.row_begin);
+      const ReferenceLayer one =
+          reference_layer(layer, Rows(begin, begin + static_cast<std::ptrdiff_t>(segment.rows)));
+      const auto append = [](Rows& to, const Rows& from) {
+        to.insert(to.end(), from.begin(), from.end());
+      };
+      append(expected.attn_out, one.attn_out);
+      append(expected.resid_mid, one.resid_mid);
+      append(expected.mlp_out, one.mlp_out);
+      append(expected.resid_post, one.resid_post);
+    }
+    const auto error = [&](CapturePoint point, const Rows& truth) {
+      return worst_row_error(to_floats(sink.rows[point], DType::f32), truth);
+    };
+    EXPECT_LE(error(CapturePoint::attn_out, expected.attn_out), 1e-5);
+    EXPECT_LE(error(CapturePoint::resid_mid, expected.resid_mid), 1e-5);
+    EXPECT_LE(error(CapturePoint::mlp_out, expected.mlp_out), 1e-5);
+    EXPECT_LE(error(CapturePoint::resid_post, expected.resid_post), 1e-5);
+  }
+}
+
+// Goal: a row has the same bits whatever block, tile, neighbours or thread count it met.
+// Method: three samples in one block of two threads, against: each alone on one thread, the
+// samples in another order, and the long one in tiles; all types, every capture.
+TEST_P(LayerOnPath, GivesARowTheSameBitsInAnyBlock) {
+  for (const DType type : {DType::bf16, DType::f16, DType::f32}) {
+    for (const LayerSpec& spec : {awkward_layer(), windowed_layer()}) {
+      const TestLayer layer = make_layer(kHidden, spec, DType::bf16);
+      const std::uint64_t row_bytes = kHidden * dtype_bytes(type);
+      const std::vector<std::uint64_t> lengths = {33, 777, 1};
+      std::vector<Bytes> samples;
+      for (const std::uint64_t length : lengths) {
+        samples.push_back(to_bytes(TestRandom(length).vector(length * kHidden, 2.0F), type));
+      }
+      const auto two = cpu_device(GetParam(), 2);
+      const auto one = cpu_device(GetParam(), 1);
+      const auto big = loaded_executor(layer, *two, type, 811, 777);
+      const auto small = loaded_executor(layer, *one, type, 300, 777);
+
+      const auto together = [&](LayerExecutor& executor, const std::vector<std::size_t>& order) {
+        Bytes state;
+        std::vector<std::uint64_t> ordered;
+        for (const std::size_t i : order) {
+          state.insert(state.end(), samples[i].begin(), samples[i].end());
+          ordered.push_back(lengths[i]);
+        }
+        RecordingSink sink;
+        run_block(executor, segments_of(ordered), state, sink);
+        return sink;
+      };
+      /// The sample's rows of each capture of a block where it begins at `row`.
+      const auto part_of = [&](RecordingSink& sink, std::uint64_t row, std::uint64_t rows) {
+        std::map<CapturePoint, Bytes> part;
+        for (const auto& [point, bytes] : sink.rows) {
+          const auto begin = bytes.begin() + static_cast<std::ptrdiff_t>(row * row_bytes);
+          part[point] = Bytes(begin, begin + static_cast<std::ptrdiff_t>(rows * row_bytes));
+        }
+        return part;
+      };
+      RecordingSink all = together(*big, {0, 1, 2});
+      RecordingSink turned = together(*big, {2, 1, 0});
+      EXPECT_EQ(part_of(all, 0, 33), part_of(turned, 778, 33));
+      EXPECT_EQ(part_of(all, 33, 777), part_of(turned, 1, 777));
+      EXPECT_EQ(part_of(all, 810, 1), part_of(turned, 0, 1));
+      EXPECT_EQ(part_of(all, 0, 33), together(*small, {0}).rows);
+      EXPECT_EQ(part_of(all, 810, 1), together(*small, {2}).rows);
+
+      for (const std::vector<std::uint64_t>& tiles :
+           {std::vector<std::uint64_t>{300, 300, 177}, {1, 128, 64, 63, 300, 221}}) {
+        RecordingSink sink;
+        std::uint64_t position = 0;
+        for (const std::uint64_t rows : tiles) {
+          const auto begin = samples[1].begin() + static_cast<std::ptrdiff_t>(position * row_bytes);
+          const Segment segment{0, rows, position};
+          run_block(*small, {&segment, 1},
+                    Bytes(begin, begin + static_cast<std::ptrdiff_t>(rows * row_bytes)), sink);
+          position += rows;
+        }
+        EXPECT_EQ(sink.rows, part_of(all, 33, 777)) << dtype_name(type) << " tile " << tiles[0];
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Paths, LayerOnPath, testing::ValuesIn(machine_isas()),
+                         [](const auto& isa) { return std::string(cpu_isa_name(isa.param)); });
+
+TEST(LayerExecutor, CapturesOnlyWhatIsWantedAndAddsUp) {
+  const TestLayer layer = make_layer(kHidden, awkward_layer(), DType::f32);
+  const auto device = cpu_device(best_cpu_isa(), 1);
+  const auto executor = loaded_executor(layer, *device, DType::f32, 8, 0);
+  const auto x = TestRandom(1).vector(std::size_t{8} * kHidden, 1.0F);
+  RecordingSink sink;
+  const auto post =
+      to_floats(run_block(*executor, segments_of({8}), to_bytes(x, DType::f32), sink), DType::f32);
+  const auto attn = to_floats(sink.rows[CapturePoint::attn_out], DType::f32);
+  const auto mid = to_floats(sink.rows[CapturePoint::resid_mid], DType::f32);
+  const auto mlp = to_floats(sink.rows[CapturePoint::mlp_out], DType::f32);
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    ASSERT_EQ(mid[i], x[i] + attn[i]);
+    ASSERT_EQ(post[i], mid[i] + mlp[i]);
+  }
+  RecordingSink picky;
+  picky.refused = {{CapturePoint::attn_out, true},
+                   {CapturePoint::resid_mid, true},
+                   {CapturePoint::mlp_out, true}};
+  run_block(*executor, segments_of({8}), to_bytes(x, DType::f32), picky);
+  ASSERT_EQ(picky.rows.size(), 1U);
+  EXPECT_EQ(picky.rows[CapturePoint::resid_post], to_bytes(post, DType::f32));
+}
+
+// Goal: an error of the sink and a stop request end the run as such.
+TEST(LayerExecutor, PassesOnErrorsAndStops) {
+  class FailingSink final : public CaptureSink {
+   public:
+    bool wants(CapturePoint) const override { return true; }
+    Result<void> capture(CapturePoint, std::span<const std::byte>) override {
+      return Error(ErrorCode::no_space, "full");
+    }
+  };
+  const TestLayer layer = make_layer(kHidden, plain_layer(), DType::bf16);
+  const auto device = cpu_device(best_cpu_isa(), 1);
+  const auto executor = loaded_executor(layer, *device, DType::bf16, 8, 0);
+  Bytes state(8 * kHidden * 2);
+  const std::vector<Segment> segments = segments_of({8});
+  FailingSink failing;
+  EXPECT_EQ(executor->run({segments, 8}, state, failing, {}).error().code(), ErrorCode::no_space);
+  std::stop_source source;
+  source.request_stop();
+  RecordingSink sink;
+  EXPECT_EQ(executor->run({segments, 8}, state, sink, source.get_token()).error().code(),
+            ErrorCode::cancelled);
+}
+
+TEST(LayerExecutor, NormalisesTheLastRows) {
+  const TestLayer layer = make_layer(kHidden, plain_layer(), DType::bf16);
+  const auto device = cpu_device(best_cpu_isa(), 1);
+  const auto executor = loaded_executor(layer, *device, DType::f32, 8, 0);
+  executor->begin_layer(0);  // The norm stays: no layer owns it.
+  const auto x = TestRandom(1).vector(std::size_t{20} * kHidden, 5.0F);
+  Bytes normed(x.size() * 4);
+  ASSERT_TRUE(executor->run_final_norm(to_bytes(x, DType::f32), normed));
+  EXPECT_LE(worst_row_error(to_floats(normed, DType::f32),
+                            reference_norm(to_rows(x, kHidden),
+                                           layer.weights.at(WeightRole::final_norm), 1e-5)),
+            1e-6);
+}
+
+std::string run_error(LayerExecutor& executor, const std::vector<Segment>& segments,
+                      std::uint64_t rows, std::size_t state_rows) {
+  Bytes state(state_rows * kHidden * 2);
+  RecordingSink sink;
+  const auto done = executor.run({segments, rows}, state, sink, {});
+  return done ? "" : done.error().message();
+}
+
+// Goal: a block that is not as promised is refused with a sentence, before any arithmetic.
+TEST(LayerExecutor, RefusesBlocksThatBreakTheRules) {
+  const TestLayer layer = make_layer(kHidden, plain_layer(), DType::bf16);
+  const auto device = cpu_device(best_cpu_isa(), 1);
+  const auto executor = loaded_executor(layer, *device, DType::bf16, 8, 12);
+  EXPECT_EQ(run_error(*executor, {}, 0, 0), "");
+  EXPECT_THAT(run_error(*executor, {{0, 9, 0}}, 9, 9), HasSubstr("at most 8 rows"));
+  EXPECT_THAT(run_error(*executor, {{0, 8, 0}}, 8, 7), HasSubstr("bytes of state"));
+  EXPECT_THAT(run_error(*executor, {{0, 7, 0}}, 8, 8), HasSubstr("cover 7 of 8"));
+  EXPECT_THAT(run_error(*executor, {{1, 7, 0}}, 8, 8), HasSubstr("begins at row 1"));
+  EXPECT_THAT(run_error(*executor, {{0, 4, 8}}, 4, 4), HasSubstr("follow its sample's rows"));
+  EXPECT_EQ(run_error(*executor, {{0, 8, 0}}, 8, 8), "");
+  EXPECT_THAT(run_error(*executor, {{0, 5, 8}}, 5, 5), HasSubstr("end by 12"));
+  EXPECT_EQ(run_error(*executor, {{0, 4, 8}}, 4, 4), "");
+  EXPECT_THAT(run_error(*executor, {{0, 4, 8}}, 4, 4), HasSubstr("follow its sample's rows"));
+  executor->begin_layer(0);
+  EXPECT_THAT(run_error(*executor, {{0, 8, 0}}, 8, 8), HasSubstr("attention_norm is not loaded"));
+}
+
+TEST(LayerExecutor, RefusesTensorsThatDoNotFit) {
+  const TestLayer layer = make_layer(kHidden, plain_layer(), DType::bf16);
+  const auto device = cpu_device(best_cpu_isa(), 1);
+  const auto executor = loaded_executor(layer, *device, DType::bf16, 8, 0);
+  const Bytes bytes(kHidden * 2);
+  EXPECT_TRUE(executor->load(WeightRole::mlp_norm, DType::bf16, bytes));
+  EXPECT_FALSE(executor->load(WeightRole::mlp_norm, DType::bf16, std::span(bytes).first(6)));
+  EXPECT_FALSE(executor->load(WeightRole::mlp_norm, DType::f32, Bytes(kHidden * 4)));
+  EXPECT_FALSE(executor->load(WeightRole::q_bias, DType::bf16, bytes));
+  EXPECT_FALSE(executor->load(WeightRole::embedding, DType::bf16, bytes));
+}
+
+TEST(ModelSpec, NamesRolesInTheOrderOfTheArithmetic) {
+  std::vector<std::string> names;
+  for (const WeightRole role : weight_roles(plain_layer())) {
+    names.emplace_back(weight_role_name(role));
+  }
+  EXPECT_THAT(names, ElementsAre("attention_norm", "q_weight", "k_weight", "v_weight", "out_weight",
+                                 "mlp_norm", "gate_weight", "up_weight", "down_weight"));
+  EXPECT_EQ(weight_roles(awkward_layer()).size(), 18U);
+}
+
+}  // namespace
+}  // namespace librarian::gpu_exec

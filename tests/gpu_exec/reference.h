@@ -1,0 +1,32 @@
+#pragma once
+/// The layer in double precision, written the obvious way: the truth that tests compare with.
+
+#include <cstdint>
+#include <vector>
+
+#include "tests/gpu_exec/exec_testing.h"
+
+namespace librarian::gpu_exec {
+
+using Rows = std::vector<std::vector<double>>;
+
+Rows to_rows(const std::vector<float>& values, std::size_t width);
+/// |actual - expected| / |expected|, the largest over rows.
+double worst_row_error(const std::vector<float>& actual, const Rows& expected);
+
+Rows reference_linear(const Rows& x, const std::vector<float>& weight,
+                      const std::vector<float>* bias, std::size_t outputs);
+Rows reference_norm(const Rows& x, const std::vector<float>& weight, double epsilon);
+/// q [rows, heads * head_dim], k and v [rows, kv_heads * head_dim] of one sample, causal.
+Rows reference_attention(const Rows& q, const Rows& k, const Rows& v, const AttentionSpec& spec);
+/// Norm (if `weight`) and rotation of each head, positions from 0.
+Rows reference_rotate(Rows x, std::uint32_t heads, const AttentionSpec& spec,
+                      const std::vector<float>* weight, double epsilon);
+
+struct ReferenceLayer {
+  Rows attn_out, resid_mid, mlp_out, resid_post;
+};
+/// One sample through the layer.
+ReferenceLayer reference_layer(const TestLayer& layer, const Rows& x);
+
+}  // namespace librarian::gpu_exec
