@@ -1,6 +1,7 @@
 // Writes arrays of every dtype, codec and shape, a whole small store, and beside each the raw rows,
 // for readers that are not ours. cases.json lists them.
 //   store_fixture EMPTY_DIRECTORY
+//   store_fixture --golden DIRECTORY     only the store that is committed as golden_store
 #include <cstdio>
 #include <fstream>
 
@@ -125,11 +126,14 @@ Result<void> run(const std::string& root) {
 }  // namespace librarian::activation_store::testing
 
 int main(int argc, char** argv) {
-  if (argc != 2) {
-    std::fputs("usage: store_fixture EMPTY_DIRECTORY\n", stderr);
+  using namespace librarian::activation_store::testing;
+  const bool golden = argc == 3 && std::string_view(argv[1]) == "--golden";
+  if (argc != 2 && !golden) {
+    std::fputs("usage: store_fixture [--golden] EMPTY_DIRECTORY\n", stderr);
     return 2;
   }
-  const auto done = librarian::activation_store::testing::run(argv[1]);
+  const auto done = golden ? write_store(librarian::posix_file_system(), argv[2], golden_options())
+                           : run(argv[1]);
   if (!done) {
     std::fprintf(stderr, "%s\n", done.error().message().c_str());
     return 1;

@@ -176,8 +176,19 @@ std::vector<std::byte> make_sample_rows(const StoreOptions& options, const std::
     const auto some = make_rows(layout_of(options, options.sample_lengths[sample]),
                                 RowKind::activations, hash_name(array) + sample);
     rows.insert(rows.end(), some.begin(), some.end());
+    if (options.tamper_xor != 0 && sample == options.tamper_sample) {
+      const std::uint64_t row = options.width * element_bytes(options.type);
+      const std::uint64_t tokens_after = options.sample_lengths[sample] - options.tamper_position;
+      rows[rows.size() - tokens_after * row] ^= static_cast<std::byte>(options.tamper_xor);
+    }
   }
   return rows;
+}
+
+StoreOptions golden_options() {
+  StoreOptions options;
+  options.zstd_version = zstd_version();
+  return options;
 }
 
 std::vector<PartRange> partition(const StoreOptions& options) {

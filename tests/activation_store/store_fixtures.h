@@ -40,6 +40,10 @@ struct StoreOptions {
   std::vector<std::pair<std::string, std::string>> aliases = {
       {"blocks.1.resid_pre", "blocks.0.resid_post"}};
   std::string zstd_version = "1.5.4";
+  /// Bits flipped in the first element of this token, if `tamper_xor` is not 0.
+  std::uint64_t tamper_sample = 0;
+  std::uint64_t tamper_position = 0;
+  unsigned tamper_xor = 0;
 };
 
 /// Rows of `samples` in order for one array; a sample's rows depend on nothing but its number.
@@ -49,6 +53,9 @@ std::vector<std::byte> make_sample_rows(const StoreOptions& options, const std::
 /// Writes a store as the job does: job.json, zarr.json, parts. `directory` is created.
 Result<void> write_store(FileSystem& files, const std::string& directory,
                          const StoreOptions& options);
+
+/// The options of the store that is committed as tests/activation_store/golden_store.
+StoreOptions golden_options();
 
 /// The partition that write_store() uses.
 std::vector<PartRange> partition(const StoreOptions& options);
