@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "base/digest.h"
-#include "weightmap/remote/read_object.h"
+#include "weightmap/remote/fetcher.h"
 #include "weightmap/tensor_names.h"
 #include "weightmap/weight_index.h"
 

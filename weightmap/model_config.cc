@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 
+#include "gpu_exec/device.h"
 #include "weightmap/config_reader.h"
 #include "weightmap/rope_config.h"
 
@@ -146,7 +147,7 @@ Result<gpu_exec::AttentionSpec> read_attention(ConfigReader& config, const Famil
   LIB_TRY(attention.kv_heads, config.count("num_key_value_heads", 1, kHeadsMax, kv_default));
   const bool derived_dim = family.head_dim == 0 || config.is_null("head_dim");
   const std::uint32_t dim_default = derived_dim ? hidden / attention.heads : family.head_dim;
-  LIB_TRY(attention.head_dim, config.count("head_dim", 2, 1024, dim_default));
+  LIB_TRY(attention.head_dim, config.count("head_dim", 2, gpu_exec::kHeadDimMax, dim_default));
   if (attention.heads % attention.kv_heads != 0) {
     return config.refuse("num_key_value_heads", "does not divide num_attention_heads");
   }

@@ -41,6 +41,7 @@ class VirtualWeightMap::Impl {
   ~Impl() {
     thread_.request_stop();
     thread_.join();
+    fetcher_.cancel_all();
     // Requests hold pointers into the ring: wait until the last one is done with it.
     auto lock = monitor_.lock();
     monitor_.wait(lock, {}, [&] { return in_flight_ == 0; });
@@ -103,6 +104,9 @@ class VirtualWeightMap::Impl {
 
   /// Ends a stream early or late: its slots go back once no request writes to them any more.
   void abandon(Stream& stream) {
+    if (stream.released < stream.pieces.size()) {
+      fetcher_.cancel_all();  // A lease ends early only when the job does.
+    }
     auto lock = monitor_.lock();
     stream.abandoned = true;
     monitor_.notify_all(lock);

@@ -1,0 +1,276 @@
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+
+#include "activation_store/store_reader.h"
+#include "base/units.h"
+#include "cli/commands.h"
+#include "cli/exit_codes.h"
+#include "cli/output.h"
+#include "gpu_exec/layer_executor.h"
+#include "ingest/npy.h"
+
+namespace librarian::cli {
+namespace {
+
+using activation_store::ArrayRecord;
+using activation_store::SampleRows;
+using activation_store::StoredType;
+using activation_store::StoreReader;
+
+constexpr std::size_t kShownValues = 6;
+constexpr std::uint64_t kShownTokens = 4;
+
+struct Statistics {
+  double mean = 0;
+  double rms = 0;
+  double min = 0;
+  double max = 0;
+};
+
+std::string number(double value) {
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), "%.4g", value);
+  return text.data();
+}
+
+std::vector<float> widen(const SampleRows& rows) {
+  const gpu_exec::DType type = rows.type == StoredType::bf16  ? gpu_exec::DType::bf16
+                               : rows.type == StoredType::f16 ? gpu_exec::DType::f16
+                                                              : gpu_exec::DType::f32;
+  std::vector<float> values(rows.tokens * rows.width);
+  gpu_exec::convert_elements(type, rows.bytes, gpu_exec::DType::f32,
+                             std::as_writable_bytes(std::span(values)));
+  return values;
+}
+
+Statistics statistics_of(const std::vector<float>& values) {
+  Statistics result;
+  result.min = INFINITY;
+  result.max = -INFINITY;
+  double squares = 0;
+  for (const float value : values) {
+    result.mean += static_cast<double>(value);
+    squares += static_cast<double>(value) * static_cast<double>(value);
+    result.min = std::min(result.min, static_cast<double>(value));
+    result.max = std::max(result.max, static_cast<double>(value));
+  }
+  const auto count = static_cast<double>(values.size());
+  result.mean /= count;
+  result.rms = std::sqrt(squares / count);
+  return result;
+}
+
+/// bf16 has no .npy type: its values are widened to f32, which loses nothing.
+Result<void> write_raw(const std::string& path, const SampleRows& rows,
+                       const std::vector<float>& values) {
+  const bool as_stored = rows.type == StoredType::f16;
+  const std::string header =
+      ingest::npy_header_text(as_stored ? "<f2" : "<f4", {rows.tokens, rows.width});
+  const std::span<const std::byte> body =
+      as_stored ? std::span<const std::byte>(rows.bytes) : std::as_bytes(std::span(values));
+  FileSystem& files = posix_file_system();
+  LIB_TRY_VOID(files.remove_file(path));
+  LIB_TRY(const std::unique_ptr<File> file, files.create(path));
+  LIB_TRY_VOID(file->append(std::as_bytes(std::span(header))));
+  return file->append(body);
+}
+
+Json array_to_json(const ArrayRecord& array) {
+  return {{"name", array.name},
+          {"shape", array.shape},
+          {"dtype", array.dtype},
+          {"raw_bytes", array.raw_bytes},
+          {"stored_bytes", array.stored_bytes},
+          {"nan", array.nan_count},
+          {"inf", array.inf_count}};
+}
+
+void inspect_store(const StoreReader& store, const std::string& directory, bool json) {
+  std::vector<ArrayRecord> totals;  // One entry per array name, added up over the parts.
+  std::uint64_t samples = 0;
+  std::uint64_t tokens = 0;
+  for (const auto& part : store.parts()) {
+    samples += part.file.range.samples;
+    tokens += part.file.range.tokens;
+    for (const ArrayRecord& array : part.file.arrays) {
+      auto total = std::find_if(totals.begin(), totals.end(),
+                                [&](const ArrayRecord& entry) { return entry.name == array.name; });
+      if (total == totals.end()) {
+        totals.push_back(array);
+        continue;
+      }
+      total->shape[0] += array.shape[0];
+      total->raw_bytes += array.raw_bytes;
+      total->stored_bytes += array.stored_bytes;
+      total->nan_count += array.nan_count;
+      total->inf_count += array.inf_count;
+    }
+  }
+  const char* numerics = store.numerics_uniform() ? "uniform" : "mixed";
+  if (json) {
+    Json arrays = Json::array();
+    for (const ArrayRecord& array : totals) {
+      arrays.push_back(array_to_json(array));
+    }
+    Json aliases = Json::object();
+    if (!store.parts().empty()) {
+      for (const auto& [name, array] : store.parts().front().file.aliases) {
+        aliases[name] = array;
+      }
+    }
+    print_event("inspect", {{"directory", directory},
+                            {"parts_complete", store.parts().size()},
+                            {"parts_total", store.parts_total()},
+                            {"samples", samples},
+                            {"samples_total", store.samples_total()},
+                            {"tokens", tokens},
+                            {"numerics", numerics},
+                            {"identity", store.job().identity},
+                            {"arrays", arrays},
+                            {"aliases", aliases}});
+    return;
+  }
+  print(directory + "\n");
+  print(fact("parts", std::to_string(store.parts().size()) + " of " +
+                          std::to_string(store.parts_total()) + " complete"));
+  print(fact("samples", format_count(samples) + " of " + format_count(store.samples_total()) +
+                            ", " + format_count(tokens) + " tokens"));
+  const Json& identity = store.job().identity;
+  if (identity.contains("model_type")) {
+    print(fact("model", identity["model_type"].get<std::string>() + ", " +
+                            identity["layers"].dump() + " layers, hidden size " +
+                            identity["hidden_size"].dump()));
+  }
+  print(fact("numerics", store.parts().empty()
+                             ? "-"
+                             : std::string(numerics) + ", " +
+                                   store.parts().front().file.device_kind));
+  for (const ArrayRecord& array : totals) {
+    std::string shape;
+    for (const std::uint64_t extent : array.shape) {
+      shape += (shape.empty() ? "[" : ", ") + std::to_string(extent);
+    }
+    const std::string broken =
+        array.nan_count + array.inf_count == 0
+            ? ""
+            : ", " + format_count(array.nan_count) + " NaN, " + format_count(array.inf_count) +
+                  " infinite";
+    print(fact(array.name, shape + "] " + array.dtype + ", " + format_bytes(array.stored_bytes) +
+                               " for " + format_bytes(array.raw_bytes) + broken));
+  }
+  if (!store.parts().empty()) {
+    for (const auto& [name, array] : store.parts().front().file.aliases) {
+      print(fact(name, "is " + array));
+    }
+  }
+}
+
+Result<void> inspect_sample(const StoreReader& store, const Options& options) {
+  LIB_TRY(const SampleRows rows, store.sample(options.capture, *options.sample));
+  LIB_TRY(const std::vector<std::int32_t> ids, store.sample_tokens(*options.sample));
+  const std::vector<float> values = widen(rows);
+  const Statistics statistics = statistics_of(values);
+  if (!options.raw_file.empty()) {
+    LIB_TRY_VOID(write_raw(options.raw_file, rows, values));
+  }
+  if (options.json) {
+    print_event("inspect_sample", {{"capture", options.capture},
+                                   {"sample", *options.sample},
+                                   {"shape", {rows.tokens, rows.width}},
+                                   {"dtype", activation_store::stored_type_name(rows.type)},
+                                   {"mean", statistics.mean},
+                                   {"rms", statistics.rms},
+                                   {"min", statistics.min},
+                                   {"max", statistics.max}});
+    return {};
+  }
+  print(options.capture + ", sample " + std::to_string(*options.sample) + ": [" +
+        std::to_string(rows.tokens) + ", " + std::to_string(rows.width) + "] " +
+        activation_store::stored_type_name(rows.type) + "\n");
+  print(fact("mean, rms", number(statistics.mean) + ", " + number(statistics.rms)));
+  print(fact("min, max", number(statistics.min) + ", " + number(statistics.max)));
+  for (std::uint64_t token = 0; token < std::min(rows.tokens, kShownTokens); ++token) {
+    std::string text;
+    for (std::uint64_t i = 0; i < std::min<std::uint64_t>(rows.width, kShownValues); ++i) {
+      text += number(static_cast<double>(values[token * rows.width + i])) + "  ";
+    }
+    print(fact("[" + std::to_string(token) + "] id " + std::to_string(ids[token]),
+               text + (rows.width > kShownValues ? "..." : "")));
+  }
+  if (rows.tokens > kShownTokens) {
+    print(fact("...", std::to_string(rows.tokens - kShownTokens) + " more tokens"));
+  }
+  if (!options.raw_file.empty()) {
+    print(fact("written", options.raw_file));
+  }
+  return {};
+}
+
+/// Shape and statistics of one capture over all complete parts, a sample at a time.
+Result<void> inspect_capture(const StoreReader& store, const Options& options) {
+  Statistics total;
+  total.min = INFINITY;
+  total.max = -INFINITY;
+  double squares = 0;
+  double count = 0;
+  std::uint64_t tokens = 0;
+  std::uint64_t width = 0;
+  std::string dtype;
+  for (const auto& part : store.parts()) {
+    for (std::uint64_t i = 0; i < part.file.range.samples; ++i) {
+      LIB_TRY(const SampleRows rows,
+              store.sample(options.capture, part.file.range.first_sample + i));
+      const std::vector<float> values = widen(rows);
+      const Statistics one = statistics_of(values);
+      const auto n = static_cast<double>(values.size());
+      total.mean += one.mean * n;
+      squares += one.rms * one.rms * n;
+      total.min = std::min(total.min, one.min);
+      total.max = std::max(total.max, one.max);
+      count += n;
+      tokens += rows.tokens;
+      width = rows.width;
+      dtype = activation_store::stored_type_name(rows.type);
+    }
+  }
+  if (count == 0) {
+    return Error(ErrorCode::not_found, options.directories[0] + ": no complete part yet");
+  }
+  total.mean /= count;
+  total.rms = std::sqrt(squares / count);
+  if (options.json) {
+    print_event("inspect_capture", {{"capture", options.capture},
+                                    {"shape", {tokens, width}},
+                                    {"dtype", dtype},
+                                    {"mean", total.mean},
+                                    {"rms", total.rms},
+                                    {"min", total.min},
+                                    {"max", total.max}});
+    return {};
+  }
+  print(options.capture + ": [" + std::to_string(tokens) + ", " + std::to_string(width) + "] " +
+        dtype + "\n");
+  print(fact("mean, rms", number(total.mean) + ", " + number(total.rms)));
+  print(fact("min, max", number(total.min) + ", " + number(total.max)));
+  return {};
+}
+
+}  // namespace
+
+Result<int> run_inspect(const Options& options, const std::stop_token& /*stop*/) {
+  LIB_TRY(const StoreReader store,
+          StoreReader::open(posix_file_system(), options.directories[0]));
+  if (options.sample) {
+    LIB_TRY_VOID(inspect_sample(store, options));
+  } else if (!options.capture.empty()) {
+    LIB_TRY_VOID(inspect_capture(store, options));
+  } else {
+    inspect_store(store, options.directories[0], options.json);
+  }
+  return kExitDone;
+}
+
+}  // namespace librarian::cli

@@ -1,0 +1,273 @@
+#include "cli/options.h"
+
+#include <CLI/CLI.hpp>
+#include <limits>
+#include <memory>
+
+#include "base/units.h"
+#include "base/version.h"
+#include "cli/toml_config.h"
+
+namespace librarian::cli {
+namespace {
+
+constexpr const char* kDescription =
+    "Extracts a big model's activations on a small machine: streams the weights layer by layer,\n"
+    "runs each layer over the whole dataset, and leaves a Zarr store that trainers can read.";
+
+constexpr const char* kModelHelp =
+    "Model directory with config.json and .safetensors files:\n"
+    "/path/dir, file:///path/dir or http(s)://host/dir/";
+
+constexpr const char* kCaptureHelp =
+    "What to keep, repeatable and comma-separated: NAME[@LAYERS].\n"
+    "NAME: embed, resid_pre, resid_mid, resid_post, attn_out, mlp_out, final.pre_norm,\n"
+    "final.post_norm; hf:i, vllm:i (their hidden states).\n"
+    "LAYERS: all, 12, -1, [0,8,-1], 0..3, every:8, spread:8. Default: resid_post@all";
+
+constexpr const char* kFooter =
+    "Examples:\n"
+    "  librarian plan    http://127.0.0.1:8000/teacher/ --tokens tokens.safetensors\n"
+    "  librarian extract ./teacher --tokens rows.jsonl --out acts --capture resid_post@spread:4\n"
+    "  librarian inspect acts --capture blocks.3.resid_post --sample 0\n"
+    "  librarian verify  acts\n"
+    "Exit codes: 0 done, 2 usage, 3 bad model or input, 4 output busy or of another job,\n"
+    "5 does not fit, 6 remote failed or changed, 7 damage found, 130/143 stopped (resumable).";
+
+/// Raw text of the options that need more than CLI11's own conversions.
+struct RawOptions {
+  std::string device = "auto";
+  std::string isa = "auto";
+  std::string dtype = "checkpoint";
+  std::string device_memory;
+  std::string host_memory;
+  std::string part_tokens = "auto";
+  std::string block_tokens = "auto";
+  std::string state = "auto";
+  std::string save_state_every = "10min";
+  std::string disk_limit;
+  std::string codec = "zstd";
+  std::string staging = "auto";
+  std::vector<std::string> captures;
+};
+
+Error usage(const std::string& text) { return Error(ErrorCode::invalid_argument, text); }
+
+Result<std::uint64_t> auto_or_count(const std::string& name, const std::string& text) {
+  if (text == "auto") {
+    return std::uint64_t{0};
+  }
+  std::uint64_t value = 0;
+  if (text.empty() || text.size() > 18 ||
+      text.find_first_not_of("0123456789") != std::string::npos || (value = std::stoull(text)) == 0) {
+    return usage(name + " " + text + ": must be auto or a number of tokens, at least 1");
+  }
+  return value;
+}
+
+Result<void> apply_choices(const RawOptions& raw, ingest::JobOptions& job) {
+  if (raw.device.starts_with("cuda")) {
+    return usage("--device " + raw.device + ": the CUDA device is not built yet; use --device cpu");
+  }
+  if (raw.device != "auto" && raw.device != "cpu") {
+    return usage("--device " + raw.device + ": must be auto or cpu");
+  }
+  if (!raw.device_memory.empty()) {
+    return usage("--device-memory: only for --device cuda:N, which is not built yet; the CPU's "
+                 "memory is --host-memory");
+  }
+  if (raw.isa == "amx") {
+    return usage("--isa amx: this path is not built yet; use auto, avx512, avx2 or portable");
+  }
+  for (const gpu_exec::CpuIsa isa :
+       {gpu_exec::CpuIsa::portable, gpu_exec::CpuIsa::avx2, gpu_exec::CpuIsa::avx512}) {
+    if (raw.isa == gpu_exec::cpu_isa_name(isa)) {
+      job.isa = isa;
+    }
+  }
+  if (!job.isa && raw.isa != "auto") {
+    return usage("--isa " + raw.isa + ": must be auto, avx512, avx2 or portable");
+  }
+  for (const gpu_exec::DType type :
+       {gpu_exec::DType::bf16, gpu_exec::DType::f16, gpu_exec::DType::f32}) {
+    if (raw.dtype == gpu_exec::dtype_name(type)) {
+      job.dtype = type;
+    }
+  }
+  if (!job.dtype && raw.dtype != "checkpoint") {
+    return usage("--dtype " + raw.dtype + ": must be checkpoint, bf16, f16 or f32");
+  }
+  if (raw.state == "memory" || raw.state == "disk") {
+    job.state = raw.state == "disk" ? ingest::StateMode::disk : ingest::StateMode::memory;
+  } else if (raw.state != "auto") {
+    return usage("--state " + raw.state + ": must be auto, memory or disk");
+  }
+  if (raw.codec == "none") {
+    job.codec = activation_store::Codec::none;
+  } else if (raw.codec != "zstd") {
+    return usage("--codec " + raw.codec + ": must be zstd or none");
+  }
+  if (raw.staging == "disk") {
+    return usage("--staging disk: not built yet; use auto or memory");
+  }
+  if (raw.staging != "auto" && raw.staging != "memory") {
+    return usage("--staging " + raw.staging + ": must be auto or memory");
+  }
+  return {};
+}
+
+template <typename T>
+Result<T> named(const std::string& name, Result<T> value) {
+  return value ? std::move(value) : Result<T>(value.error().with_context(name));
+}
+
+Result<void> apply_numbers(const RawOptions& raw, ingest::JobOptions& job) {
+  if (!raw.host_memory.empty()) {
+    LIB_TRY(job.host_memory_bytes, named("--host-memory", parse_bytes(raw.host_memory)));
+  }
+  if (!raw.disk_limit.empty()) {
+    LIB_TRY(job.disk_limit_bytes, named("--disk-limit", parse_bytes(raw.disk_limit)));
+  }
+  LIB_TRY(job.save_state_every,
+          named("--save-state-every", parse_duration(raw.save_state_every)));
+  LIB_TRY(job.part_tokens, auto_or_count("--part-tokens", raw.part_tokens));
+  LIB_TRY(job.block_tokens, auto_or_count("--block-tokens", raw.block_tokens));
+  if (!raw.captures.empty()) {
+    job.captures = raw.captures;
+  }
+  return {};
+}
+
+void add_job_options(CLI::App& app, ingest::JobOptions& job, RawOptions& raw) {
+  const auto counts = CLI::Range(std::uint64_t{1}, std::uint64_t{1} << 40U);
+  app.add_option("model", job.model, kModelHelp)->required()->type_name("MODEL");
+  app.add_option("--tokens", job.tokens,
+                 "Samples: .safetensors {input_ids, offsets, loss_mask}, .jsonl or .npy")
+      ->required()
+      ->type_name("FILE");
+  app.add_option("--capture", raw.captures, kCaptureHelp)
+      ->type_name("CAPTURE")
+      ->expected(1)
+      ->take_all();
+  app.add_option("--dtype", raw.dtype,
+                 "Type of arithmetic, state and store: checkpoint, bf16, f16, f32")
+      ->capture_default_str();
+  app.add_option("--device", raw.device, "auto or cpu")->capture_default_str();
+  app.add_option("--isa", raw.isa, "CPU path: auto, avx512, avx2, portable (same bits per path)")
+      ->capture_default_str();
+  app.add_option("--host-memory", raw.host_memory,
+                 "Limit of all buffers, e.g. 4GiB. Default: half of RAM or of the cgroup limit")
+      ->type_name("SIZE");
+  app.add_option("--device-memory", raw.device_memory, "GPU memory limit (for --device cuda:N)")
+      ->type_name("SIZE");
+  app.add_option("--part-tokens", raw.part_tokens,
+                 "Tokens of a part, the unit of completion; fixed when the job begins")
+      ->capture_default_str();
+  app.add_option("--block-tokens", raw.block_tokens, "Rows of one kernel call")
+      ->capture_default_str();
+  app.add_option("--state", raw.state, "Where the residual stream waits: auto, memory, disk")
+      ->capture_default_str();
+  app.add_option("--scratch", job.scratch, "Directory for state. Default: OUT/scratch")
+      ->type_name("DIR");
+  app.add_option("--save-state-every", raw.save_state_every,
+                 "Save a memory state at layer borders at least this often; 0: at each")
+      ->capture_default_str();
+  app.add_option("--disk-limit", raw.disk_limit, "Refuse a job that needs more disk")
+      ->type_name("SIZE");
+  app.add_option("--max-length", job.max_length, "Cut longer samples to N tokens")->check(counts);
+  app.add_option("--num-samples", job.num_samples, "Only the first N samples")->check(counts);
+  app.add_option("--codec", raw.codec, "zstd (lossless) or none")->capture_default_str();
+  app.add_option("--chunk-tokens", job.chunk_tokens, "Rows of a chunk. Default: about 1 MiB")
+      ->check(counts);
+  app.add_option("--shard-tokens", job.shard_tokens, "Rows of a file. Default: 512 chunks")
+      ->check(counts);
+  app.add_option("--threads", job.threads, "Default: the CPUs this process may use")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--connections", job.connections, "Range requests at a time")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  app.add_option("--staging", raw.staging, "Where weights wait: auto, memory")
+      ->capture_default_str();
+  app.add_flag("--insecure-http", job.insecure_http, "Allow plain http from other machines");
+  app.add_flag("--allow-nonfinite", job.allow_nonfinite, "Keep NaN and infinity");
+}
+
+void add_common_options(CLI::App& app, Options& options) {
+  app.add_flag("--json", options.json, "Results and events as JSON lines on standard output");
+}
+
+}  // namespace
+
+Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) {
+  CLI::App app(kDescription, "librarian");
+  app.footer(kFooter);
+  app.set_version_flag("--version", std::string("librarian ") + kVersion);
+  app.require_subcommand(1);
+  app.get_formatter()->column_width(32);
+
+  Options options;
+  RawOptions raw;
+  CLI::App* plan = app.add_subcommand("plan", "What a job would take; writes nothing");
+  CLI::App* extract = app.add_subcommand("extract", "Run a job, or resume it: the same command");
+  CLI::App* inspect = app.add_subcommand("inspect", "Shapes, progress, statistics, values");
+  CLI::App* verify = app.add_subcommand("verify", "Check every byte of a store");
+  CLI::App* diff = app.add_subcommand("diff", "Compare two stores, sample by sample");
+  for (CLI::App* command : {plan, extract}) {
+    add_job_options(*command, options.job, raw);
+    command->set_config("--config", "", "Options from a TOML file")->type_name("FILE.toml");
+    command->config_formatter(std::make_shared<TomlConfig>());
+    command->allow_config_extras(CLI::config_extras_mode::error);
+  }
+  plan->add_option("--out", options.job.out, "Store directory: take what its job fixed")
+      ->type_name("DIR");
+  extract->add_option("--out", options.job.out, "Store directory")->required()->type_name("DIR");
+  inspect->add_option("directory", options.directories, "Store directory")
+      ->required()
+      ->expected(1)
+      ->type_name("DIR");
+  inspect->add_option("--capture", options.capture, "Capture to look at")->type_name("NAME");
+  inspect->add_option("--sample", options.sample, "Sample number, from 0")->type_name("N");
+  inspect->add_option("--raw", options.raw_file, "Write the sample's values as .npy")
+      ->type_name("FILE.npy");
+  verify->add_option("directory", options.directories, "Store directory")
+      ->required()
+      ->expected(1)
+      ->type_name("DIR");
+  diff->add_option("directories", options.directories, "Two store directories")
+      ->required()
+      ->expected(2)
+      ->type_name("DIR DIR");
+  for (CLI::App* command : {plan, extract, inspect, verify, diff}) {
+    add_common_options(*command, options);
+  }
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& success) {
+    // --help and --version arrive as exceptions that carry what to print.
+    std::ostringstream out;
+    app.exit(success, out, out);
+    return ParsedCommandLine{std::nullopt, out.str()};
+  } catch (const CLI::ParseError& error) {
+    std::string text = error.what();
+    return usage(text + (text.ends_with('.') ? "" : ".") + " Try 'librarian --help'");
+  }
+  options.command = plan->parsed()      ? Command::plan
+                    : extract->parsed() ? Command::extract
+                    : inspect->parsed() ? Command::inspect
+                    : verify->parsed()  ? Command::verify
+                                        : Command::diff;
+  if (options.command == Command::plan || options.command == Command::extract) {
+    LIB_TRY_VOID(apply_choices(raw, options.job));
+    LIB_TRY_VOID(apply_numbers(raw, options.job));
+  }
+  if (options.sample && options.capture.empty()) {
+    return usage("--sample needs --capture NAME");
+  }
+  if (!options.raw_file.empty() && !options.sample) {
+    return usage("--raw needs --capture NAME and --sample N");
+  }
+  return ParsedCommandLine{std::move(options), ""};
+}
+
+}  // namespace librarian::cli

@@ -1,0 +1,195 @@
+#include <algorithm>
+#include <array>
+#include <cstdio>
+
+#include "base/units.h"
+#include "cli/commands.h"
+#include "cli/exit_codes.h"
+#include "cli/output.h"
+#include "ingest/job.h"
+
+namespace librarian::cli {
+namespace {
+
+using ingest::MemoryPlan;
+using ingest::PreparedJob;
+
+// Rates that the time table assumes where nothing can be measured before the run.
+constexpr double kSlowNetwork = 1e9 / 8;   // 1 Gbit/s
+constexpr double kFastNetwork = 1e10 / 8;  // 10 Gbit/s
+constexpr double kDisk = 1e9;
+
+Duration seconds(double value) {
+  return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(value));
+}
+
+std::string number(double value, const char* pattern) {
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), pattern, value);
+  return text.data();
+}
+
+Json memory_to_json(const MemoryPlan& memory) {
+  return {{"limit_bytes", memory.limit_bytes},
+          {"total_bytes", memory.total_bytes},
+          {"packed_weight_bytes", memory.packed_weight_bytes},
+          {"workspace_bytes", memory.workspace_bytes},
+          {"ring_bytes", memory.ring_bytes},
+          {"state_bytes", memory.state_bytes},
+          {"encode_bytes", memory.encode_bytes},
+          {"table_bytes", memory.table_bytes},
+          {"block_tokens", memory.block_tokens},
+          {"state", memory.state_in_memory ? "memory" : "disk"},
+          {"whole_layer_prefetch", memory.whole_layer_prefetch}};
+}
+
+Json plan_to_json(const PreparedJob& job, double flops_per_second) {
+  const std::int32_t layers = job.checkpoint().layer_count();
+  Json captures = Json::array();
+  for (const std::string& name : job.captures().requested) {
+    const ingest::CaptureNotations other = ingest::capture_notations(name, layers);
+    const auto alias = job.captures().aliases.find(name);
+    captures.push_back({{"name", name},
+                        {"array", alias == job.captures().aliases.end() ? name : alias->second},
+                        {"hf", other.hf},
+                        {"vllm", other.vllm},
+                        {"transformer_lens", other.transformer_lens}});
+  }
+  const ingest::DiskPlan& disk = job.disk();
+  return {{"model_type", job.checkpoint().config().model_type},
+          {"layers", layers},
+          {"hidden_size", job.checkpoint().spec().hidden_size},
+          {"dtype", gpu_exec::dtype_name(job.dtype())},
+          {"device_kind", job.device_kind()},
+          {"samples", job.tokens().samples()},
+          {"tokens", job.tokens().tokens()},
+          {"truncated_samples", job.tokens().truncated_samples},
+          {"parts", job.parts().size()},
+          {"captures", captures},
+          {"fetch_bytes_per_part", job.part_fetch_bytes()},
+          {"fetch_bytes", job.part_fetch_bytes() * job.parts().size()},
+          {"metadata_bytes", job.checkpoint().metadata_bytes()},
+          {"flops", job.flops()},
+          {"measured_flops_per_second", flops_per_second},
+          {"memory", memory_to_json(job.memory())},
+          {"disk",
+           {{"raw_bytes", disk.raw_bytes},
+            {"store_bytes", disk.store_bytes},
+            {"expected_ratio", disk.expected_ratio},
+            {"scratch_peak_bytes", disk.scratch_peak_bytes},
+            {"peak_bytes", disk.peak_bytes},
+            {"written_bytes", disk.written_bytes}}},
+          {"identity_sha256", job.identity_digest()},
+          {"warnings", job.warnings()}};
+}
+
+void print_captures(const PreparedJob& job) {
+  const std::int32_t layers = job.checkpoint().layer_count();
+  const std::vector<std::string>& names = job.captures().requested;
+  print("captures (" + std::to_string(job.captures().array_count()) + " arrays)\n");
+  for (const std::string& name : names) {
+    const ingest::CaptureNotations other = ingest::capture_notations(name, layers);
+    const auto alias = job.captures().aliases.find(name);
+    std::string text = "transformers " + other.hf + "  vLLM " + other.vllm + "  TransformerLens " +
+                       other.transformer_lens;
+    if (alias != job.captures().aliases.end()) {
+      text += "  (stored as " + alias->second + ")";
+    }
+    print(fact(name, text));
+  }
+}
+
+void print_memory(const MemoryPlan& memory) {
+  print("host memory\n");
+  print(fact("weights, packed", format_bytes(memory.packed_weight_bytes)));
+  print(fact("weights, arriving",
+             format_bytes(memory.ring_bytes) +
+                 (memory.whole_layer_prefetch
+                      ? " (the next layer comes while this one runs)"
+                      : " (part of a layer: more memory would let the next layer come earlier)")));
+  print(fact("workspace", format_bytes(memory.workspace_bytes) + " (blocks of " +
+                              format_count(memory.block_tokens) + " tokens)"));
+  print(fact("state", format_bytes(memory.state_bytes) +
+                          (memory.state_in_memory ? " (in memory)" : " (on disk)")));
+  print(fact("encoding", format_bytes(memory.encode_bytes)));
+  print(fact("tables", format_bytes(memory.table_bytes)));
+  print(fact("total", format_bytes(memory.total_bytes) + " of " +
+                          format_bytes(memory.limit_bytes) +
+                          "; code and libraries come on top, at most 150 MiB"));
+}
+
+void print_disk(const PreparedJob& job) {
+  const ingest::DiskPlan& disk = job.disk();
+  print("disk\n");
+  print(fact("store", "about " + format_bytes(disk.store_bytes) + " for " +
+                          format_bytes(disk.raw_bytes) + " of activations (" +
+                          number(disk.expected_ratio, "%.2f") + "x expected)"));
+  print(fact("peak", format_bytes(disk.peak_bytes) + ", of it " +
+                         format_bytes(disk.scratch_peak_bytes) + " scratch"));
+  print(fact("written to SSD", format_bytes(disk.written_bytes)));
+}
+
+void print_time(const PreparedJob& job, double flops_per_second) {
+  const double fetch =
+      static_cast<double>(job.part_fetch_bytes()) * static_cast<double>(job.parts().size());
+  const double compute = job.flops() / flops_per_second;
+  const double slow = fetch / kSlowNetwork;
+  const double fast = fetch / kFastNetwork;
+  const double write = static_cast<double>(job.disk().written_bytes) / kDisk;
+  const auto regime = [&](double network) {
+    const double slowest = std::max({network, compute, write});
+    return format_duration(seconds(slowest)) + ", set by the " +
+           (slowest == compute ? "CPU" : slowest == network ? "network" : "disk");
+  };
+  print("time\n");
+  print(fact("compute", format_duration(seconds(compute)) + " at " +
+                            number(flops_per_second / 1e9, "%.0f") +
+                            " GFLOP/s (measured now, " + job.device_kind() + ", " +
+                            std::to_string(job.threads()) + " threads)"));
+  print(fact("network", format_duration(seconds(slow)) + " at 1 Gbit/s, " +
+                            format_duration(seconds(fast)) + " at 10 Gbit/s"));
+  print(fact("disk", format_duration(seconds(write)) + " at 1 GB/s"));
+  print(fact("at 1 Gbit/s", regime(slow)));
+  print(fact("at 10 Gbit/s", regime(fast)));
+}
+
+}  // namespace
+
+Result<int> run_plan(const Options& options, const std::stop_token& stop) {
+  LIB_TRY(const std::unique_ptr<PreparedJob> job,
+          PreparedJob::create(options.job, ingest::JobEnvironment::real(), stop));
+  LIB_TRY(const double flops_per_second, job->measure_flops());
+  if (options.json) {
+    print_event("plan", plan_to_json(*job, flops_per_second));
+    return kExitDone;
+  }
+  for (const std::string& text : job->warnings()) {
+    std::fprintf(stderr, "librarian: warning: %s\n", text.c_str());
+  }
+  const auto& checkpoint = job->checkpoint();
+  print(checkpoint.directory().display() + "\n");
+  print(fact("model", checkpoint.config().model_type + ", " +
+                          std::to_string(checkpoint.layer_count()) + " layers, hidden size " +
+                          std::to_string(checkpoint.spec().hidden_size) + ", " +
+                          format_bytes(checkpoint.weight_bytes()) + " of weights in " +
+                          std::to_string(checkpoint.files().size()) + " files"));
+  print(fact("tokens", format_count(job->tokens().tokens()) + " in " +
+                           format_count(job->tokens().samples()) + " samples, the longest " +
+                           format_count(job->tokens().longest_sample()) +
+                           (job->tokens().truncated_samples > 0
+                                ? ", " + format_count(job->tokens().truncated_samples) + " cut"
+                                : "")));
+  print(fact("parts", std::to_string(job->parts().size())));
+  print(fact("arithmetic", std::string(gpu_exec::dtype_name(job->dtype())) + " on " +
+                               job->device_kind()));
+  print(fact("to fetch", format_bytes(job->part_fetch_bytes()) + " per part, " +
+                             format_bytes(job->part_fetch_bytes() * job->parts().size()) +
+                             " in all"));
+  print_captures(*job);
+  print_memory(job->memory());
+  print_disk(*job);
+  print_time(*job, flops_per_second);
+  return kExitDone;
+}
+
+}  // namespace librarian::cli

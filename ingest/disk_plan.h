@@ -1,0 +1,33 @@
+#pragma once
+/// Disk of a job: what the store will take, what the scratch takes at its peak, what is written in
+/// all. Pure arithmetic; the compression ratio is an expectation, said to be one.
+
+#include <cstdint>
+
+#include "activation_store/types.h"
+
+namespace librarian::ingest {
+
+struct DiskInputs {
+  std::uint64_t tokens = 0;
+  std::uint64_t part_tokens_max = 0;
+  std::uint64_t row_bytes = 0;
+  std::uint64_t arrays = 0;
+  activation_store::StoredType type{};
+  activation_store::Codec codec{};
+  bool state_in_memory = true;
+  std::uint64_t uncovered_layers = 0;  ///< Layers whose state is not also a capture.
+};
+
+struct DiskPlan {
+  std::uint64_t raw_bytes = 0;            ///< Captures before encoding.
+  std::uint64_t store_bytes = 0;          ///< Captures as expected on disk.
+  double expected_ratio = 1;              ///< raw / stored that was assumed.
+  std::uint64_t scratch_peak_bytes = 0;   ///< State files that exist at the same time.
+  std::uint64_t peak_bytes = 0;           ///< Store and scratch together.
+  std::uint64_t written_bytes = 0;        ///< Everything that reaches the SSD.
+};
+
+DiskPlan plan_disk(const DiskInputs& inputs);
+
+}  // namespace librarian::ingest

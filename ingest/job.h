@@ -1,0 +1,119 @@
+#pragma once
+/// A job from its options to its store: what it would take, and doing it.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "activation_store/store_files.h"
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/file_system.h"
+#include "base/json.h"
+#include "gpu_exec/device.h"
+#include "ingest/capture_list.h"
+#include "ingest/disk_plan.h"
+#include "ingest/job_events.h"
+#include "ingest/job_options.h"
+#include "ingest/memory_plan.h"
+#include "ingest/part_journal.h"
+#include "ingest/run_report.h"
+#include "ingest/token_file.h"
+#include "weightmap/checkpoint.h"
+#include "weightmap/remote/fetcher.h"
+#include "weightmap/remote/transport.h"
+
+namespace librarian::ingest {
+
+/// The world a job runs in; tests put doubles here.
+struct JobEnvironment {
+  Clock* clock = nullptr;
+  FileSystem* files = nullptr;
+  /// Makes what moves bytes; called once per job.
+  std::function<std::unique_ptr<weightmap::remote::Transport>(const JobOptions&)> make_transport;
+  std::function<Result<std::unique_ptr<gpu_exec::Device>>(const JobOptions&)> make_device;
+
+  /// The machine's clock, files, network and CPU.
+  static JobEnvironment real();
+};
+
+/// Everything that is known before anything is computed. Immutable; `plan` prints it.
+class PreparedJob {
+ public:
+  /// Reads the model's headers and the tokens, checks every option, plans memory and disk. If
+  /// options.out holds a job already, what it fixed (the partition) is taken from there.
+  /// @error invalid_argument | bad_input | conflict | does_not_fit | unavailable | cancelled
+  static Result<std::unique_ptr<PreparedJob>> create(const JobOptions& options,
+                                                     const JobEnvironment& environment,
+                                                     const std::stop_token& stop);
+  ~PreparedJob();
+  PreparedJob(const PreparedJob&) = delete;
+  PreparedJob& operator=(const PreparedJob&) = delete;
+
+  const JobOptions& options() const { return options_; }
+  const weightmap::Checkpoint& checkpoint() const { return *checkpoint_; }
+  const CaptureList& captures() const { return captures_; }
+  const TokenData& tokens() const { return tokens_; }
+  const std::vector<activation_store::PartRange>& parts() const { return parts_; }
+  const MemoryPlan& memory() const { return memory_; }
+  const DiskPlan& disk() const { return disk_; }
+  gpu_exec::DType dtype() const { return dtype_; }
+  std::uint64_t chunk_tokens() const { return chunk_tokens_; }
+  std::uint64_t shard_tokens() const { return shard_tokens_; }
+  const std::string& device_kind() const { return device_kind_; }
+  const Json& identity() const { return identity_; }
+  const std::string& identity_digest() const { return identity_digest_; }
+  const std::vector<std::string>& warnings() const { return warnings_; }
+  int threads() const { return device_->threads(); }
+
+  /// Bytes of weights that one part fetches, from the embedding to the last captured layer.
+  std::uint64_t part_fetch_bytes() const;
+  /// Multiplications and additions of one pass over all tokens.
+  double flops() const;
+
+  /// Floating-point operations per second of the device, from a fraction of a second of a layer's
+  /// matrix products; for estimates, not for promises.
+  Result<double> measure_flops() const;
+
+  /// Runs or resumes until every part is complete, by this process or another.
+  /// @error conflict  the directory is foreign or holds another job. All other codes occur.
+  Result<RunReport> run(JobObserver& observer, const std::stop_token& stop);
+
+ private:
+  PreparedJob(JobOptions options, const JobEnvironment& environment);
+  Result<void> prepare(const std::stop_token& stop);
+  Result<void> prepare_partition();
+  Result<void> prepare_geometry();
+  Result<void> plan();
+  Result<void> check_disk();
+  Result<void> remove_scratch();
+  SourceRecord source_record() const;
+  std::string scratch_root() const;
+  std::int32_t computed_layers() const;
+
+  JobOptions options_;
+  JobEnvironment environment_;
+  std::unique_ptr<weightmap::remote::Transport> transport_;
+  std::unique_ptr<weightmap::remote::Fetcher> fetcher_;  // After the transport it uses.
+  std::unique_ptr<gpu_exec::Device> device_;
+  std::optional<weightmap::Checkpoint> checkpoint_;
+  weightmap::remote::Uri model_uri_;
+  CaptureList captures_;
+  TokenData tokens_;
+  std::vector<activation_store::PartRange> parts_;
+  MemoryPlan memory_;
+  DiskPlan disk_;
+  gpu_exec::DType dtype_{};
+  std::uint64_t chunk_tokens_ = 0;
+  std::uint64_t shard_tokens_ = 0;
+  std::string device_kind_;
+  Json identity_;
+  std::string identity_digest_;
+  std::vector<std::string> warnings_;
+};
+
+}  // namespace librarian::ingest

@@ -1,0 +1,259 @@
+// What is known before anything is computed.
+#include <sched.h>
+
+#include <algorithm>
+#include <bit>
+
+#include "base/units.h"
+#include "ingest/identity.h"
+#include "ingest/job.h"
+#include "ingest/layer_flops.h"
+#include "ingest/partition.h"
+#include "ingest/store_directory.h"
+
+namespace librarian::ingest {
+namespace {
+
+constexpr std::uint64_t kChunksPerShardMax = 4096;
+constexpr std::uint64_t kChunkBytesMax = 256 * kMiB;
+
+int usable_cpus() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return ::sched_getaffinity(0, sizeof set, &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
+}
+
+activation_store::StoredType stored_type(gpu_exec::DType type) {
+  return type == gpu_exec::DType::bf16  ? activation_store::StoredType::bf16
+         : type == gpu_exec::DType::f16 ? activation_store::StoredType::f16
+                                        : activation_store::StoredType::f32;
+}
+
+}  // namespace
+
+JobEnvironment JobEnvironment::real() {
+  JobEnvironment environment;
+  environment.clock = &real_clock();
+  environment.files = &posix_file_system();
+  environment.make_transport = [](const JobOptions& options) {
+    weightmap::remote::TransportOptions transport;
+    transport.insecure_http = options.insecure_http;
+    transport.connections = options.connections;
+    return weightmap::remote::make_transport(real_clock(), transport);
+  };
+  environment.make_device = [](const JobOptions& options) {
+    return gpu_exec::make_cpu_device(options.isa.value_or(gpu_exec::best_cpu_isa()),
+                                     options.threads > 0 ? options.threads : usable_cpus());
+  };
+  return environment;
+}
+
+PreparedJob::PreparedJob(JobOptions options, const JobEnvironment& environment)
+    : options_(std::move(options)), environment_(environment) {}
+
+PreparedJob::~PreparedJob() = default;
+
+Result<std::unique_ptr<PreparedJob>> PreparedJob::create(const JobOptions& options,
+                                                         const JobEnvironment& environment,
+                                                         const std::stop_token& stop) {
+  std::unique_ptr<PreparedJob> job(new PreparedJob(options, environment));
+  LIB_TRY_VOID(job->prepare(stop));
+  return job;
+}
+
+Result<void> PreparedJob::prepare(const std::stop_token& stop) {
+  using weightmap::remote::Fetcher;
+  LIB_TRY(model_uri_, weightmap::remote::parse_uri(options_.model));
+  LIB_TRY_VOID(weightmap::remote::check_allowed(model_uri_, options_.insecure_http));
+  LIB_TRY(device_, environment_.make_device(options_));
+  device_kind_ = device_->kind();
+  transport_ = environment_.make_transport(options_);
+  weightmap::remote::FetcherOptions fetching;
+  fetching.connections = options_.connections;
+  fetcher_ = std::make_unique<Fetcher>(*transport_, *environment_.clock, fetching);
+  LIB_TRY(checkpoint_, weightmap::Checkpoint::open(*fetcher_, model_uri_, stop));
+
+  dtype_ = options_.dtype.value_or(checkpoint_->dtype());
+  LIB_TRY(captures_, parse_captures(options_.captures, checkpoint_->layer_count()));
+  TokenLimits limits;
+  limits.vocab_size = checkpoint_->spec().vocab_size;
+  limits.max_length = options_.max_length;
+  limits.samples_max = options_.num_samples;
+  LIB_TRY(tokens_, read_token_file(*environment_.files, options_.tokens, limits));
+  const std::uint32_t positions = checkpoint_->spec().max_positions;
+  if (positions != 0 && tokens_.longest_sample() > positions) {
+    warnings_.push_back("the longest sample has " + format_count(tokens_.longest_sample()) +
+                        " tokens, beyond the " + format_count(positions) +
+                        " positions the model was made for; --max-length " +
+                        std::to_string(positions) + " would cut it");
+  }
+  LIB_TRY_VOID(prepare_geometry());
+  LIB_TRY_VOID(prepare_partition());
+  LIB_TRY_VOID(plan());
+
+  IdentityInputs inputs;
+  inputs.checkpoint = &*checkpoint_;
+  inputs.tokens = &tokens_;
+  inputs.captures = &captures_;
+  inputs.dtype = dtype_;
+  inputs.codec = options_.codec;
+  inputs.chunk_tokens = chunk_tokens_;
+  inputs.shard_tokens = shard_tokens_;
+  inputs.parts = &parts_;
+  identity_ = make_identity(inputs);
+  identity_digest_ = ingest::identity_digest(identity_);
+  return {};
+}
+
+/// Sizes of chunks and shards: one number each for the whole job.
+Result<void> PreparedJob::prepare_geometry() {
+  const std::uint64_t width = checkpoint_->spec().hidden_size;
+  const std::uint64_t row_bytes = width * gpu_exec::dtype_bytes(dtype_);
+  chunk_tokens_ = options_.chunk_tokens != 0
+                      ? options_.chunk_tokens
+                      : activation_store::default_chunk_tokens(width, stored_type(dtype_));
+  shard_tokens_ = options_.shard_tokens != 0
+                      ? options_.shard_tokens
+                      : chunk_tokens_ * activation_store::kDefaultChunksPerShard;
+  if (!std::has_single_bit(chunk_tokens_) || chunk_tokens_ > kChunkBytesMax / row_bytes) {
+    return Error(ErrorCode::invalid_argument,
+                 "--chunk-tokens " + std::to_string(chunk_tokens_) +
+                     ": must be a power of two with at most " + format_bytes(kChunkBytesMax) +
+                     " of rows");
+  }
+  if (shard_tokens_ % chunk_tokens_ != 0 || shard_tokens_ / chunk_tokens_ > kChunksPerShardMax) {
+    return Error(ErrorCode::invalid_argument,
+                 "--shard-tokens " + std::to_string(shard_tokens_) +
+                     ": must be a multiple of --chunk-tokens (" + std::to_string(chunk_tokens_) +
+                     ") and at most " + std::to_string(kChunksPerShardMax) + " chunks");
+  }
+  return {};
+}
+
+/// The partition belongs to the job: a later command without the option takes it from there.
+Result<void> PreparedJob::prepare_partition() {
+  std::optional<activation_store::JobFile> existing;
+  if (!options_.out.empty()) {
+    LIB_TRY(existing, read_existing_job(*environment_.files, options_.out));
+  }
+  if (existing && options_.part_tokens == 0) {
+    std::uint64_t samples = 0;
+    std::uint64_t tokens = 0;
+    for (const activation_store::PartRange& part : existing->parts) {
+      samples += part.samples;
+      tokens += part.tokens;
+    }
+    // Other samples make another identity, which is refused with its reasons later.
+    if (samples == tokens_.samples() && tokens == tokens_.tokens()) {
+      parts_ = existing->parts;
+      return {};
+    }
+  }
+  const std::uint64_t state_bytes =
+      checkpoint_->spec().hidden_size * gpu_exec::dtype_bytes(dtype_);
+  parts_ = partition_samples(tokens_.offsets, options_.part_tokens != 0
+                                                  ? options_.part_tokens
+                                                  : auto_part_tokens(state_bytes));
+  return {};
+}
+
+Result<void> PreparedJob::plan() {
+  MemoryInputs memory;
+  memory.checkpoint = &*checkpoint_;
+  memory.captures = &captures_;
+  memory.device = device_.get();
+  memory.dtype = dtype_;
+  memory.codec = options_.codec;
+  memory.chunk_tokens = chunk_tokens_;
+  memory.shard_tokens = shard_tokens_;
+  for (const activation_store::PartRange& part : parts_) {
+    memory.part_tokens_max = std::max(memory.part_tokens_max, part.tokens);
+  }
+  memory.sample_tokens_max = tokens_.longest_sample();
+  memory.token_bytes = tokens_.memory_bytes();
+  memory.limit_bytes = options_.host_memory_bytes.value_or(default_host_memory_bytes());
+  memory.block_tokens = options_.block_tokens;
+  memory.state = options_.state;
+  memory.threads = device_->threads();
+  LIB_TRY(memory_, plan_memory(memory));
+
+  DiskInputs disk;
+  disk.tokens = tokens_.tokens();
+  disk.part_tokens_max = memory.part_tokens_max;
+  disk.row_bytes = checkpoint_->spec().hidden_size * gpu_exec::dtype_bytes(dtype_);
+  disk.arrays = captures_.array_count();
+  disk.type = stored_type(dtype_);
+  disk.codec = options_.codec;
+  disk.state_in_memory = memory_.state_in_memory;
+  for (std::int32_t layer = weightmap::kEmbeddingLayer; layer < captures_.last_layer(); ++layer) {
+    const bool covered = layer >= 0 && captures_.layers[static_cast<std::size_t>(layer)].contains(
+                                           gpu_exec::CapturePoint::resid_post);
+    disk.uncovered_layers += covered ? 0 : 1;
+  }
+  disk_ = plan_disk(disk);
+  if (options_.disk_limit_bytes && disk_.peak_bytes > *options_.disk_limit_bytes) {
+    return Error(ErrorCode::does_not_fit,
+                 "the job needs about " + format_bytes(disk_.peak_bytes) +
+                     " of disk, more than --disk-limit " +
+                     format_bytes(*options_.disk_limit_bytes) +
+                     "; capture fewer layers or samples, or raise the limit");
+  }
+  return {};
+}
+
+std::uint64_t PreparedJob::part_fetch_bytes() const {
+  std::uint64_t bytes = 0;
+  for (std::int32_t layer = weightmap::kEmbeddingLayer; layer <= captures_.last_layer(); ++layer) {
+    bytes += checkpoint_->layer(layer).bytes;
+  }
+  return bytes;
+}
+
+double PreparedJob::flops() const {
+  const std::int32_t layers = std::min(captures_.last_layer() + 1, checkpoint_->layer_count());
+  double total = 0;
+  for (std::int32_t layer = 0; layer < layers; ++layer) {
+    total += layer_flops(checkpoint_->spec(), static_cast<std::uint32_t>(layer), tokens_.offsets);
+  }
+  return total;
+}
+
+Result<double> PreparedJob::measure_flops() const {
+  // Large enough for full rate, small enough to be over at once.
+  constexpr std::uint64_t kRows = 256;
+  constexpr std::uint64_t kWidth = 1024;
+  const std::uint64_t element = gpu_exec::dtype_bytes(dtype_);
+  const std::uint64_t packed = device_->packed_bytes(kWidth, kWidth, dtype_);
+  const std::uint64_t rows = kRows * kWidth * element;
+  const std::uint64_t scratch = device_->scratch_bytes({});
+  LIB_TRY(const gpu_exec::DeviceMemory memory, device_->allocate(packed + 2 * rows + scratch));
+  gpu_exec::LinearOp op;
+  op.matrix = {memory.get(), dtype_, nullptr};
+  op.x = memory.get() + packed;
+  op.y = memory.get() + packed + rows;
+  op.dtype = dtype_;
+  op.rows = kRows;
+  op.inputs = kWidth;
+  op.outputs = kWidth;
+  // Random bits below an exponent of one: zeros would flatter the arithmetic.
+  std::vector<std::byte> noise(kWidth * kWidth * element);
+  std::uint32_t state = 1;
+  for (std::size_t i = 0; i < noise.size(); ++i) {
+    state = state * 1664525U + 1013904223U;
+    const bool high = i % element == element - 1;
+    noise[i] = static_cast<std::byte>(high ? 0x3C | (state >> 24U & 0x81U) : state >> 24U);
+  }
+  device_->pack_matrix(noise.data(), dtype_, kWidth, kWidth, memory.get());
+  std::copy_n(noise.begin(), rows, memory.get() + packed);
+  constexpr double kFlops = 2.0 * kRows * kWidth * kWidth;
+  double best = 0;
+  for (int repeat = 0; repeat < 8; ++repeat) {
+    const TimePoint begin = real_clock().now();
+    device_->linear(op, memory.get() + packed + 2 * rows, {});
+    const double seconds = std::chrono::duration<double>(real_clock().now() - begin).count();
+    best = std::max(best, kFlops / std::max(seconds, 1e-9));
+  }
+  return best;
+}
+
+}  // namespace librarian::ingest

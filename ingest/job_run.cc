@@ -1,0 +1,356 @@
+// Doing a job: parts in turn, each claimed, run and published.
+#include <algorithm>
+#include <array>
+#include <ctime>
+
+#include "base/units.h"
+#include "base/version.h"
+#include "ingest/job.h"
+#include "ingest/layer_flops.h"
+#include "ingest/part_run.h"
+#include "ingest/store_directory.h"
+
+namespace librarian::ingest {
+namespace {
+
+using namespace std::chrono_literals;
+using activation_store::EncodePool;
+using weightmap::VirtualWeightMap;
+
+constexpr auto kLookAgain = 1s;
+constexpr std::uint64_t kWeightsBytesMax = 256 * kMiB;
+
+std::string utc_now() {
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  std::array<char, 32> text{};
+  ::gmtime_r(&now, &parts);
+  std::strftime(text.data(), text.size(), "%Y-%m-%dT%H:%M:%SZ", &parts);
+  return text.data();
+}
+
+/// Adds up what the layers took while passing the events on.
+class Recorder final : public JobObserver {
+ public:
+  Recorder(JobObserver& next, const EncodePool& encoder, int threads)
+      : next_(next), encoder_(encoder), threads_(threads) {}
+
+  void part_started(std::uint64_t part, std::uint64_t tokens, std::int32_t first_layer) override {
+    next_.part_started(part, tokens, first_layer);
+  }
+  void rows_done(std::uint64_t part, std::int32_t layer, std::uint64_t done,
+                 std::uint64_t total) override {
+    next_.rows_done(part, layer, done, total);
+  }
+  void layer_done(const LayerDone& event) override {
+    const LayerTimes& times = event.times;
+    report_.layer_tokens += event.layer >= 0 ? event.tokens : 0;
+    report_.raw_bytes += event.raw_bytes;
+    report_.stored_bytes += event.stored_bytes;
+    report_.fetch_wait += times.fetch_wait;
+    report_.load_busy += times.load_busy;
+    report_.compute_busy += times.compute_busy;
+    report_.capture_wait += times.capture_wait;
+    report_.commit_wait += times.commit_wait;
+    const EncodePool::Statistics now = encoder_.statistics();
+    const Duration encode = (now.encode_busy - encoded_.encode_busy) / threads_;
+    const Duration write = now.write_busy - encoded_.write_busy;
+    encoded_ = now;
+    layers_.push_back(
+        {times.fetch_busy, times.load_busy + times.compute_busy, std::max(encode, write)});
+    next_.layer_done(event);
+  }
+  void part_done(std::uint64_t part) override {
+    const PaceBound bound = pace_bound(layers_);
+    layers_.clear();
+    report_.bound.bound += bound.bound;
+    report_.bound.fetch_bound += bound.fetch_bound;
+    report_.bound.compute_bound += bound.compute_bound;
+    report_.bound.write_bound += bound.write_bound;
+    next_.part_done(part);
+  }
+  void waiting(const std::string& holders) override { next_.waiting(holders); }
+  void warning(const std::string& text) override { next_.warning(text); }
+
+  RunReport& report() { return report_; }
+
+ private:
+  JobObserver& next_;
+  const EncodePool& encoder_;
+  int threads_;
+  EncodePool::Statistics encoded_;
+  std::vector<LayerPace> layers_;  // Of the part that runs.
+  RunReport report_;
+};
+
+/// Digests of tensors that parts finished earlier were computed with.
+Result<void> remember_weights(FileSystem& files, const std::string& directory,
+                              std::uint64_t parts, KnownWeights& known) {
+  for (std::uint64_t part = 0; part < parts; ++part) {
+    const std::string part_directory =
+        directory + "/" + activation_store::part_directory_name(part);
+    if (!files.info(part_directory + "/zarr.json")) {
+      continue;
+    }
+    const std::string path = part_directory + "/" + kWeightsFileName;
+    LIB_TRY(const std::string text, read_small_file(files, path, kWeightsBytesMax));
+    LIB_TRY(const Json document, activation_store::open_sealed_json(text, path));
+    if (!document.contains("xxh3_of_tensors") || !document["xxh3_of_tensors"].is_object()) {
+      return Error(ErrorCode::corrupt, path + ": holds no digests");
+    }
+    for (const auto& [tensor, xxh3] : document["xxh3_of_tensors"].items()) {
+      LIB_TRY_VOID(known.check(tensor, xxh3.is_string() ? xxh3.get<std::string>() : ""));
+    }
+  }
+  return {};
+}
+
+/// One number for "the same store": over every part's array names and row digests.
+Result<std::string> store_digest(FileSystem& files, const std::string& directory,
+                                 std::uint64_t parts) {
+  std::string text;
+  for (std::uint64_t part = 0; part < parts; ++part) {
+    LIB_TRY(const activation_store::PartFile file,
+            activation_store::read_part_file(
+                files, directory + "/" + activation_store::part_directory_name(part)));
+    std::vector<std::string> lines;
+    for (const activation_store::ArrayRecord& array : file.arrays) {
+      lines.push_back(array.name + " " + array.rows_xxh3.hex() + "\n");
+    }
+    std::sort(lines.begin(), lines.end());
+    for (const std::string& line : lines) {
+      text += line;
+    }
+  }
+  return xxh3_128(text).hex();
+}
+
+/// The nearest directory above a path that exists: free space is asked there.
+std::string existing_ancestor(FileSystem& files, std::string path) {
+  while (!files.info(path) && path != "/" && path != ".") {
+    path = parent_path(path);
+  }
+  return path;
+}
+
+}  // namespace
+
+/// Claims, runs and publishes parts until there is nothing left to do.
+class PartLoop {
+ public:
+  PartLoop(const PartContext& context, const PartTools& tools,
+           const std::vector<activation_store::PartRange>& parts, RunReport& report)
+      : context_(context), tools_(tools), parts_(parts), report_(report) {}
+
+  Result<void> run(const std::stop_token& stop) {
+    LIB_TRY_VOID(claim());
+    while (complete_ < parts_.size()) {
+      if (!next_) {
+        context_.observer.waiting(holders_);
+        if (!context_.clock.sleep_for(kLookAgain, stop)) {
+          return Error(ErrorCode::cancelled, "stopped while waiting for other processes");
+        }
+        LIB_TRY_VOID(claim());
+        continue;
+      }
+      const std::unique_ptr<PartRun> current = std::move(next_);
+      running_ = current->part();
+      LIB_TRY_VOID(current->run(tools_, [this] { return claim_ahead(); }, stop));
+      running_.reset();
+      ++report_.parts_done_here;
+      report_.tokens_done_here += parts_[current->part()].tokens;
+      if (!next_) {
+        LIB_TRY_VOID(claim());
+      }
+    }
+    return {};
+  }
+
+ private:
+  Result<void> claim() {
+    LIB_TRY(PartClaim claimed,
+            claim_part(context_.files, context_.clock, context_.store_directory, parts_.size(),
+                       running_));
+    complete_ = claimed.complete;
+    holders_ = claimed.holders;
+    if (claimed.part) {
+      LIB_TRY(next_, PartRun::open(context_, *claimed.part, parts_[*claimed.part],
+                                   std::move(claimed.lock)));
+    }
+    return {};
+  }
+
+  /// Takes the next part while the last layer of this one computes, and lets its weights come.
+  Result<void> claim_ahead() {
+    LIB_TRY_VOID(claim());
+    if (next_ && next_->first_layer() <= next_->last_layer()) {
+      tools_.weights.prefetch(next_->first_layer());
+    }
+    return {};
+  }
+
+  const PartContext& context_;
+  const PartTools& tools_;
+  const std::vector<activation_store::PartRange>& parts_;
+  RunReport& report_;
+  std::unique_ptr<PartRun> next_;
+  std::optional<std::uint64_t> running_;
+  std::uint64_t complete_ = 0;
+  std::string holders_;
+};
+
+Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token& stop) {
+  Clock& clock = *environment_.clock;
+  FileSystem& files = *environment_.files;
+  const TimePoint begin = clock.now();
+  const std::string started = utc_now();
+
+  LIB_TRY_VOID(check_disk());
+  LIB_TRY_VOID(claim_store(files, clock, options_.out, {identity_, identity_digest_, parts_}, stop));
+  KnownWeights known_weights;
+  LIB_TRY_VOID(remember_weights(files, options_.out, parts_.size(), known_weights));
+
+  EncodePool encoder(clock, memory_.encode);
+  Recorder recorder(observer, encoder, device_->threads());
+  gpu_exec::ExecutorOptions executor_options{dtype_, checkpoint_->widest_dtype(),
+                                             memory_.block_tokens, tokens_.longest_sample()};
+  LIB_TRY(const std::unique_ptr<gpu_exec::LayerExecutor> executor,
+          gpu_exec::LayerExecutor::create(checkpoint_->spec(), executor_options, *device_));
+  const weightmap::remote::FetchStatistics before = fetcher_->statistics();
+  VirtualWeightMap weights(*fetcher_, clock, *checkpoint_,
+                           {memory_.ring_bytes, kTablePieceBytes, {}});
+
+  PartContext context{clock,
+                      files,
+                      *checkpoint_,
+                      tokens_,
+                      captures_,
+                      known_weights,
+                      recorder,
+                      source_record(),
+                      identity_digest_,
+                      device_kind_,
+                      options_.out,
+                      scratch_root()};
+  context.dtype = dtype_;
+  context.codec = options_.codec;
+  context.chunk_tokens = chunk_tokens_;
+  context.shard_tokens = shard_tokens_;
+  context.block_tokens = memory_.block_tokens;
+  context.state_in_memory = memory_.state_in_memory;
+  context.save_state_every = options_.save_state_every;
+  context.allow_nonfinite = options_.allow_nonfinite;
+  context.verified_stream = model_uri_.scheme != "file";
+  const PartTools tools{weights, *fetcher_, *executor, encoder};
+
+  RunReport& report = recorder.report();
+  PartLoop loop(context, tools, parts_, report);
+  Result<void> outcome = loop.run(stop);
+  if (!outcome && stop.stop_requested()) {
+    outcome = Error(ErrorCode::cancelled, "stopped; the same command resumes");
+  }
+
+  report.tool_version = kVersion;
+  report.started = started;
+  report.outcome = !outcome ? error_code_name(outcome.error().code())
+                   : report.parts_done_here > 0 ? "complete"
+                                                : "already complete";
+  report.model = model_uri_.display();
+  report.device_kind = device_kind_;
+  report.threads = device_->threads();
+  report.parts_total = parts_.size();
+  report.wall = clock.now() - begin;
+  const weightmap::remote::FetchStatistics after = fetcher_->statistics();
+  report.fetched_bytes = after.body_bytes - before.body_bytes;
+  report.requests = after.requests - before.requests;
+  report.retries = after.retries - before.retries;
+  report.fetch_busy = after.busy - before.busy;
+  report.needed_bytes = weights.statistics().needed_bytes;
+  report.ring_wait = weights.statistics().ring_wait;
+  report.encode_busy = encoder.statistics().encode_busy;
+  report.write_busy = encoder.statistics().write_busy;
+  report.compute_flops = tokens_.tokens() == 0 ? 0
+                                               : flops() * static_cast<double>(report.layer_tokens) /
+                                                     (static_cast<double>(tokens_.tokens()) *
+                                                      static_cast<double>(computed_layers()));
+  report.memory_planned_bytes = memory_.total_bytes;
+  report.memory_limit_bytes = memory_.limit_bytes;
+  report.resident_peak_bytes = ingest::resident_peak_bytes();
+  if (outcome) {
+    LIB_TRY(report.store_digest, store_digest(files, options_.out, parts_.size()));
+    LIB_TRY_VOID(remove_scratch());
+  }
+  // A report is worth little next to leaving in time: it is not waited for.
+  auto lock = DirectoryLock::try_acquire(files, clock, options_.out);
+  if (lock && lock->lock) {
+    static_cast<void>(append_report(files, options_.out, report));
+  }
+  if (!outcome) {
+    return outcome.error();
+  }
+  return report;
+}
+
+/// Layers whose flops() counts.
+std::int32_t PreparedJob::computed_layers() const {
+  return std::max(1, std::min(captures_.last_layer() + 1, checkpoint_->layer_count()));
+}
+
+Result<void> PreparedJob::check_disk() {
+  FileSystem& files = *environment_.files;
+  LIB_TRY(const std::optional<activation_store::JobFile> existing,
+          read_existing_job(files, options_.out));
+  std::uint64_t left = 0;
+  for (std::uint64_t part = 0; part < parts_.size(); ++part) {
+    const std::string group =
+        options_.out + "/" + activation_store::part_directory_name(part) + "/zarr.json";
+    left += existing && files.info(group) ? 0 : parts_[part].tokens;
+  }
+  const auto needed = static_cast<std::uint64_t>(static_cast<double>(disk_.peak_bytes) *
+                                                 static_cast<double>(left) /
+                                                 static_cast<double>(tokens_.tokens()));
+  const std::string where = existing_ancestor(files, options_.out);
+  LIB_TRY(const std::uint64_t free, files.free_bytes(where));
+  // A resumed part holds some of it already, which we cannot tell from here: only the first run,
+  // where nothing is written, is refused.
+  if (needed > free && !existing) {
+    return Error(ErrorCode::does_not_fit, where + ": " + format_bytes(free) +
+                                              " are free and the job needs about " +
+                                              format_bytes(needed) +
+                                              "; capture fewer layers or samples, or give --out on "
+                                              "a larger disk");
+  }
+  return {};
+}
+
+SourceRecord PreparedJob::source_record() const {
+  SourceRecord source;
+  source.uri = model_uri_.display();
+  if (!source.uri.ends_with('/')) {
+    source.uri += '/';
+  }
+  for (const weightmap::WeightFile& file : checkpoint_->files()) {
+    source.files[file.name] = {file.info.validator, file.info.strong};
+  }
+  return source;
+}
+
+/// State of a job that is given --scratch lies below a directory of its own there.
+std::string PreparedJob::scratch_root() const {
+  return (options_.scratch.empty() ? options_.out + "/scratch" : options_.scratch) + "/librarian-" +
+         identity_digest_.substr(0, 16);
+}
+
+/// Removes the job's scratch directories, which are empty once every part is published.
+Result<void> PreparedJob::remove_scratch() {
+  FileSystem& files = *environment_.files;
+  // Another process may still be at its last part's clean-up: then the directories are not empty
+  // and stay.
+  static_cast<void>(files.remove_directory(scratch_root()));
+  if (options_.scratch.empty()) {
+    static_cast<void>(files.remove_directory(options_.out + "/scratch"));
+  }
+  return {};
+}
+
+}  // namespace librarian::ingest

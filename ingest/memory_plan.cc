@@ -1,0 +1,187 @@
+#include "ingest/memory_plan.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <fstream>
+#include <optional>
+
+#include "base/units.h"
+#include "ingest/residual_state.h"
+#include "weightmap/host_ring.h"
+#include "weightmap/request_plan.h"
+
+namespace librarian::ingest {
+namespace {
+
+// GEMMs already run at full rate with the largest; the others serve small budgets.
+constexpr std::array<std::uint64_t, 8> kBlockChoices{2048, 1024, 512, 256, 128, 64, 32, 16};
+constexpr std::uint64_t kEfficientBlock = 256;
+constexpr std::uint64_t kBytesPerTensorEntry = 512;
+constexpr std::uint64_t kBytesPerFileRecord = 256;
+
+std::uint64_t row_bytes(const MemoryInputs& in) {
+  return in.checkpoint->spec().hidden_size * gpu_exec::dtype_bytes(in.dtype);
+}
+
+std::uint64_t largest_layer_bytes(const weightmap::Checkpoint& checkpoint) {
+  std::uint64_t largest = 0;
+  for (std::int32_t layer = 0; layer <= checkpoint.layer_count(); ++layer) {
+    std::uint64_t bytes = 0;
+    for (const weightmap::WeightTensor& tensor : checkpoint.layer(layer).tensors) {
+      bytes += weightmap::HostRing::slot_bytes(tensor.bytes.size());
+    }
+    largest = std::max(largest, bytes);
+  }
+  return largest;
+}
+
+activation_store::ArrayLayout layout_of(const MemoryInputs& in) {
+  activation_store::ArrayLayout layout;
+  layout.rows = in.part_tokens_max;
+  layout.width = in.checkpoint->spec().hidden_size;
+  layout.type = static_cast<activation_store::StoredType>(in.dtype);
+  layout.codec = in.codec;
+  layout.chunk_tokens = in.chunk_tokens;
+  layout.shard_tokens = in.shard_tokens;
+  return layout;
+}
+
+/// Tokens, tensor table and the records of the journal and the manifest.
+std::uint64_t table_bytes(const MemoryInputs& in) {
+  std::uint64_t tensors = 0;
+  for (std::int32_t layer = weightmap::kEmbeddingLayer; layer <= in.checkpoint->layer_count();
+       ++layer) {
+    tensors += in.checkpoint->layer(layer).tensors.size();
+  }
+  const std::uint64_t shards = (in.part_tokens_max + in.shard_tokens - 1) / in.shard_tokens;
+  const std::uint64_t files = in.captures->array_count() * (shards + 1);
+  // A part's tokens are copied once while they are written.
+  const std::uint64_t part_copy = in.part_tokens_max * 2 * sizeof(std::int64_t);
+  return in.token_bytes + part_copy + tensors * kBytesPerTensorEntry + files * kBytesPerFileRecord;
+}
+
+MemoryPlan plan_with(const MemoryInputs& in, std::uint64_t block_tokens, bool whole_layer,
+                     bool state_in_memory, std::uint64_t slots) {
+  MemoryPlan plan;
+  plan.limit_bytes = in.limit_bytes;
+  plan.block_tokens = block_tokens;
+  plan.state_in_memory = state_in_memory;
+  plan.whole_layer_prefetch = whole_layer;
+
+  const gpu_exec::ExecutorMemory executor = gpu_exec::LayerExecutor::memory(
+      in.checkpoint->spec(),
+      {in.dtype, in.checkpoint->widest_dtype(), block_tokens, in.sample_tokens_max}, *in.device);
+  plan.packed_weight_bytes = executor.weight_bytes;
+  const std::uint64_t block_rows = std::min(block_tokens, in.part_tokens_max);
+  plan.workspace_bytes =
+      executor.workspace_bytes + (in.captures->final_norm ? block_rows * row_bytes(in) : 0);
+
+  const std::uint64_t piece =
+      weightmap::largest_piece_bytes(*in.checkpoint, kTablePieceBytes) + kKiB;
+  const std::uint64_t layer = largest_layer_bytes(*in.checkpoint);
+  // A slot that wraps around leaves at most one piece unused.
+  plan.ring_bytes = whole_layer ? std::max(layer, 2 * kTablePieceBytes) + piece : piece;
+
+  ResidualStateOptions state;
+  state.rows = in.part_tokens_max;
+  state.row_bytes = row_bytes(in);
+  state.window_rows = in.chunk_tokens;
+  state.in_memory = state_in_memory;
+  plan.state_bytes = ResidualState::memory_bytes(state, block_tokens);
+
+  const activation_store::ArrayLayout layout = layout_of(in);
+  plan.encode.threads = in.threads;
+  plan.encode.slots = slots;
+  plan.encode.chunk_bytes_max = in.chunk_tokens * row_bytes(in);
+  // Two layers write at the same time: one computes, the one before commits.
+  plan.encode_bytes = activation_store::EncodePool::memory_bytes(plan.encode) +
+                      2 * in.captures->arrays_per_layer_max() *
+                          activation_store::ArrayWriter::memory_bytes(layout);
+  if (!state_in_memory) {
+    // Reading state back from a capture decodes a chunk at a time.
+    plan.encode_bytes += 4 * plan.encode.chunk_bytes_max;
+  }
+  plan.table_bytes = table_bytes(in);
+  plan.total_bytes = plan.packed_weight_bytes + plan.workspace_bytes + plan.ring_bytes +
+                     plan.state_bytes + plan.encode_bytes + plan.table_bytes;
+  return plan;
+}
+
+std::optional<std::uint64_t> read_number(const char* path) {
+  std::ifstream file(path);
+  std::uint64_t number = 0;
+  return file >> number ? std::optional(number) : std::nullopt;
+}
+
+}  // namespace
+
+Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
+  const std::uint64_t arrays = in.captures->arrays_per_layer_max();
+  const std::uint64_t slots_min = 2 * arrays + 2;
+  const std::uint64_t slots = slots_min + 2 * static_cast<std::uint64_t>(in.threads);
+  std::vector<std::uint64_t> blocks;
+  for (const std::uint64_t block : kBlockChoices) {
+    // A larger block than the largest part only costs memory.
+    if (block / 2 < in.part_tokens_max || block == kBlockChoices.back()) {
+      blocks.push_back(block);
+    }
+  }
+  if (in.block_tokens != 0) {
+    blocks = {in.block_tokens};
+  }
+  // Small blocks slow every layer down, so they come after everything else was tried.
+  for (const std::uint64_t block_min : {kEfficientBlock, std::uint64_t{0}}) {
+    for (const bool whole_layer : {true, false}) {
+      for (const bool state_in_memory : {true, false}) {
+        if ((state_in_memory && in.state == StateMode::disk) ||
+            (!state_in_memory && in.state == StateMode::memory)) {
+          continue;
+        }
+        for (const std::uint64_t block : blocks) {
+          if (block < std::min(block_min, blocks.front())) {
+            continue;
+          }
+          MemoryPlan plan = plan_with(in, block, whole_layer, state_in_memory,
+                                      whole_layer ? slots : slots_min);
+          if (plan.total_bytes <= in.limit_bytes) {
+            return plan;
+          }
+        }
+      }
+    }
+  }
+  const MemoryPlan least =
+      plan_with(in, blocks.back(), false, in.state == StateMode::memory, slots_min);
+  std::string advice;
+  if (in.state == StateMode::memory) {
+    advice += ", or leave out --state memory";
+  }
+  if (in.block_tokens != 0) {
+    advice += ", or leave out --block-tokens";
+  }
+  return Error(ErrorCode::does_not_fit,
+               "--host-memory " + format_bytes(in.limit_bytes) + " is too small: " +
+                   format_bytes(least.packed_weight_bytes) + " for the largest layer, " +
+                   format_bytes(least.workspace_bytes) + " of workspace, " +
+                   format_bytes(least.ring_bytes) + " for weights on their way, " +
+                   format_bytes(least.state_bytes + least.encode_bytes + least.table_bytes) +
+                   " for state, encoding and tables; the smallest that would do is " +
+                   std::to_string((least.total_bytes + kMiB - 1) / kMiB) + "MiB" + advice);
+}
+
+std::uint64_t default_host_memory_bytes() {
+  const auto pages = static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES));
+  std::uint64_t bytes = pages * static_cast<std::uint64_t>(::sysconf(_SC_PAGE_SIZE));
+  for (const char* path :
+       {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
+    // "max" does not parse as a number: no limit.
+    if (const std::optional<std::uint64_t> limit = read_number(path)) {
+      bytes = std::min(bytes, *limit);
+    }
+  }
+  return bytes / 2;
+}
+
+}  // namespace librarian::ingest

@@ -1,0 +1,62 @@
+#pragma once
+/// Host memory of a job as a number, before the first byte of it is allocated. Pure arithmetic.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "activation_store/array_writer.h"
+#include "base/error.h"
+#include "gpu_exec/layer_executor.h"
+#include "ingest/capture_list.h"
+#include "ingest/job_options.h"
+#include "weightmap/checkpoint.h"
+
+namespace librarian::ingest {
+
+/// Runs of rows of the embedding table that are in memory at once.
+inline constexpr std::uint64_t kTablePieceBytes = 8U << 20U;
+
+struct MemoryInputs {
+  const weightmap::Checkpoint* checkpoint = nullptr;
+  const CaptureList* captures = nullptr;
+  const gpu_exec::Device* device = nullptr;
+  gpu_exec::DType dtype{};
+  activation_store::Codec codec{};
+  std::uint64_t chunk_tokens = 0;
+  std::uint64_t shard_tokens = 0;
+  std::uint64_t part_tokens_max = 0;    ///< Tokens of the largest part.
+  std::uint64_t sample_tokens_max = 0;  ///< Longest sample.
+  std::uint64_t token_bytes = 0;        ///< TokenData::memory_bytes().
+  std::uint64_t limit_bytes = 0;        ///< --host-memory.
+  std::uint64_t block_tokens = 0;       ///< 0: auto.
+  StateMode state = StateMode::automatic;
+  int threads = 1;
+};
+
+struct MemoryPlan {
+  std::uint64_t block_tokens = 0;
+  bool state_in_memory = true;
+  bool whole_layer_prefetch = true;  ///< The ring holds the largest layer; else only a part of it.
+
+  std::uint64_t packed_weight_bytes = 0;  ///< The layer that computes.
+  std::uint64_t workspace_bytes = 0;      ///< Block buffers, keys, values.
+  std::uint64_t ring_bytes = 0;           ///< Weights that arrive meanwhile.
+  std::uint64_t state_bytes = 0;
+  std::uint64_t encode_bytes = 0;
+  std::uint64_t table_bytes = 0;  ///< Tokens, tensor table, journal.
+  std::uint64_t total_bytes = 0;
+  std::uint64_t limit_bytes = 0;
+
+  activation_store::EncodePoolOptions encode;
+};
+
+/// The best plan within the limit: a whole layer of prefetch, then state in memory, then the
+/// largest block; blocks below 256 rows only if nothing else fits.
+/// @error does_not_fit  Says the smallest limit that would do, and what to change.
+Result<MemoryPlan> plan_memory(const MemoryInputs& inputs);
+
+/// Half of the machine's RAM, or of the cgroup's limit where that is lower.
+std::uint64_t default_host_memory_bytes();
+
+}  // namespace librarian::ingest

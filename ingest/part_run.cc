@@ -1,0 +1,470 @@
+// The second half of a part's life: layers, commits, publication.
+#include "ingest/part_run.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "activation_store/blosc_chunk.h"
+#include "activation_store/store_files.h"
+#include "base/digest.h"
+#include "ingest/nonfinite.h"
+
+namespace librarian::ingest {
+namespace {
+
+using activation_store::ArrayLayout;
+using activation_store::ArrayRecord;
+using activation_store::ArrayWriter;
+using activation_store::FileRecord;
+using gpu_exec::CapturePoint;
+
+activation_store::StoredType stored_type(gpu_exec::DType type) {
+  switch (type) {
+    case gpu_exec::DType::bf16:
+      return activation_store::StoredType::bf16;
+    case gpu_exec::DType::f16:
+      return activation_store::StoredType::f16;
+    case gpu_exec::DType::f32:
+      return activation_store::StoredType::f32;
+  }
+  return activation_store::StoredType::f32;
+}
+
+/// Adds the time it lives to a duration.
+class Stopwatch {
+ public:
+  Stopwatch(Clock& clock, Duration& total) : clock_(clock), total_(total), begin_(clock.now()) {}
+  ~Stopwatch() { total_ += clock_.now() - begin_; }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  Clock& clock_;
+  Duration& total_;
+  TimePoint begin_;
+};
+
+}  // namespace
+
+Result<void> KnownWeights::check(const std::string& tensor, const std::string& xxh3) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  const auto [known, inserted] = digests_.emplace(tensor, xxh3);
+  if (inserted || known->second == xxh3) {
+    return {};
+  }
+  return Error(ErrorCode::source_changed,
+               "tensor '" + tensor +
+                   "' has other bytes than when this job fetched it before: the model at the "
+                   "source was replaced; restore it, or start a new job in another directory");
+}
+
+/// A layer on its way from compute to its commit.
+struct PartRun::LayerWork {
+  struct Output {
+    std::string name;
+    ArrayWriter writer;
+  };
+  std::int32_t layer = 0;
+  std::vector<Output> outputs;
+  std::map<std::string, std::string> weights;
+  StatePlace place;
+  LayerTimes times;
+  TimePoint begin{};
+};
+
+/// Hands captured rows to the writers of the layer that runs.
+class PartRun::Sink final : public gpu_exec::CaptureSink {
+ public:
+  Sink(PartRun& run, LayerWork& work, std::stop_token stop)
+      : run_(run), work_(work), stop_(std::move(stop)) {}
+
+  bool wants(CapturePoint point) const override {
+    return run_.context_.captures.layers[static_cast<std::size_t>(work_.layer)].contains(point);
+  }
+  Result<void> capture(CapturePoint point, std::span<const std::byte> rows) override {
+    const Stopwatch watch(run_.context_.clock, work_.times.capture_wait);
+    const std::string name = capture_array_name(work_.layer, point);
+    const auto output = std::find_if(work_.outputs.begin(), work_.outputs.end(),
+                                     [&](const auto& entry) { return entry.name == name; });
+    LIB_CHECK(output != work_.outputs.end());
+    return output->writer.append(rows, stop_);
+  }
+
+ private:
+  PartRun& run_;
+  LayerWork& work_;
+  std::stop_token stop_;
+};
+
+/// Commits layers in order on its own thread, so that the next layer computes while this one's
+/// last rows reach the disk. At most one commit is under way.
+class PartRun::Committer {
+ public:
+  Committer(PartRun& run, std::stop_token stop)
+      : run_(run),
+        stop_(std::move(stop)),
+        monitor_(run.context_.clock),
+        thread_(start_thread(run.context_.clock,
+                             [this](const std::stop_token& ended) { loop(ended); })) {}
+
+  ~Committer() {
+    thread_.request_stop();
+    thread_.join();
+  }
+
+  /// Waits until the commit before is done, reports its failure, and takes this one.
+  Result<void> submit(LayerWork work) {
+    LIB_TRY_VOID(drain());
+    auto lock = monitor_.lock();
+    work_.emplace(std::move(work));
+    monitor_.notify_all(lock);
+    return {};
+  }
+
+  /// Waits until nothing is under way.
+  Result<void> drain() {
+    auto lock = monitor_.lock();
+    monitor_.wait(lock, {}, [&] { return !work_.has_value(); });
+    return result_;
+  }
+
+ private:
+  void loop(const std::stop_token& ended) {
+    while (true) {
+      {
+        auto lock = monitor_.lock();
+        if (!monitor_.wait(lock, ended, [&] { return work_.has_value(); })) {
+          return;
+        }
+      }
+      // Nobody else touches work_ while it is there.
+      Result<void> result = run_.commit_now(*work_, stop_);
+      auto lock = monitor_.lock();
+      if (result_ && !result) {
+        result_ = std::move(result);
+      }
+      work_.reset();
+      monitor_.notify_all(lock);
+    }
+  }
+
+  PartRun& run_;
+  std::stop_token stop_;
+  Monitor monitor_;
+  std::optional<LayerWork> work_;
+  Result<void> result_;
+  std::jthread thread_;  // Last member: it ends before anything it uses.
+};
+
+PartRun::~PartRun() = default;
+
+std::string PartRun::covering_array(std::int32_t layer) const {
+  if (!context_.state_may_be_captured) {
+    return "";
+  }
+  if (layer < 0) {
+    return context_.captures.embed ? "embed" : "";
+  }
+  return context_.captures.layers[static_cast<std::size_t>(layer)].contains(
+             CapturePoint::resid_post)
+             ? capture_array_name(layer, CapturePoint::resid_post)
+             : "";
+}
+
+bool PartRun::durable_state_due() const {
+  return context_.clock.now() - state_saved_ >= context_.save_state_every;
+}
+
+Result<void> PartRun::run(const PartTools& tools,
+                          const std::function<Result<void>()>& on_last_layer,
+                          const std::stop_token& stop) {
+  on_last_layer_ = on_last_layer;
+  context_.observer.part_started(part_, range_.tokens, first_layer());
+  LIB_TRY_VOID(check_moved_source(tools, stop));
+  LIB_TRY_VOID(restore_state());
+  state_saved_ = context_.clock.now();
+  {
+    Committer committer(*this, stop);
+    for (std::int32_t layer = first_layer(); layer <= last_layer_; ++layer) {
+      LayerWork work;
+      work.layer = layer;
+      work.begin = context_.clock.now();
+      LIB_TRY_VOID(open_writers(tools, work));
+      LIB_TRY_VOID(layer < 0                              ? run_embedding(tools, work, stop)
+                   : layer < context_.checkpoint.layer_count() ? run_layer(tools, work, stop)
+                                                          : run_final_norm(tools, work, stop));
+      work.times.wall = context_.clock.now() - work.begin;
+      if (work.place.kind != StatePlace::Kind::none) {
+        state_saved_ = context_.clock.now();
+      }
+      const Stopwatch watch(context_.clock, work.times.commit_wait);
+      LIB_TRY_VOID(committer.submit(std::move(work)));
+      // A state on disk may be the array that is being published: the next layer reads it.
+      if (!context_.state_in_memory) {
+        LIB_TRY_VOID(committer.drain());
+      }
+    }
+    LIB_TRY_VOID(committer.drain());
+  }
+  LIB_TRY_VOID(publish());
+  context_.observer.part_done(part_);
+  return {};
+}
+
+Result<void> PartRun::open_writers(const PartTools& tools, LayerWork& work) {
+  ArrayLayout layout;
+  layout.rows = range_.tokens;
+  layout.width = context_.checkpoint.spec().hidden_size;
+  layout.type = stored_type(context_.dtype);
+  layout.codec = context_.codec;
+  layout.chunk_tokens = context_.chunk_tokens;
+  layout.shard_tokens = context_.shard_tokens;
+  for (const std::string& name : context_.captures.arrays_of(work.layer)) {
+    LIB_TRY(ArrayWriter writer, ArrayWriter::create(context_.files, tools.encoder, directory_, name,
+                                                    layout, nonce_));
+    work.outputs.push_back({name, std::move(writer)});
+  }
+  return {};
+}
+
+Result<void> PartRun::prefetch_after(const PartTools& tools, std::int32_t layer) {
+  if (layer == last_layer_) {
+    return on_last_layer_();
+  }
+  tools.weights.prefetch(layer + 1);
+  return {};
+}
+
+Result<void> PartRun::load_weights(const PartTools& tools, LayerWork& work,
+                                   const std::stop_token& stop) {
+  weightmap::Lease lease = tools.weights.acquire(work.layer);
+  LIB_TRY_VOID(prefetch_after(tools, work.layer));
+  if (work.layer < context_.checkpoint.layer_count()) {
+    tools.executor.begin_layer(static_cast<std::uint32_t>(work.layer));
+  }
+  while (true) {
+    std::optional<weightmap::ArrivedPiece> piece;
+    {
+      const Stopwatch watch(context_.clock, work.times.fetch_wait);
+      LIB_TRY(piece, lease.next(stop));
+    }
+    if (!piece) {
+      break;
+    }
+    const Stopwatch watch(context_.clock, work.times.load_busy);
+    LIB_CHECK(piece->offset == 0 && piece->bytes.size() == piece->tensor->bytes.size());
+    LIB_TRY_VOID(tools.executor.load(piece->tensor->role, piece->tensor->dtype, piece->bytes));
+  }
+  work.times.fetch_busy = lease.fetch_busy();
+  for (weightmap::TensorDigest& digest : lease.take_digests()) {
+    work.weights[digest.name] = digest.xxh3.hex();
+  }
+  return {};
+}
+
+Result<void> PartRun::run_embedding(const PartTools& tools, LayerWork& work,
+                                    const std::stop_token& stop) {
+  LIB_TRY_VOID(state_->begin_embedding(covering_array(work.layer)));
+  const std::uint64_t hidden = context_.checkpoint.spec().hidden_size;
+  const std::uint64_t row_bytes = hidden * gpu_exec::dtype_bytes(context_.dtype);
+  std::vector<std::byte> converted(row_bytes);
+  const auto first_token = static_cast<std::size_t>(context_.tokens.offsets[range_.first_sample]);
+  const std::span<const std::int32_t> ids =
+      std::span(context_.tokens.input_ids).subspan(first_token, range_.tokens);
+  {
+    weightmap::Lease lease = tools.weights.acquire(work.layer);
+    LIB_TRY_VOID(prefetch_after(tools, work.layer));
+    while (true) {
+      std::optional<weightmap::ArrivedPiece> piece;
+      {
+        const Stopwatch watch(context_.clock, work.times.fetch_wait);
+        LIB_TRY(piece, lease.next(stop));
+      }
+      if (!piece) {
+        break;
+      }
+      const Stopwatch watch(context_.clock, work.times.compute_busy);
+      const gpu_exec::DType table_type = piece->tensor->dtype;
+      const std::uint64_t table_row = hidden * gpu_exec::dtype_bytes(table_type);
+      const std::uint64_t begin = piece->offset / table_row;
+      const std::uint64_t end = begin + piece->bytes.size() / table_row;
+      for (std::uint64_t row = 0; row < ids.size(); ++row) {
+        const auto id = static_cast<std::uint64_t>(ids[row]);
+        if (id >= begin && id < end) {
+          gpu_exec::convert_elements(table_type,
+                                     piece->bytes.subspan((id - begin) * table_row, table_row),
+                                     context_.dtype, converted);
+          LIB_TRY_VOID(state_->put_row(row, converted));
+        }
+      }
+    }
+    work.times.fetch_busy = lease.fetch_busy();
+    for (weightmap::TensorDigest& digest : lease.take_digests()) {
+      work.weights[digest.name] = digest.xxh3.hex();
+    }
+  }
+  LIB_TRY(work.place, state_->end_layer(durable_state_due()));
+  for (const BlockRange& block : blocks_) {
+    LIB_TRY(const std::span<const std::byte> rows, state_->load(block.row_begin, block.rows));
+    LIB_TRY_VOID(check_finite(rows, context_.dtype, work, block.row_begin));
+    for (LayerWork::Output& output : work.outputs) {
+      const Stopwatch watch(context_.clock, work.times.capture_wait);
+      LIB_TRY_VOID(output.writer.append(rows, stop));
+    }
+  }
+  return {};
+}
+
+Result<void> PartRun::run_layer(const PartTools& tools, LayerWork& work,
+                                const std::stop_token& stop) {
+  LIB_TRY_VOID(load_weights(tools, work, stop));
+  const bool needed = work.layer < last_layer_;
+  LIB_TRY_VOID(state_->begin_layer(work.layer, covering_array(work.layer), needed));
+  Sink sink(*this, work, stop);
+  const Duration waited_before = work.times.capture_wait;
+  {
+    const Stopwatch watch(context_.clock, work.times.compute_busy);
+    for (const BlockRange& block : blocks_) {
+      LIB_TRY(const std::span<std::byte> rows, state_->load(block.row_begin, block.rows));
+      LIB_TRY_VOID(tools.executor.run({block.segments, block.rows}, rows, sink, stop));
+      LIB_TRY_VOID(check_finite(rows, context_.dtype, work, block.row_begin));
+      LIB_TRY_VOID(state_->store(block.row_begin, rows));
+      context_.observer.rows_done(part_, work.layer, block.row_begin + block.rows, range_.tokens);
+    }
+  }
+  work.times.compute_busy -= work.times.capture_wait - waited_before;
+  const Stopwatch watch(context_.clock, work.times.commit_wait);
+  LIB_TRY(work.place, state_->end_layer(needed && durable_state_due()));
+  return {};
+}
+
+Result<void> PartRun::run_final_norm(const PartTools& tools, LayerWork& work,
+                                     const std::stop_token& stop) {
+  LIB_TRY_VOID(load_weights(tools, work, stop));
+  const std::uint64_t row_bytes =
+      context_.checkpoint.spec().hidden_size * gpu_exec::dtype_bytes(context_.dtype);
+  std::vector<std::byte> normed(std::min(context_.block_tokens, range_.tokens) * row_bytes);
+  const Stopwatch watch(context_.clock, work.times.compute_busy);
+  for (const BlockRange& block : blocks_) {
+    LIB_TRY(const std::span<const std::byte> rows, state_->load(block.row_begin, block.rows));
+    const std::span<std::byte> out = std::span(normed).first(rows.size());
+    LIB_TRY_VOID(tools.executor.run_final_norm(rows, out));
+    LIB_TRY_VOID(check_finite(out, context_.dtype, work, block.row_begin));
+    for (LayerWork::Output& output : work.outputs) {
+      LIB_TRY_VOID(output.writer.append(out, stop));
+    }
+  }
+  return {};
+}
+
+Result<void> PartRun::check_finite(std::span<const std::byte> rows, gpu_exec::DType type,
+                                   const LayerWork& work, std::uint64_t row_begin) const {
+  if (context_.allow_nonfinite) {
+    return {};
+  }
+  const std::optional<std::uint64_t> element = first_nonfinite(rows, type);
+  if (!element) {
+    return {};
+  }
+  const auto row = static_cast<std::int64_t>(
+      row_begin + *element / context_.checkpoint.spec().hidden_size);
+  const auto sample = std::upper_bound(offsets_.begin(), offsets_.end(), row) - offsets_.begin() - 1;
+  const std::string where = work.layer < 0 ? "the embedding" : "layer " + std::to_string(work.layer);
+  return Error(ErrorCode::bad_input,
+               context_.source.uri + ": " + where + " gives NaN or infinity (first in sample " +
+                   std::to_string(range_.first_sample + static_cast<std::uint64_t>(sample)) +
+                   ", position " + std::to_string(row - offsets_[static_cast<std::size_t>(sample)]) +
+                   "): broken weights, or a --dtype too narrow for this model; "
+                   "--allow-nonfinite keeps such values");
+}
+
+Result<void> PartRun::commit_now(LayerWork& work, const std::stop_token& stop) {
+  for (const auto& [tensor, xxh3] : work.weights) {
+    LIB_TRY_VOID(context_.known_weights.check(tensor, xxh3));
+  }
+  LayerRecord record;
+  record.layer = work.layer;
+  record.weights = work.weights;
+  record.state = work.place;
+  LayerDone event;
+  for (LayerWork::Output& output : work.outputs) {
+    LIB_TRY(ArrayRecord array, output.writer.finish(stop));
+    event.stored_bytes += array.stored_bytes;
+    event.raw_bytes += array.raw_bytes;
+    record.arrays.push_back(std::move(array));
+  }
+  LIB_TRY_VOID(lock_->check_still_held());
+  for (LayerWork::Output& output : work.outputs) {
+    LIB_TRY_VOID(output.writer.publish());
+  }
+  LIB_TRY_VOID(journal_->append(layer_record_text(record)));
+  // Only now: until the record is durable, a restart needs the state before this layer.
+  if (record.state.kind != StatePlace::Kind::none) {
+    LIB_TRY_VOID(state_->drop_old_files(record.layer, record.state));
+  }
+  progress_.layers.push_back(std::move(record));
+  event.part = part_;
+  event.layer = work.layer;
+  event.last_layer = last_layer_;
+  event.tokens = range_.tokens;
+  event.fetched_bytes = context_.checkpoint.layer(work.layer).bytes;
+  event.times = work.times;
+  context_.observer.layer_done(event);
+  return {};
+}
+
+Result<FileRecord> PartRun::write_weights_file() {
+  Json tensors = Json::object();
+  for (const LayerRecord& layer : progress_.layers) {
+    for (const auto& [name, xxh3] : layer.weights) {
+      tensors[name] = xxh3;
+    }
+  }
+  const std::string text = activation_store::seal_json({{"xxh3_of_tensors", tensors}});
+  LIB_TRY_VOID(replace_file(context_.files, directory_ + "/" + kWeightsFileName, text));
+  return FileRecord{kWeightsFileName, text.size(), crc32c(std::as_bytes(std::span(text)))};
+}
+
+Result<void> PartRun::publish() {
+  activation_store::PartFile part;
+  part.range = range_;
+  part.hidden_size = context_.checkpoint.spec().hidden_size;
+  part.captures = context_.captures.requested;
+  part.aliases = context_.captures.aliases;
+  part.device_kind = context_.device_kind;
+  part.zstd_version = activation_store::zstd_version();
+  part.verified = context_.verified_stream ? "stream" : "none";
+  const auto add = [&](const ArrayRecord& array) {
+    part.files.insert(part.files.end(), array.files.begin(), array.files.end());
+    part.arrays.push_back(array);
+    part.arrays.back().files.clear();
+  };
+  std::for_each(progress_.tokens.begin(), progress_.tokens.end(), add);
+  for (const LayerRecord& layer : progress_.layers) {
+    std::for_each(layer.arrays.begin(), layer.arrays.end(), add);
+  }
+  LIB_TRY(const FileRecord weights, write_weights_file());
+  part.files.push_back(weights);
+  LIB_TRY_VOID(lock_->check_still_held());
+  LIB_TRY_VOID(replace_file(context_.files, directory_ + "/zarr.json",
+                            activation_store::part_file_text(part)));
+  return clean_finished_part();
+}
+
+/// From here on the part is complete: what only a running part needs goes.
+Result<void> PartRun::clean_finished_part() {
+  FileSystem& files = context_.files;
+  journal_.reset();
+  LIB_TRY(const std::vector<std::string> states, files.list(scratch_));
+  for (const std::string& name : states) {
+    if (ResidualState::is_file_name(name)) {
+      LIB_TRY_VOID(files.remove_file(scratch_ + "/" + name));
+    }
+  }
+  LIB_TRY_VOID(files.remove_directory(scratch_));
+  LIB_TRY_VOID(files.remove_file(directory_ + "/" + kJournalName));
+  LIB_TRY_VOID(lock_->remove());
+  return files.sync_directory(directory_);
+}
+
+}  // namespace librarian::ingest

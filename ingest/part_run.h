@@ -1,0 +1,159 @@
+#pragma once
+/// One part through all its layers: recover, run, commit, publish.
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "activation_store/array_writer.h"
+#include "activation_store/store_files.h"
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/file_system.h"
+#include "gpu_exec/layer_executor.h"
+#include "ingest/capture_list.h"
+#include "ingest/directory_lock.h"
+#include "ingest/job_events.h"
+#include "ingest/part_journal.h"
+#include "ingest/partition.h"
+#include "ingest/residual_state.h"
+#include "ingest/token_file.h"
+#include "weightmap/virtual_weight_map.h"
+
+namespace librarian::ingest {
+
+inline constexpr const char* kWeightsFileName = "weights.json";
+
+/// Digests of tensors as they were seen first, shared by all parts of a run: the same tensor must
+/// be the same bytes whenever it is fetched. Thread-safe.
+class KnownWeights {
+ public:
+  /// Remembers or compares. @error source_changed  the tensor had other bytes before.
+  Result<void> check(const std::string& tensor, const std::string& xxh3);
+
+ private:
+  std::mutex mutex_;
+  std::map<std::string, std::string> digests_;
+};
+
+/// What every part of a job shares. Plain references: the job owns it all and outlives its parts.
+struct PartContext {
+  Clock& clock;
+  FileSystem& files;
+  const weightmap::Checkpoint& checkpoint;
+  const TokenData& tokens;
+  const CaptureList& captures;
+  KnownWeights& known_weights;
+  JobObserver& observer;
+  SourceRecord source;
+  std::string identity_digest;
+  std::string device_kind;
+  std::string store_directory;
+  std::string scratch_root;  ///< Of this job; parts make their directories below it.
+  gpu_exec::DType dtype{};
+  activation_store::Codec codec{};
+  std::uint64_t chunk_tokens = 0;
+  std::uint64_t shard_tokens = 0;
+  std::uint64_t block_tokens = 0;
+  bool state_in_memory = true;
+  bool state_may_be_captured = true;  ///< Reading the state back from captures is allowed.
+  Duration save_state_every{};
+  bool allow_nonfinite = false;
+  bool verified_stream = false;  ///< Ranges came over a network and were checked.
+};
+
+/// The machinery a part runs on; one set per job.
+struct PartTools {
+  weightmap::VirtualWeightMap& weights;
+  weightmap::remote::Fetcher& fetcher;
+  gpu_exec::LayerExecutor& executor;
+  activation_store::EncodePool& encoder;
+};
+
+/// A part that this process holds. Not thread-safe.
+class PartRun {
+ public:
+  /// Takes over the part's directory: reads its journal, cuts what is not finished, deletes what
+  /// the journal does not know.
+  /// @param lock  Held for the part's directory, which exists.
+  /// @error corrupt | conflict | source_changed | io | no_space
+  static Result<std::unique_ptr<PartRun>> open(const PartContext& context, std::uint64_t part,
+                                               const activation_store::PartRange& range,
+                                               std::unique_ptr<DirectoryLock> lock);
+  ~PartRun();
+
+  std::uint64_t part() const { return part_; }
+  /// First layer that is not finished; above last_layer() if only publishing is left.
+  std::int32_t first_layer() const;
+  std::int32_t last_layer() const { return last_layer_; }
+  /// Bytes that the remaining layers fetch.
+  std::uint64_t needed_bytes() const;
+
+  /// Runs what is left and publishes the part.
+  /// @param on_last_layer  Called once when nothing of this part is left to fetch, so that the job
+  ///                       can let the next part's weights come meanwhile. Not called if only
+  ///                       publishing is left.
+  Result<void> run(const PartTools& tools, const std::function<Result<void>()>& on_last_layer,
+                   const std::stop_token& stop);
+
+ private:
+  class Committer;
+  class Sink;
+  struct LayerWork;
+
+  PartRun(const PartContext& context, std::uint64_t part,
+          const activation_store::PartRange& range, std::unique_ptr<DirectoryLock> lock);
+
+  Result<void> recover();
+  Result<void> recover_from_journal();
+  Result<void> cut_unfinished();
+  Result<void> check_source();
+  Result<void> start_journal();
+  Result<void> write_tokens();
+  Result<void> check_moved_source(const PartTools& tools, const std::stop_token& stop);
+  Result<void> restore_state();
+
+  Result<void> run_embedding(const PartTools& tools, LayerWork& work, const std::stop_token& stop);
+  Result<void> run_layer(const PartTools& tools, LayerWork& work, const std::stop_token& stop);
+  Result<void> run_final_norm(const PartTools& tools, LayerWork& work,
+                              const std::stop_token& stop);
+  Result<void> load_weights(const PartTools& tools, LayerWork& work, const std::stop_token& stop);
+  Result<void> open_writers(const PartTools& tools, LayerWork& work);
+  Result<void> prefetch_after(const PartTools& tools, std::int32_t layer);
+  Result<void> check_finite(std::span<const std::byte> rows, gpu_exec::DType type,
+                            const LayerWork& work, std::uint64_t row_begin) const;
+  Result<void> commit_now(LayerWork& work, const std::stop_token& stop);
+  Result<void> publish();
+  Result<void> clean_finished_part();
+  Result<activation_store::FileRecord> write_weights_file();
+
+  std::string covering_array(std::int32_t layer) const;
+  bool durable_state_due() const;
+
+  const PartContext& context_;
+  const std::uint64_t part_;
+  const activation_store::PartRange range_;
+  std::unique_ptr<DirectoryLock> lock_;
+  const std::int32_t last_layer_;
+  std::string directory_;
+  std::string scratch_;
+  std::string nonce_;
+  std::vector<std::int64_t> offsets_;  // Of this part's samples, from 0.
+  std::vector<BlockRange> blocks_;
+  PartProgress progress_;
+  bool fresh_ = true;             // No journal yet.
+  bool source_is_new_ = false;    // Finished layers came from a place we cannot tell is the same.
+  std::optional<JournalWriter> journal_;
+  std::unique_ptr<ResidualState> state_;
+  TimePoint state_saved_{};
+  std::function<Result<void>()> on_last_layer_;
+};
+
+}  // namespace librarian::ingest
