@@ -6,6 +6,7 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -104,14 +105,37 @@ struct Job {
   std::string* destination;
 };
 
-double seconds_since(librarian::TimePoint start) {
-  return std::chrono::duration<double>(librarian::real_clock().now() - start).count();
+// What one reading of the whole object took.
+struct Cost {
+  double wall_s;
+  double cpu_s;  // Of this process: the server is another.
+};
+
+double cpu_now_s() {
+  rusage usage{};
+  LIB_CHECK(::getrusage(RUSAGE_SELF, &usage) == 0);
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) / 1e6;
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
+class Stopwatch {
+ public:
+  Cost read() const {
+    return {std::chrono::duration<double>(librarian::real_clock().now() - start_).count(),
+            cpu_now_s() - cpu_start_s_};
+  }
+
+ private:
+  librarian::TimePoint start_ = librarian::real_clock().now();
+  double cpu_start_s_ = cpu_now_s();
+};
+
 // One thread per connection, each taking the next range until none is left.
-double raw_seconds(const Job& job) {
+Cost read_raw(const Job& job) {
   std::atomic<std::uint64_t> next{0};
-  const auto start = librarian::real_clock().now();
+  const Stopwatch watch;
   std::vector<std::jthread> threads;
   for (std::uint32_t i = 0; i < job.connections; ++i) {
     threads.emplace_back([&] {
@@ -137,11 +161,11 @@ double raw_seconds(const Job& job) {
     });
   }
   threads.clear();
-  return seconds_since(start);
+  return watch.read();
 }
 
-double fetcher_seconds(const Job& job) {
-  const auto start = librarian::real_clock().now();
+Cost read_with_fetcher(const Job& job) {
+  const Stopwatch watch;
   remote::TransportOptions options;
   options.connections = job.connections;
   const auto transport = remote::make_transport(librarian::real_clock(), options);
@@ -165,12 +189,24 @@ double fetcher_seconds(const Job& job) {
   for (std::uint64_t seen = left; seen != 0; seen = left) {
     left.wait(seen);
   }
-  return seconds_since(start);
+  return watch.read();
 }
 
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
+}
+
+void print(const char* name, const std::vector<Cost>& costs, std::uint64_t object_bytes) {
+  const double gigabytes = static_cast<double>(object_bytes) / 1e9;
+  std::vector<double> megabytes_per_s;
+  std::vector<double> cpu_per_gigabyte;
+  for (const Cost& cost : costs) {
+    megabytes_per_s.push_back(gigabytes * 1000 / cost.wall_s);
+    cpu_per_gigabyte.push_back(cost.cpu_s / gigabytes);
+  }
+  std::printf("%-10s %8.0f MB/s  %6.2f cpu s/GB\n", name, median(megabytes_per_s),
+              median(cpu_per_gigabyte));
 }
 
 std::uint64_t argument(int count, char** values, int index, std::uint64_t otherwise) {
@@ -203,24 +239,22 @@ int main(int count, char** values) {
   // Filled once, so that no round pays for first touches of pages.
   std::string destination(object_bytes, '#');
   const Job job{ntohs(address.sin_port), connections, request_bytes, &destination};
-  raw_seconds(job);  // Warms the server's pages up.
-  std::vector<double> raw;
-  std::vector<double> fetched;
+  read_raw(job);  // Warms the server's pages up.
+  std::vector<Cost> raw;
+  std::vector<Cost> fetched;
   std::vector<double> ratios;
   for (std::uint64_t round = 0; round < rounds; ++round) {
-    raw.push_back(raw_seconds(job));
+    raw.push_back(read_raw(job));
     std::fill(destination.begin(), destination.end(), '#');
-    fetched.push_back(fetcher_seconds(job));
+    fetched.push_back(read_with_fetcher(job));
     LIB_CHECK(destination.find_first_not_of('x') == std::string::npos);
-    ratios.push_back(raw.back() / fetched.back());
+    ratios.push_back(raw.back().wall_s / fetched.back().wall_s);
   }
-  const double megabytes = static_cast<double>(object_bytes) / 1e6;
-  std::printf(
-      "raw recv   %8.0f MB/s\nFetcher    %8.0f MB/s\nratio      %8.2f (median of %zu, %.2f to "
-      "%.2f)\n",
-      megabytes / median(raw), megabytes / median(fetched), median(ratios), ratios.size(),
-      *std::min_element(ratios.begin(), ratios.end()),
-      *std::max_element(ratios.begin(), ratios.end()));
+  print("raw recv", raw, object_bytes);
+  print("Fetcher", fetched, object_bytes);
+  std::printf("ratio      %8.2f (median of %zu, %.2f to %.2f)\n", median(ratios), ratios.size(),
+              *std::min_element(ratios.begin(), ratios.end()),
+              *std::max_element(ratios.begin(), ratios.end()));
   ::kill(server, SIGKILL);
   ::waitpid(server, nullptr, 0);
   return 0;

@@ -30,6 +30,8 @@ std::string trimmed_lower(std::string text, bool make_lower) {
   return text;
 }
 
+}  // namespace
+
 HttpRequest parse_request(const std::string& text) {
   HttpRequest request;
   const std::size_t first_space = text.find(' ');
@@ -56,8 +58,6 @@ HttpRequest parse_request(const std::string& text) {
   }
   return request;
 }
-
-}  // namespace
 
 class LoopbackServer::Impl {
  public:

@@ -35,6 +35,9 @@ struct HttpAnswer {
   End end = End::keep;
 };
 
+/// A request's head, which must be well-formed.
+HttpRequest parse_request(const std::string& head);
+
 /// Serves until destroyed; ends every connection then. The script runs on the connections'
 /// threads, one call at a time.
 class LoopbackServer {
