@@ -1,8 +1,6 @@
-// The CPU device: cuts operations into tasks of one kernel call each and runs them on its own TBB
-// arena. Which thread runs a task changes nothing in its result.
+// The CPU device: cuts operations into tasks of one kernel call each and runs them on its own
+// threads. Which thread runs a task changes nothing in its result.
 #include <sys/mman.h>
-#include <tbb/parallel_for.h>
-#include <tbb/task_arena.h>
 
 #include <algorithm>
 #include <cmath>
@@ -15,7 +13,7 @@
 #include "gpu_exec/cpu_pack.h"
 #include "gpu_exec/device.h"
 #include "gpu_exec/layer_executor.h"
-#include "gpu_exec/thread_sanitizer.h"
+#include "gpu_exec/task_pool.h"
 
 namespace librarian::gpu_exec {
 namespace {
@@ -32,11 +30,10 @@ constexpr std::uint64_t kTaskElements = 32768;
 
 class CpuDevice final : public Device {
  public:
-  CpuDevice(CpuIsa isa, int threads)
-      : isa_(isa), threads_(threads), kernels_(cpu_kernels(isa)), arena_(threads) {}
+  CpuDevice(CpuIsa isa, int threads) : isa_(isa), kernels_(cpu_kernels(isa)), pool_(threads) {}
 
   std::string kind() const override { return std::string("cpu-") + cpu_isa_name(isa_); }
-  int threads() const override { return threads_; }
+  int threads() const override { return pool_.threads(); }
 
   Result<DeviceMemory> allocate(std::uint64_t bytes) override {
     void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -59,12 +56,13 @@ class CpuDevice final : public Device {
   }
 
   std::uint64_t scratch_bytes(const ScratchNeeds& needs) const override {
-    return static_cast<std::uint64_t>(threads_) * thread_scratch_floats(needs) * sizeof(float);
+    return static_cast<std::uint64_t>(pool_.threads()) * thread_scratch_floats(needs) *
+           sizeof(float);
   }
 
   void pack_matrix(const std::byte* bytes, DType type, std::uint64_t outputs, std::uint64_t inputs,
                    std::byte* packed) override {
-    parallel(divide_up(outputs, kernels_.panel_columns), [&](std::uint64_t panel) {
+    pool_.run(divide_up(outputs, kernels_.panel_columns), [&](std::uint64_t panel) {
       pack_panel(bytes, type, outputs, inputs, kernels_.panel_columns, panel, packed);
     });
   }
@@ -118,7 +116,7 @@ class CpuDevice final : public Device {
     for (std::size_t i = 0; i < op.segments.size(); ++i) {
       first_tile[i + 1] = first_tile[i] + divide_up(op.segments[i].rows, tile_positions);
     }
-    parallel(first_tile.back() * op.kv_heads, [&](std::uint64_t task) {
+    pool_.run(first_tile.back() * op.kv_heads, [&](std::uint64_t task) {
       if (stop.stop_requested()) {
         return;
       }
@@ -218,16 +216,15 @@ class CpuDevice final : public Device {
 
   /// The calling worker's part; no task waits inside, so it has it to itself until it returns.
   float* thread_scratch(std::byte* scratch, std::uint64_t floats) const {
-    const int index = threads_ == 1 ? 0 : tbb::this_task_arena::current_thread_index();
-    LIB_CHECK(index >= 0 && index < threads_);
-    return reinterpret_cast<float*>(scratch) + static_cast<std::uint64_t>(index) * floats;
+    return reinterpret_cast<float*>(scratch) +
+           static_cast<std::uint64_t>(pool_.thread_index()) * floats;
   }
 
   void run_linear(const LinearTile& whole, std::byte* scratch, const std::stop_token& stop) {
     const std::uint64_t row_tiles = divide_up(whole.row_end, kernels_.tile_rows);
     const std::uint64_t column_tiles = divide_up(whole.outputs, kernels_.tile_columns);
     const std::uint64_t thread_floats = round_up(kernels_.linear_scratch_floats, 16);
-    parallel(row_tiles * column_tiles, [&](std::uint64_t task) {
+    pool_.run(row_tiles * column_tiles, [&](std::uint64_t task) {
       if (stop.stop_requested()) {
         return;
       }
@@ -242,49 +239,18 @@ class CpuDevice final : public Device {
     });
   }
 
-  /// Calls task(i) for i in [0, count) and waits for all.
-  template <typename Task>
-  void parallel(std::uint64_t count, const Task& task) {
-    if (threads_ == 1 || count <= 1) {
-      // Inside the arena even then, if it has more threads: tasks ask for their thread's index.
-      const auto all = [&] {
-        for (std::uint64_t i = 0; i < count; ++i) {
-          task(i);
-        }
-      };
-      threads_ == 1 ? all() : arena_.execute(all);
-      return;
-    }
-    ThreadSanitizerFence fence;
-    fence.before_tasks();
-    arena_.execute([&] {
-      tbb::parallel_for(
-          tbb::blocked_range<std::uint64_t>(0, count, 1),
-          [&](const tbb::blocked_range<std::uint64_t>& range) {
-            fence.task_begins();
-            for (std::uint64_t i = range.begin(); i < range.end(); ++i) {
-              task(i);
-            }
-            fence.task_ends();
-          },
-          tbb::simple_partitioner());
-    });
-    fence.after_tasks();
-  }
-
   /// Calls task(begin, end) for runs that cover [0, rows).
   template <typename Task>
   void parallel_rows(std::uint64_t rows, std::uint64_t row_cost, const Task& task) {
     const std::uint64_t step =
         std::max<std::uint64_t>(1, kTaskElements / std::max<std::uint64_t>(1, row_cost));
-    parallel(divide_up(rows, step),
-             [&](std::uint64_t i) { task(i * step, std::min((i + 1) * step, rows)); });
+    pool_.run(divide_up(rows, step),
+              [&](std::uint64_t i) { task(i * step, std::min((i + 1) * step, rows)); });
   }
 
   const CpuIsa isa_;
-  const int threads_;
   const CpuKernels& kernels_;
-  tbb::task_arena arena_;
+  TaskPool pool_;
 };
 
 }  // namespace
