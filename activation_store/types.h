@@ -47,7 +47,9 @@ std::uint64_t shard_count(const ArrayLayout& layout);
 std::uint64_t default_chunk_tokens(std::uint64_t width, StoredType type);
 inline constexpr std::uint64_t kDefaultChunksPerShard = 512;
 
-/// A file as it was written; `path` is relative to the part's directory.
+/// A file as it was written; `path` is relative to the part's directory. The CRC32C finds bytes
+/// that changed; it does not tell two whole shards of one size apart, because their pieces each
+/// end in a CRC32C of their own (FORMAT.md section 6). ArrayRecord::rows_xxh3 does.
 struct FileRecord {
   std::string path;
   std::uint64_t size = 0;

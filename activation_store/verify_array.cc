@@ -162,7 +162,9 @@ class CaptureCheck {
 
   Result<void> compare() const {
     if (digest_.digest() != record_.rows_xxh3) {
-      return wrong("XXH3-128 of its rows is not the one in the manifest");
+      return wrong(
+          "XXH3-128 of its rows is not the one in the manifest, though each of its files is whole: "
+          "files were exchanged or come from another run");
     }
     if (counts_.nan != record_.nan_count || counts_.inf != record_.inf_count) {
       return wrong("its NaNs or infinities are not as many as the manifest says");
