@@ -64,6 +64,9 @@ TEST(SealedJson, RoundTripsWithTheSealInAttributesOrOnTop) {
   EXPECT_TRUE(Json::parse(seal_json(group))["attributes"].contains("xxh3"));
   EXPECT_FALSE(Json::parse(seal_json(group)).contains("xxh3"));
   EXPECT_EQ(seal_json(plain), seal_json(plain));
+  const std::string zero(32, '0');  // a value that looks like the placeholder
+  const Json zeros = {{"before", zero}, {"attributes", {{"k", zero}}}, {"after", {zero, zero}}};
+  EXPECT_EQ(open_sealed_json(seal_json(zeros), "f").value(), zeros);
 }
 
 // Goal: no change of a byte, not even of white space or of the seal, goes unseen.
