@@ -14,8 +14,8 @@ namespace {
 constexpr std::size_t kUriBytesMax = 8192;  // Signed URLs reach about 2 KiB.
 
 Error not_a_place(const std::string& why) {
-  return Error(ErrorCode::invalid_argument,
-               why + "; give a directory, file:///dir or https://host/dir/");
+  return {ErrorCode::invalid_argument,
+          why + "; give a directory, file:///dir or https://host/dir/"};
 }
 
 std::string lower(std::string_view text) {
