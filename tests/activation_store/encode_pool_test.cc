@@ -71,6 +71,24 @@ TEST(EncodePool, HoldsTheProducerToThePaceOfTheDisk) {
   EXPECT_EQ(read_array(f.files, "/part/embed").value(), f.rows);
 }
 
+// Goal: encoding takes no virtual time, although no thread that the clock knows runs meanwhile.
+// Method: another thread sleeps for an hour; it must not wake while chunks are encoded.
+TEST(EncodePool, HoldsVirtualTimeWhileChunksAreEncoded) {
+  Fixture f;
+  f.layout = {2048, 512, StoredType::bf16, Codec::zstd, 1024, 2048};
+  f.rows = make_rows(f.layout, RowKind::activations, 1);
+  FakeClock clock;
+  const Activity test_thread(clock);
+  EncodePool pool(clock, options_for(f.layout, 2));
+  auto writer = ArrayWriter::create(f.files, pool, "/part", kName, f.layout, "ab");
+  ASSERT_TRUE(writer);
+  std::jthread sleeper =
+      start_thread(clock, [&](const std::stop_token& stop) { clock.sleep_for(1h, stop); });
+  ASSERT_TRUE(writer->append(f.rows, {}));
+  ASSERT_TRUE(writer->finish({}));
+  EXPECT_EQ(clock.now(), 0s);
+}
+
 // Goal: arrays that are written at the same time share the slots without waiting for each other.
 // Method: three arrays, interleaved row by row, with one slot more than arrays.
 TEST(EncodePool, WritesSeveralArraysAtOnceWithOneSlotMoreThanArrays) {
