@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
 
@@ -47,6 +49,32 @@ def librarian(librarian_binary):
 
 
 @pytest.fixture
+def refused(librarian):
+    """refused("extract", ..., exit_code=3, names=["config.json"]) -> the line on stderr.
+
+    The promise that every refusal keeps: the right exit code, exactly one printable line that
+    says what and where, and nothing in the output that looks finished.
+    """
+
+    def run(*arguments, exit_code, names=(), **options):
+        done = librarian(*arguments, exit_code=exit_code, **options)
+        assert re.fullmatch(r"librarian: [^\n]+\n", done.stderr), done.stderr
+        assert done.stderr[:-1].isprintable(), ascii(done.stderr)
+        for name in names:
+            assert str(name) in done.stderr, f"{name} is not in: {done.stderr}"
+        arguments = list(map(str, arguments))
+        if "--out" in arguments:
+            store = pathlib.Path(arguments[arguments.index("--out") + 1])
+            assert not list(store.glob("part-*/zarr.json")), "a part looks complete"
+            if store.is_dir() and (store / "job.json").exists():
+                verdict = librarian("verify", store, exit_code=7)
+                assert "0 of " in verdict.stdout, verdict.stdout
+        return done.stderr
+
+    return run
+
+
+@pytest.fixture
 def serve():
     """serve(directory, faults=[...], bytes_per_second=...) -> a running FaultServer."""
     servers = []
@@ -58,3 +86,25 @@ def serve():
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def ragged_job(tmp_path_factory):
+    """A small RaggedJob; its model files must not be changed."""
+    from support import RaggedJob  # Here, because it needs packages that not every test needs.
+    return RaggedJob(tmp_path_factory.mktemp("ragged_job"))
+
+
+@pytest.fixture
+def start(librarian_binary):
+    """start("extract", ...) -> a running Program with --json; what still runs is killed."""
+    from support import Program
+    programs = []
+
+    def run(*arguments):
+        programs.append(Program([librarian_binary, *arguments, "--json"]))
+        return programs[-1]
+
+    yield run
+    for program in programs:
+        program.end(signal.SIGKILL)

@@ -6,11 +6,14 @@ Stores are read with zarr-python, so that what the tests accept is what other pe
 import json
 import pathlib
 import struct
+import subprocess
+import tempfile
+import threading
 
 import numpy as np
 import zarr
 
-from make_teacher import to_bf16
+from make_teacher import LlamaShape, to_bf16, write_checkpoint
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 SAFETENSORS_TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
@@ -121,3 +124,155 @@ def stored_types(store):
 def layer_count(model_folder):
     return json.loads((pathlib.Path(model_folder) / "config.json").read_text())["num_hidden_layers"]
 
+
+def safetensors_header(tensors):
+    """{name: {"dtype", "shape", "data_offsets"}} for arrays one behind the other.
+
+    The type is numpy's; uint16 arrays are taken as bf16 bits.
+    """
+    names = {np.dtype(code): name for name, code in SAFETENSORS_TYPES.items()}
+    header, at = {}, 0
+    for name, array in tensors.items():
+        header[name] = {"dtype": names[array.dtype], "shape": list(array.shape),
+                        "data_offsets": [at, at + array.nbytes]}
+        at += array.nbytes
+    return header
+
+
+def write_safetensors(path, tensors, header=None):
+    """Write {name: array}; `header` (a dict, or JSON text as bytes) replaces the honest one."""
+    if not isinstance(header, bytes):
+        header = json.dumps(safetensors_header(tensors) if header is None else header).encode()
+    data = b"".join(array.tobytes() for array in tensors.values())
+    pathlib.Path(path).write_bytes(struct.pack("<Q", len(header)) + header + data)
+
+
+def token_arrays(samples, loss_mask=None):
+    """The canonical tensors of a list of samples, each a list of ids."""
+    offsets = np.cumsum([0] + [len(sample) for sample in samples])
+    tensors = {"input_ids": np.array([i for s in samples for i in s], np.int32),
+               "offsets": np.array(offsets, np.int64)}
+    if loss_mask is not None:
+        tensors["loss_mask"] = np.array(loss_mask, np.uint8)
+    return tensors
+
+
+def write_tokens(path, samples, loss_mask=None):
+    """A canonical token file; returns its path."""
+    write_safetensors(path, token_arrays(samples, loss_mask))
+    return path
+
+
+# Jobs that are interrupted, shared or repeated, and the comparison of what they leave.
+
+
+def store_files(store):
+    """{relative path: bytes} of everything below `store`, directories as None.
+
+    Left out is what belongs to a run and not to the result: report.json and the store's own .lock.
+    """
+    store = pathlib.Path(store)
+    return {path.relative_to(store).as_posix(): path.read_bytes() if path.is_file() else None
+            for path in store.rglob("*")
+            if path not in (store / "report.json", store / ".lock")}
+
+
+def differing_files(store, other):
+    """Names that only one of two stores has, or whose bytes differ: [] is what `diff -r` means."""
+    one, two = store_files(store), store_files(other)
+    return sorted(name for name in one.keys() | two.keys()
+                  if name not in one or name not in two or one[name] != two[name])
+
+
+class RaggedJob:
+    """A job of 4 parts, 6 layers and 2 captures that takes a fraction of a second.
+
+    Its samples are ragged: some of length 1, some across the border of a shard (32 rows), one
+    longer than two shards. `replacement`/model has the shapes of `original`/model and other weights.
+    """
+
+    SAMPLE_LENGTHS = [30, 1, 5, 33, 20, 7, 90, 3, 31, 1, 40, 16, 12, 60, 2, 1]
+    PART_TOKENS = 100
+    PART_COUNT = 4
+    SHAPE = LlamaShape(hidden=64, layers=6, ffn=128, heads=4, kv_heads=2, vocab=256)
+    LAYERS = range(-1, 6)  # -1: the embedding
+    GEOMETRY = ["--chunk-tokens", 16, "--shard-tokens", 32]
+    CAPTURES = ["--capture", "resid_post@all,attn_out@all"]
+
+    def __init__(self, folder):
+        """Write both checkpoints and the tokens into `folder`."""
+        self.folder = pathlib.Path(folder)
+        self.original, self.replacement = self.folder / "original", self.folder / "replacement"
+        for seed, parent in enumerate([self.original, self.replacement]):
+            write_checkpoint(parent / "model", self.SHAPE, 3, seed)
+        draw = np.random.default_rng(7)
+        self.tokens = write_tokens(
+            self.folder / "tokens.safetensors",
+            [draw.integers(0, self.SHAPE.vocab, length).tolist() for length in self.SAMPLE_LENGTHS])
+
+    def extract(self, model, store, *options, captures=CAPTURES, part_tokens=PART_TOKENS):
+        """Arguments of `librarian extract` for this job."""
+        return ["extract", model, "--tokens", self.tokens, "--out", store, *captures,
+                "--part-tokens", part_tokens, *self.GEOMETRY, "--host-memory", "256MiB",
+                "--threads", 2, *options]
+
+
+class Program:
+    """A running program that prints one JSON event per line."""
+
+    SECONDS_MAX = 60  # A program of these tests that needs longer hangs.
+
+    def __init__(self, command):
+        self._errors = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(list(map(str, command)), text=True,
+                                        stdout=subprocess.PIPE, stderr=self._errors)
+        self._changed = threading.Condition()  # re-entrant
+        self._events = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            if line.endswith("\n"):  # Else a kill cut it short.
+                with self._changed:
+                    self._events.append(json.loads(line))
+                    self._changed.notify_all()
+        with self._changed:
+            self._events.append(None)  # The end.
+            self._changed.notify_all()
+
+    def events(self, name):
+        """The events of this name so far."""
+        with self._changed:
+            return [event for event in self._events if event and event["event"] == name]
+
+    def wait_for(self, name, count=1):
+        """Wait for the event to have come `count` times; False if the program ends before."""
+        with self._changed:
+            arrived = self._changed.wait_for(
+                lambda: None in self._events or len(self.events(name)) >= count, self.SECONDS_MAX)
+        assert arrived, f"{name} did not come"
+        return len(self.events(name)) >= count
+
+    def end(self, signal_number=None):
+        """Wait for the end, after sending a signal if one is given; returns the exit code.
+
+        That of a killed program is minus the signal's number.
+        """
+        if signal_number is not None:
+            self.process.send_signal(signal_number)
+        code = self.process.wait(self.SECONDS_MAX)
+        self._reader.join()
+        self.process.stdout.close()
+        return code
+
+    @property
+    def stderr(self):
+        """What it has said on standard error."""
+        self._errors.seek(0)
+        return self._errors.read()
+
+
+def part_attributes(store, part):
+    """Attributes of a complete part's group."""
+    return json.loads((pathlib.Path(store) / f"part-{part:05d}/zarr.json").read_text())["attributes"]
