@@ -54,6 +54,36 @@ Result<void> replace_file(FileSystem& files, const std::string& path, std::strin
   return files.sync_directory(parent_path(path));
 }
 
+bool is_temporary_name(const std::string& name) {
+  static constexpr std::string_view kMark = ".partial-";
+  const std::size_t at = name.rfind(kMark);
+  if (at == std::string::npos) {
+    return false;
+  }
+  const std::string_view nonce = std::string_view(name).substr(at + kMark.size());
+  return !nonce.empty() && nonce.size() <= 32 &&
+         nonce.find_first_not_of("0123456789abcdef") == std::string_view::npos;
+}
+
+Result<void> remove_temporaries(FileSystem& files, const std::string& path, int levels) {
+  auto names = files.list(path);
+  if (!names) {
+    return names.error().code() == ErrorCode::not_found ? Result<void>() : names.error();
+  }
+  for (const std::string& name : *names) {
+    const std::string below = path + "/" + name;
+    if (is_temporary_name(name)) {
+      LIB_TRY_VOID(files.remove_file(below));
+    } else if (levels > 0) {
+      LIB_TRY(const FileInfo info, files.info(below));
+      if (info.kind == FileKind::directory) {
+        LIB_TRY_VOID(remove_temporaries(files, below, levels - 1));
+      }
+    }
+  }
+  return {};
+}
+
 std::string parent_path(const std::string& path) {
   const std::size_t last = path.find_last_not_of('/');
   const std::size_t slash = last == std::string::npos ? std::string::npos : path.rfind('/', last);

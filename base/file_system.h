@@ -101,6 +101,13 @@ Result<void> make_directories(FileSystem& files, const std::string& path);
 /// temporary beside it (`<path>.partial-<nonce>`), sync, rename, sync of the directory.
 Result<void> replace_file(FileSystem& files, const std::string& path, std::string_view text);
 
+/// True for "<name>.partial-<hex>": what a crash leaves of a file that was being written.
+bool is_temporary_name(const std::string& name);
+
+/// Removes files with such names from `path` and from `levels` levels of directories below it.
+/// A directory that is not there is fine; links are not followed.
+Result<void> remove_temporaries(FileSystem& files, const std::string& path, int levels);
+
 /// "a/b" and "/": the directory part of a path; "." if it has none.
 std::string parent_path(const std::string& path);
 

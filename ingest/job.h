@@ -91,6 +91,7 @@ class PreparedJob {
   Result<void> plan();
   Result<void> check_disk();
   Result<void> remove_scratch();
+  void write_report(const RunReport& report);
   SourceRecord source_record() const;
   std::string scratch_root() const;
   std::int32_t computed_layers() const;

@@ -18,7 +18,6 @@ using activation_store::EncodePool;
 using weightmap::VirtualWeightMap;
 
 constexpr auto kLookAgain = 1s;
-constexpr std::uint64_t kWeightsBytesMax = 256 * kMiB;
 
 std::string utc_now() {
   const std::time_t now = std::time(nullptr);
@@ -82,28 +81,6 @@ class Recorder final : public JobObserver {
   std::vector<LayerPace> layers_;  // Of the part that runs.
   RunReport report_;
 };
-
-/// Digests of tensors that parts finished earlier were computed with.
-Result<void> remember_weights(FileSystem& files, const std::string& directory,
-                              std::uint64_t parts, KnownWeights& known) {
-  for (std::uint64_t part = 0; part < parts; ++part) {
-    const std::string part_directory =
-        directory + "/" + activation_store::part_directory_name(part);
-    if (!files.info(part_directory + "/zarr.json")) {
-      continue;
-    }
-    const std::string path = part_directory + "/" + kWeightsFileName;
-    LIB_TRY(const std::string text, read_small_file(files, path, kWeightsBytesMax));
-    LIB_TRY(const Json document, activation_store::open_sealed_json(text, path));
-    if (!document.contains("xxh3_of_tensors") || !document["xxh3_of_tensors"].is_object()) {
-      return Error(ErrorCode::corrupt, path + ": holds no digests");
-    }
-    for (const auto& [tensor, xxh3] : document["xxh3_of_tensors"].items()) {
-      LIB_TRY_VOID(known.check(tensor, xxh3.is_string() ? xxh3.get<std::string>() : ""));
-    }
-  }
-  return {};
-}
 
 /// One number for "the same store": over every part's array names and row digests.
 Result<std::string> store_digest(FileSystem& files, const std::string& directory,
@@ -169,8 +146,8 @@ class PartLoop {
  private:
   Result<void> claim() {
     LIB_TRY(PartClaim claimed,
-            claim_part(context_.files, context_.clock, context_.store_directory, parts_.size(),
-                       running_));
+            claim_part(context_.files, context_.clock, context_.store_directory,
+                       context_.scratch_root, parts_.size(), running_));
     complete_ = claimed.complete;
     holders_ = claimed.holders;
     if (claimed.part) {
@@ -208,7 +185,7 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   LIB_TRY_VOID(check_disk());
   LIB_TRY_VOID(claim_store(files, clock, options_.out, {identity_, identity_digest_, parts_}, stop));
   KnownWeights known_weights;
-  LIB_TRY_VOID(remember_weights(files, options_.out, parts_.size(), known_weights));
+  LIB_TRY_VOID(known_weights.read_published(files, options_.out, parts_.size()));
 
   EncodePool encoder(clock, memory_.encode);
   Recorder recorder(observer, encoder, device_->threads());
@@ -240,7 +217,7 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   context.state_in_memory = memory_.state_in_memory;
   context.save_state_every = options_.save_state_every;
   context.allow_nonfinite = options_.allow_nonfinite;
-  context.verified_stream = model_uri_.scheme != "file";
+  context.part_count = parts_.size();
   const PartTools tools{weights, *fetcher_, *executor, encoder};
 
   RunReport& report = recorder.report();
@@ -280,15 +257,27 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
     LIB_TRY(report.store_digest, store_digest(files, options_.out, parts_.size()));
     LIB_TRY_VOID(remove_scratch());
   }
-  // A report is worth little next to leaving in time: it is not waited for.
-  auto lock = DirectoryLock::try_acquire(files, clock, options_.out);
-  if (lock && lock->lock) {
-    static_cast<void>(append_report(files, options_.out, report));
-  }
+  write_report(report);
   if (!outcome) {
     return outcome.error();
   }
   return report;
+}
+
+/// A report is worth little next to leaving in time: others' locks are not waited for long, and a
+/// disk that does not take it does not undo the run.
+void PreparedJob::write_report(const RunReport& report) {
+  FileSystem& files = *environment_.files;
+  for (int attempt = 0; attempt < 20; ++attempt) {
+    auto lock = DirectoryLock::try_acquire(files, *environment_.clock, options_.out);
+    if (!lock || lock->lock) {
+      if (lock) {
+        static_cast<void>(append_report(files, options_.out, report));
+      }
+      return;
+    }
+    environment_.clock->sleep_for(100ms, {});
+  }
 }
 
 /// Layers whose flops() counts.

@@ -41,6 +41,14 @@ Json arrays_to_json(const std::vector<ArrayRecord>& arrays) {
   return list;
 }
 
+Json weights_to_json(const std::map<std::string, std::string>& weights) {
+  Json json = Json::object();
+  for (const auto& [name, digest] : weights) {
+    json[name] = digest;
+  }
+  return json;
+}
+
 Error damaged(const std::string& what, const std::string& reason) {
   return Error(ErrorCode::corrupt, what + ": " + reason);
 }
@@ -102,20 +110,29 @@ Result<SourceRecord> source_from_json(const Json& json, const std::string& what)
   return source;
 }
 
-Result<LayerRecord> layer_from_json(const Json& json, const std::string& what) {
-  LayerRecord layer;
-  if (!json.contains("layer") || !json["layer"].is_number_integer() ||
-      !json.contains("weights") || !json["weights"].is_object() || !json.contains("state")) {
-    return damaged(what, "a layer record without layer, weights or state");
+Result<std::map<std::string, std::string>> weights_from_json(const Json& json,
+                                                             const std::string& what) {
+  std::map<std::string, std::string> weights;
+  if (!json.contains("weights") || !json["weights"].is_object()) {
+    return damaged(what, "a record without weights");
   }
-  layer.layer = json["layer"].get<std::int32_t>();
-  LIB_TRY(layer.arrays, arrays_from_json(json, what));
   for (const auto& [name, digest] : json["weights"].items()) {
     if (!digest.is_string()) {
       return damaged(what, "a strange weight digest");
     }
-    layer.weights[name] = digest.get<std::string>();
+    weights[name] = digest.get<std::string>();
   }
+  return weights;
+}
+
+Result<LayerRecord> layer_from_json(const Json& json, const std::string& what) {
+  LayerRecord layer;
+  if (!json.contains("layer") || !json["layer"].is_number_integer() || !json.contains("state")) {
+    return damaged(what, "a layer record without layer or state");
+  }
+  layer.layer = json["layer"].get<std::int32_t>();
+  LIB_TRY(layer.arrays, arrays_from_json(json, what));
+  LIB_TRY(layer.weights, weights_from_json(json, what));
   LIB_TRY(layer.state, StatePlace::from_json(json["state"]));
   return layer;
 }
@@ -158,14 +175,10 @@ std::string tokens_record_text(const std::vector<ArrayRecord>& arrays) {
 }
 
 std::string layer_record_text(const LayerRecord& layer) {
-  Json weights = Json::object();
-  for (const auto& [name, digest] : layer.weights) {
-    weights[name] = digest;
-  }
   const Json json = {{"type", "layer"},
                      {"layer", layer.layer},
                      {"arrays", arrays_to_json(layer.arrays)},
-                     {"weights", weights},
+                     {"weights", weights_to_json(layer.weights)},
                      {"state", layer.state.to_json()}};
   return json.dump();
 }
@@ -177,6 +190,10 @@ std::vector<std::string> journal_records(const PartProgress& progress) {
   }
   if (!progress.tokens.empty()) {
     records.push_back(tokens_record_text(progress.tokens));
+  }
+  if (!progress.seen_weights.empty()) {
+    const Json json = {{"type", "weights"}, {"weights", weights_to_json(progress.seen_weights)}};
+    records.push_back(json.dump());
   }
   for (const LayerRecord& layer : progress.layers) {
     records.push_back(layer_record_text(layer));
@@ -204,6 +221,8 @@ Result<PartProgress> read_part_journal(FileSystem& files, const std::string& par
       progress.sources.push_back(std::move(source));
     } else if (type == "tokens" && has_header) {
       LIB_TRY(progress.tokens, arrays_from_json(*json, what));
+    } else if (type == "weights" && has_header) {
+      LIB_TRY(progress.seen_weights, weights_from_json(*json, what));
     } else if (type == "layer" && has_header) {
       LIB_TRY(LayerRecord layer, layer_from_json(*json, what));
       if (layer.layer != static_cast<std::int32_t>(progress.layers.size()) - 1) {

@@ -23,7 +23,7 @@ struct PartHeader {
   std::string device_kind;
 };
 
-/// A place the weights came from, with what identified its bytes then.
+/// A place that weights of committed layers came from, with what identified its bytes then.
 struct SourceRecord {
   struct FileValidator {
     std::string validator;
@@ -48,6 +48,8 @@ struct PartProgress {
   PartHeader header;
   std::vector<SourceRecord> sources;
   std::vector<activation_store::ArrayRecord> tokens;  ///< Empty: not written yet.
+  /// Digests of tensors that layers were computed with which no longer count.
+  std::map<std::string, std::string> seen_weights;
   std::vector<LayerRecord> layers;                    ///< In order, without gaps.
 };
 

@@ -13,18 +13,6 @@ using activation_store::ArrayRecord;
 
 constexpr const char* kTokensName = "tokens";
 
-/// "<name>.partial-<hex>": what a crash leaves of a file that was being written.
-bool is_temporary_name(const std::string& name) {
-  static constexpr std::string_view kMark = ".partial-";
-  const std::size_t at = name.rfind(kMark);
-  if (at == std::string::npos) {
-    return false;
-  }
-  const std::string_view nonce = std::string_view(name).substr(at + kMark.size());
-  return !nonce.empty() && nonce.size() <= 32 &&
-         nonce.find_first_not_of("0123456789abcdef") == std::string_view::npos;
-}
-
 }  // namespace
 
 PartRun::PartRun(const PartContext& context, std::uint64_t part,
@@ -95,11 +83,17 @@ Result<void> PartRun::recover_from_journal() {
                  directory_ + "/" + kJournalName + ": belongs to another job or part");
   }
   if (progress_.header.device_kind != context_.device_kind) {
-    context_.observer.warning("part " + std::to_string(part_) + " was begun on " +
-                              progress_.header.device_kind + " and begins again on " +
-                              context_.device_kind + ", so that all of its rows are computed alike");
-    progress_.layers.clear();
+    begin_again("it was begun on " + progress_.header.device_kind + " and this is " +
+                context_.device_kind + ": all of its rows must be computed alike");
     progress_.header.device_kind = context_.device_kind;
+  }
+  for (const LayerRecord& layer : progress_.layers) {
+    if (const auto tensor = context_.known_weights.contradiction(layer.weights)) {
+      begin_again("its tensor '" + *tensor + "' is not the one that other parts of this store have");
+      progress_.seen_weights.clear();
+      progress_.sources.clear();
+      break;
+    }
   }
   LIB_TRY_VOID(check_source());
   std::size_t finished = finished_layers(progress_, last_layer_);
@@ -107,7 +101,7 @@ Result<void> PartRun::recover_from_journal() {
   if (source_is_new_ && finished == 1 && last_layer_ >= 0) {
     finished = 0;
   }
-  progress_.layers.resize(finished);
+  forget_layers(finished);
   std::vector<const ArrayRecord*> arrays;
   for (const ArrayRecord& array : progress_.tokens) {
     arrays.push_back(&array);
@@ -130,6 +124,20 @@ Result<void> PartRun::recover_from_journal() {
     }
   }
   return {};
+}
+
+void PartRun::begin_again(const std::string& reason) {
+  context_.observer.warning("part " + std::to_string(part_) + " begins again: " + reason);
+  forget_layers(0);
+}
+
+/// Drops layers behind the first `kept`; what their weights were is still compared later.
+void PartRun::forget_layers(std::size_t kept) {
+  for (std::size_t i = kept; i < progress_.layers.size(); ++i) {
+    progress_.seen_weights.insert(progress_.layers[i].weights.begin(),
+                                  progress_.layers[i].weights.end());
+  }
+  progress_.layers.resize(kept);
 }
 
 Result<void> PartRun::check_source() {
@@ -158,10 +166,6 @@ Result<void> PartRun::check_source() {
 
 /// Writes the journal anew with what still counts, before anything that it no longer names goes.
 Result<void> PartRun::start_journal() {
-  if (std::find(progress_.sources.begin(), progress_.sources.end(), context_.source) ==
-      progress_.sources.end()) {
-    progress_.sources.push_back(context_.source);
-  }
   LIB_TRY(journal_, JournalWriter::create(context_.files, directory_ + "/" + kJournalName,
                                           journal_records(progress_)));
   return {};
@@ -177,11 +181,11 @@ Result<void> PartRun::cut_unfinished() {
       committed.insert(array.name);
     }
   }
+  LIB_TRY_VOID(remove_temporaries(files, directory_, 0));
+  LIB_TRY_VOID(remove_temporaries(files, directory_ + "/" + kTokensName, 2));
   LIB_TRY(const std::vector<std::string> names, files.list(directory_));
   for (const std::string& name : names) {
-    if (is_temporary_name(name)) {
-      LIB_TRY_VOID(files.remove_file(directory_ + "/" + name));
-    } else if (activation_store::is_array_name(name) && !committed.contains(name)) {
+    if (activation_store::is_array_name(name) && !committed.contains(name)) {
       LIB_TRY_VOID(activation_store::remove_array(files, directory_, name));
     }
   }
@@ -221,6 +225,10 @@ Result<void> PartRun::write_tokens() {
 /// Where validators cannot tell that a source is the one that finished layers came from, one small
 /// tensor of each can.
 Result<void> PartRun::check_moved_source(const PartTools& tools, const std::stop_token& stop) {
+  LIB_TRY_VOID(context_.known_weights.check(progress_.seen_weights));
+  for (const LayerRecord& record : progress_.layers) {
+    LIB_TRY_VOID(context_.known_weights.check(record.weights));
+  }
   if (!source_is_new_) {
     return {};
   }

@@ -8,6 +8,7 @@
 #include "activation_store/store_files.h"
 #include "base/digest.h"
 #include "ingest/nonfinite.h"
+#include "ingest/store_directory.h"
 
 namespace librarian::ingest {
 namespace {
@@ -45,18 +46,6 @@ class Stopwatch {
 };
 
 }  // namespace
-
-Result<void> KnownWeights::check(const std::string& tensor, const std::string& xxh3) {
-  const std::lock_guard<std::mutex> guard(mutex_);
-  const auto [known, inserted] = digests_.emplace(tensor, xxh3);
-  if (inserted || known->second == xxh3) {
-    return {};
-  }
-  return Error(ErrorCode::source_changed,
-               "tensor '" + tensor +
-                   "' has other bytes than when this job fetched it before: the model at the "
-                   "source was replaced; restore it, or start a new job in another directory");
-}
 
 /// A layer on its way from compute to its commit.
 struct PartRun::LayerWork {
@@ -206,7 +195,7 @@ Result<void> PartRun::run(const PartTools& tools,
     }
     LIB_TRY_VOID(committer.drain());
   }
-  LIB_TRY_VOID(publish());
+  LIB_TRY_VOID(publish(stop));
   context_.observer.part_done(part_);
   return {};
 }
@@ -379,9 +368,7 @@ Result<void> PartRun::check_finite(std::span<const std::byte> rows, gpu_exec::DT
 }
 
 Result<void> PartRun::commit_now(LayerWork& work, const std::stop_token& stop) {
-  for (const auto& [tensor, xxh3] : work.weights) {
-    LIB_TRY_VOID(context_.known_weights.check(tensor, xxh3));
-  }
+  LIB_TRY_VOID(context_.known_weights.check(work.weights));
   LayerRecord record;
   record.layer = work.layer;
   record.weights = work.weights;
@@ -396,6 +383,12 @@ Result<void> PartRun::commit_now(LayerWork& work, const std::stop_token& stop) {
   LIB_TRY_VOID(lock_->check_still_held());
   for (LayerWork::Output& output : work.outputs) {
     LIB_TRY_VOID(output.writer.publish());
+  }
+  // A source is known from its first committed layer on: one that was refused must leave no trace.
+  if (std::find(progress_.sources.begin(), progress_.sources.end(), context_.source) ==
+      progress_.sources.end()) {
+    progress_.sources.push_back(context_.source);
+    LIB_TRY_VOID(journal_->append(source_record_text(context_.source)));
   }
   LIB_TRY_VOID(journal_->append(layer_record_text(record)));
   // Only now: until the record is durable, a restart needs the state before this layer.
@@ -414,18 +407,24 @@ Result<void> PartRun::commit_now(LayerWork& work, const std::stop_token& stop) {
 }
 
 Result<FileRecord> PartRun::write_weights_file() {
-  Json tensors = Json::object();
+  WeightDigests digests;
   for (const LayerRecord& layer : progress_.layers) {
-    for (const auto& [name, xxh3] : layer.weights) {
-      tensors[name] = xxh3;
-    }
+    digests.insert(layer.weights.begin(), layer.weights.end());
   }
-  const std::string text = activation_store::seal_json({{"xxh3_of_tensors", tensors}});
+  const std::string text = weights_file_text(digests);
   LIB_TRY_VOID(replace_file(context_.files, directory_ + "/" + kWeightsFileName, text));
   return FileRecord{kWeightsFileName, text.size(), crc32c(std::as_bytes(std::span(text)))};
 }
 
-Result<void> PartRun::publish() {
+/// The weakest of what is known of the sources that its layers came from.
+const char* PartRun::verified() const {
+  const bool local = std::any_of(
+      progress_.sources.begin(), progress_.sources.end(),
+      [](const SourceRecord& source) { return !source.uri.starts_with("http"); });
+  return local ? "none" : "stream";
+}
+
+Result<void> PartRun::publish(const std::stop_token& stop) {
   activation_store::PartFile part;
   part.range = range_;
   part.hidden_size = context_.checkpoint.spec().hidden_size;
@@ -433,7 +432,7 @@ Result<void> PartRun::publish() {
   part.aliases = context_.captures.aliases;
   part.device_kind = context_.device_kind;
   part.zstd_version = activation_store::zstd_version();
-  part.verified = context_.verified_stream ? "stream" : "none";
+  part.verified = verified();
   const auto add = [&](const ArrayRecord& array) {
     part.files.insert(part.files.end(), array.files.begin(), array.files.end());
     part.arrays.push_back(array);
@@ -445,26 +444,18 @@ Result<void> PartRun::publish() {
   }
   LIB_TRY(const FileRecord weights, write_weights_file());
   part.files.push_back(weights);
-  LIB_TRY_VOID(lock_->check_still_held());
-  LIB_TRY_VOID(replace_file(context_.files, directory_ + "/zarr.json",
-                            activation_store::part_file_text(part)));
-  return clean_finished_part();
-}
-
-/// From here on the part is complete: what only a running part needs goes.
-Result<void> PartRun::clean_finished_part() {
-  FileSystem& files = context_.files;
-  journal_.reset();
-  LIB_TRY(const std::vector<std::string> states, files.list(scratch_));
-  for (const std::string& name : states) {
-    if (ResidualState::is_file_name(name)) {
-      LIB_TRY_VOID(files.remove_file(scratch_ + "/" + name));
-    }
+  {
+    // Two processes with two models may work on one store: whoever publishes second sees it here.
+    LIB_TRY(const std::unique_ptr<DirectoryLock> store_lock,
+            DirectoryLock::acquire(context_.files, context_.clock, context_.store_directory, stop));
+    LIB_TRY_VOID(context_.known_weights.read_published(
+        context_.files, context_.store_directory, context_.part_count));
+    LIB_TRY_VOID(lock_->check_still_held());
+    LIB_TRY_VOID(replace_file(context_.files, directory_ + "/zarr.json",
+                              activation_store::part_file_text(part)));
   }
-  LIB_TRY_VOID(files.remove_directory(scratch_));
-  LIB_TRY_VOID(files.remove_file(directory_ + "/" + kJournalName));
-  LIB_TRY_VOID(lock_->remove());
-  return files.sync_directory(directory_);
+  journal_.reset();
+  return clean_finished_part(context_.files, directory_, context_.scratch_root, part_, *lock_);
 }
 
 }  // namespace librarian::ingest

@@ -5,7 +5,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <stop_token>
@@ -21,6 +20,7 @@
 #include "ingest/capture_list.h"
 #include "ingest/directory_lock.h"
 #include "ingest/job_events.h"
+#include "ingest/known_weights.h"
 #include "ingest/part_journal.h"
 #include "ingest/partition.h"
 #include "ingest/residual_state.h"
@@ -28,20 +28,6 @@
 #include "weightmap/virtual_weight_map.h"
 
 namespace librarian::ingest {
-
-inline constexpr const char* kWeightsFileName = "weights.json";
-
-/// Digests of tensors as they were seen first, shared by all parts of a run: the same tensor must
-/// be the same bytes whenever it is fetched. Thread-safe.
-class KnownWeights {
- public:
-  /// Remembers or compares. @error source_changed  the tensor had other bytes before.
-  Result<void> check(const std::string& tensor, const std::string& xxh3);
-
- private:
-  std::mutex mutex_;
-  std::map<std::string, std::string> digests_;
-};
 
 /// What every part of a job shares. Plain references: the job owns it all and outlives its parts.
 struct PartContext {
@@ -57,6 +43,7 @@ struct PartContext {
   std::string device_kind;
   std::string store_directory;
   std::string scratch_root;  ///< Of this job; parts make their directories below it.
+  std::uint64_t part_count = 0;
   gpu_exec::DType dtype{};
   activation_store::Codec codec{};
   std::uint64_t chunk_tokens = 0;
@@ -66,7 +53,6 @@ struct PartContext {
   bool state_may_be_captured = true;  ///< Reading the state back from captures is allowed.
   Duration save_state_every{};
   bool allow_nonfinite = false;
-  bool verified_stream = false;  ///< Ranges came over a network and were checked.
 };
 
 /// The machinery a part runs on; one set per job.
@@ -113,6 +99,8 @@ class PartRun {
 
   Result<void> recover();
   Result<void> recover_from_journal();
+  void begin_again(const std::string& reason);
+  void forget_layers(std::size_t kept);
   Result<void> cut_unfinished();
   Result<void> check_source();
   Result<void> start_journal();
@@ -130,8 +118,8 @@ class PartRun {
   Result<void> check_finite(std::span<const std::byte> rows, gpu_exec::DType type,
                             const LayerWork& work, std::uint64_t row_begin) const;
   Result<void> commit_now(LayerWork& work, const std::stop_token& stop);
-  Result<void> publish();
-  Result<void> clean_finished_part();
+  Result<void> publish(const std::stop_token& stop);
+  const char* verified() const;
   Result<activation_store::FileRecord> write_weights_file();
 
   std::string covering_array(std::int32_t layer) const;

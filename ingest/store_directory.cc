@@ -5,6 +5,7 @@
 #include "base/random.h"
 #include "ingest/identity.h"
 #include "ingest/part_journal.h"
+#include "ingest/residual_state.h"
 
 namespace librarian::ingest {
 namespace {
@@ -36,10 +37,10 @@ Result<void> publish_job(FileSystem& files, const std::string& directory,
     LIB_TRY_VOID(file->append(std::as_bytes(std::span(text))));
     LIB_TRY_VOID(file->sync_data());
   }
-  // A link, unlike a rename, fails if somebody was faster.
+  // A link, unlike a rename, fails if somebody was faster; who was may also have cleaned up.
   auto linked = files.link(temporary, path);
   LIB_TRY_VOID(files.remove_file(temporary));
-  if (!linked && linked.error().code() != ErrorCode::already_exists) {
+  if (!linked && !files.info(path)) {
     return linked;
   }
   return files.sync_directory(directory);
@@ -89,17 +90,41 @@ Result<void> claim_store(FileSystem& files, Clock& clock, const std::string& dir
                  directory + ": holds another job; it differs in " + fields +
                      "; give the options of that job to resume it, or another directory");
   }
+  LIB_TRY(const std::unique_ptr<DirectoryLock> lock,
+          DirectoryLock::acquire(files, clock, directory, stop));
+  LIB_TRY_VOID(remove_temporaries(files, directory, 0));
   const std::string group = directory + "/" + kGroupName;
   if (files.info(group)) {
     return {};
   }
-  LIB_TRY(const std::unique_ptr<DirectoryLock> lock,
-          DirectoryLock::acquire(files, clock, directory, stop));
   return replace_file(files, group, activation_store::store_group_text(job.identity));
 }
 
+Result<void> clean_finished_part(FileSystem& files, const std::string& part_directory,
+                                 const std::string& scratch_root, std::uint64_t part,
+                                 DirectoryLock& lock) {
+  const std::string scratch =
+      scratch_root + "/" + activation_store::part_directory_name(part);
+  auto states = files.list(scratch);
+  if (states) {
+    for (const std::string& name : *states) {
+      if (ResidualState::is_file_name(name)) {
+        LIB_TRY_VOID(files.remove_file(scratch + "/" + name));
+      }
+    }
+    LIB_TRY_VOID(files.remove_directory(scratch));
+    // Before the journal goes, which is what tells the next process to look here.
+    LIB_TRY_VOID(files.sync_directory(scratch_root));
+  }
+  LIB_TRY_VOID(files.remove_file(part_directory + "/" + kJournalName));
+  LIB_TRY_VOID(remove_temporaries(files, part_directory, 0));
+  LIB_TRY_VOID(lock.remove());
+  return files.sync_directory(part_directory);
+}
+
 Result<PartClaim> claim_part(FileSystem& files, Clock& clock, const std::string& directory,
-                             std::uint64_t part_count, std::optional<std::uint64_t> skip) {
+                             const std::string& scratch_root, std::uint64_t part_count,
+                             std::optional<std::uint64_t> skip) {
   PartClaim claim;
   for (std::uint64_t part = 0; part < part_count; ++part) {
     if (part == skip) {
@@ -108,10 +133,11 @@ Result<PartClaim> claim_part(FileSystem& files, Clock& clock, const std::string&
     const std::string part_directory =
         directory + "/" + activation_store::part_directory_name(part);
     const std::string group = part_directory + "/" + kGroupName;
-    const std::string journal = part_directory + "/" + kJournalName;
     const bool published = files.info(group).has_value();
-    // A crash right after publication leaves the journal: its owner's last duty is ours then.
-    if (published && !files.info(journal)) {
+    // A crash right after publication leaves journal and lock: the owner's last duty is ours then.
+    const bool cleaned =
+        !files.info(part_directory + "/" + kJournalName) && !files.info(part_directory + "/" + kLockName);
+    if (published && cleaned) {
       ++claim.complete;
       continue;
     }
@@ -124,9 +150,7 @@ Result<PartClaim> claim_part(FileSystem& files, Clock& clock, const std::string&
       continue;
     }
     if (files.info(group)) {  // Published while we waited for the lock, or before a crash.
-      LIB_TRY_VOID(files.remove_file(journal));
-      LIB_TRY_VOID(outcome.lock->remove());
-      LIB_TRY_VOID(files.sync_directory(part_directory));
+      LIB_TRY_VOID(clean_finished_part(files, part_directory, scratch_root, part, *outcome.lock));
       ++claim.complete;
       continue;
     }

@@ -35,8 +35,16 @@ struct PartClaim {
   std::string holders;                  ///< Who works on the others, if nothing is free.
 };
 /// Takes the first part that is neither complete nor held.
-/// @param skip  A part that this process holds already.
+/// @param scratch_root  Of the job: finishes the clean-up of a part whose owner died at it.
+/// @param skip          A part that this process holds already.
 Result<PartClaim> claim_part(FileSystem& files, Clock& clock, const std::string& directory,
-                             std::uint64_t part_count, std::optional<std::uint64_t> skip);
+                             const std::string& scratch_root, std::uint64_t part_count,
+                             std::optional<std::uint64_t> skip);
+
+/// Removes what only a running part needs, its lock last. The part's zarr.json is durable.
+/// @param lock  Of the part's directory.
+Result<void> clean_finished_part(FileSystem& files, const std::string& part_directory,
+                                 const std::string& scratch_root, std::uint64_t part,
+                                 DirectoryLock& lock);
 
 }  // namespace librarian::ingest

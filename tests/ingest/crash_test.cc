@@ -1,0 +1,282 @@
+// Goal: wherever the machine dies, the same command afterwards leaves the same store, and does not
+// fetch what a finished layer had fetched.
+// Method: a whole job on a file system in memory that counts its durable operations, dies at one of
+// them and forgets what was not synced. Every operation is a case.
+#include <gtest/gtest.h>
+
+#include <memory>
+
+#include "activation_store/verify.h"
+#include "ingest/job.h"
+#include "ingest/part_journal.h"
+#include "tests/ingest/tiny_model.h"
+#include "tests/support/memory_file_system.h"
+
+namespace librarian::ingest {
+namespace {
+
+using librarian::testing::MemoryFileSystem;
+using librarian::testing::Survival;
+using testing::MapTransport;
+using testing::ServedRange;
+
+constexpr const char* kOut = "/out";
+constexpr const char* kTokens = "/tokens.safetensors";
+
+struct CrashCase {
+  const char* name;
+  std::vector<std::string> captures;
+  StateMode state;
+  Duration save_state_every;
+};
+
+class Machine {
+ public:
+  Machine(const std::map<std::string, std::string>& model, const CrashCase& how) : model_(model) {
+    // Three parts of up to 24 tokens; a sample longer than two shards of 8 rows, some of length 1,
+    // some across the border of a shard.
+    LIB_CHECK(replace_file(files_, kTokens,
+                           testing::token_file({5, 7, 1, 20, 3, 11, 1, 6, 4}, 32, 7))
+                  .has_value());
+    options_.model = testing::kModelUri;
+    options_.tokens = kTokens;
+    options_.out = kOut;
+    options_.captures = how.captures;
+    options_.state = how.state;
+    options_.save_state_every = how.save_state_every;
+    options_.part_tokens = 24;
+    options_.block_tokens = 16;
+    options_.chunk_tokens = 4;
+    options_.shard_tokens = 8;
+    options_.host_memory_bytes = 256U << 20U;
+    options_.threads = 1;
+  }
+
+  Result<RunReport> run(const std::shared_ptr<MapTransport>& transport) {
+    JobEnvironment environment = JobEnvironment::real();
+    environment.files = &files_;
+    environment.make_transport = [&](const JobOptions& /*options*/) {
+      return std::make_unique<Shared>(transport);
+    };
+    LIB_TRY(const std::unique_ptr<PreparedJob> job,
+            PreparedJob::create(options_, environment, {}));
+    JobObserver nobody;
+    return job->run(nobody, {});
+  }
+  Result<RunReport> run() { return run(std::make_shared<MapTransport>(model_)); }
+
+  /// The store as `diff -r` sees it, run-specific files left out.
+  std::map<std::string, std::string> store() const {
+    std::map<std::string, std::string> files;
+    for (const auto& [path, text] : files_.snapshot()) {
+      if (path.starts_with(kOut) && path != "/out/report.json" && path != "/out/.lock") {
+        files[path] = text;
+      }
+    }
+    return files;
+  }
+
+  /// Tensors of layers that a restart must not fetch for `part`: finished in its journal.
+  std::size_t finished(std::uint64_t part, std::int32_t last_layer) {
+    const std::string directory = std::string(kOut) + "/part-0000" + std::to_string(part);
+    const auto progress = read_part_journal(files_, directory);
+    return progress ? finished_layers(*progress, last_layer) : 0;
+  }
+  bool published(std::uint64_t part) {
+    return files_.info(std::string(kOut) + "/part-0000" + std::to_string(part) + "/zarr.json")
+        .has_value();
+  }
+
+  /// Paths in which this store and another differ, one a line; empty if none.
+  std::string differences(const std::map<std::string, std::string>& other) const {
+    const std::map<std::string, std::string> mine = store();
+    std::string text;
+    for (const auto& [path, contents] : mine) {
+      const auto found = other.find(path);
+      if (found == other.end() || found->second != contents) {
+        text += (found == other.end() ? "only here: " : "differs: ") + path + "\n";
+      }
+    }
+    for (const auto& [path, contents] : other) {
+      text += mine.contains(path) ? "" : "missing: " + path + "\n";
+    }
+    return text;
+  }
+
+  MemoryFileSystem& files() { return files_; }
+  JobOptions& options() { return options_; }
+
+ private:
+  /// The job owns its transport; the test wants to ask it afterwards.
+  class Shared final : public weightmap::remote::Transport {
+   public:
+    explicit Shared(std::shared_ptr<MapTransport> transport) : transport_(std::move(transport)) {}
+    void start(weightmap::remote::TransferRequest request,
+               std::function<void(weightmap::remote::TransferResult)> done) override {
+      transport_->start(std::move(request), std::move(done));
+    }
+
+   private:
+    std::shared_ptr<MapTransport> transport_;
+  };
+
+  const std::map<std::string, std::string>& model_;
+  MemoryFileSystem files_;
+  JobOptions options_;
+};
+
+const std::map<std::string, std::string>& model() {
+  static const std::map<std::string, std::string> files = testing::tiny_model();
+  return files;
+}
+
+/// Bytes of layer weights among what was served: everything behind the headers.
+std::uint64_t weight_bytes(const std::vector<ServedRange>& served) {
+  std::uint64_t bytes = 0;
+  for (const ServedRange& range : served) {
+    const bool whole_head = range.range.begin == 0;
+    if (range.name.ends_with(".safetensors") && !whole_head) {
+      bytes += range.range.size();
+    }
+  }
+  return bytes;
+}
+
+class CrashTest : public ::testing::TestWithParam<CrashCase> {};
+
+TEST_P(CrashTest, AtEveryDurableOperationResumesToTheSameStore) {
+  Machine reference(model(), GetParam());
+  const auto report = reference.run();
+  ASSERT_TRUE(report) << report.error().message();
+  const auto wanted = reference.store();
+  const std::uint64_t operations = reference.files().operations();
+  ASSERT_EQ(report->parts_total, 3U);
+  ASSERT_GT(operations, 500U);
+  const std::uint64_t embed_bytes = 32 * 16 * 2;
+  const std::uint64_t layer_bytes = (2 * 16 + 3 * 16 * 24 + 2 * 8 * 16 + 2 * 16 * 16) * 2;
+
+  for (std::uint64_t operation = 1; operation <= operations; ++operation) {
+    for (const Survival survival : {Survival::durable_only, Survival::torn}) {
+      // Every operation is tried with the strictest disk; torn tails at every fourth.
+      if (survival == Survival::torn && operation % 4 != 0) {
+        continue;
+      }
+      SCOPED_TRACE("operation " + std::to_string(operation) + " survival " +
+                   std::to_string(static_cast<int>(survival)));
+      Machine machine(model(), GetParam());
+      const std::uint64_t before = machine.files().operations();
+      machine.files().crash_at(before + operation);
+      const auto crashed = machine.run();
+      machine.files().restart(survival);
+      // A crash behind the last commit may leave nothing to do.
+      ASSERT_TRUE(!crashed || operation + 40 > operations);
+
+      std::uint64_t needed = 0;
+      for (std::uint64_t part = 0; part < 3; ++part) {
+        if (machine.published(part)) {
+          continue;
+        }
+        const std::size_t finished = machine.finished(part, 5);
+        const std::uint64_t layers_left = finished == 0 ? 6 : 7 - finished;
+        needed += (finished == 0 ? embed_bytes : 0) + layers_left * layer_bytes;
+      }
+      const auto transport = std::make_shared<MapTransport>(model());
+      const auto resumed = machine.run(transport);
+      ASSERT_TRUE(resumed) << resumed.error().message();
+      ASSERT_EQ(machine.differences(wanted), "");
+      ASSERT_EQ(weight_bytes(transport->served()), needed);
+    }
+  }
+}
+
+void PrintTo(const CrashCase& how, std::ostream* out) { *out << how.name; }
+
+INSTANTIATE_TEST_SUITE_P(
+    States, CrashTest,
+    ::testing::Values(
+        CrashCase{"memory_captured", {"resid_post@all", "attn_out@all"}, StateMode::memory,
+                  std::chrono::hours(1)},
+        CrashCase{"memory_saved_at_each_border", {"attn_out@all", "mlp_out@all"},
+                  StateMode::memory, Duration(0)},
+        CrashCase{"disk", {"attn_out@all", "mlp_out@all"}, StateMode::disk,
+                  std::chrono::hours(1)},
+        CrashCase{"disk_captured", {"resid_post@all", "embed"}, StateMode::disk,
+                  std::chrono::hours(1)}),
+    [](const auto& param) { return param.param.name; });
+
+// Goal: a crash of the run that resumes is no worse than one of the run before.
+TEST(ChainedCrashes, StillEndInTheSameStore) {
+  const CrashCase how{"", {"resid_post@all", "attn_out@all"}, StateMode::memory,
+                      std::chrono::hours(1)};
+  Machine reference(model(), how);
+  ASSERT_TRUE(reference.run());
+  for (const std::uint64_t stride : {160U, 230U, 310U}) {
+    Machine machine(model(), how);
+    int crashes = 0;
+    while (true) {
+      machine.files().crash_at(machine.files().operations() + stride);
+      const auto result = machine.run();
+      machine.files().restart(crashes % 2 == 0 ? Survival::durable_only : Survival::everything);
+      if (result) {
+        break;
+      }
+      ASSERT_LT(++crashes, 200);
+    }
+    EXPECT_GT(crashes, 2);
+    ASSERT_TRUE(machine.run());
+    EXPECT_EQ(machine.differences(reference.store()), "");
+  }
+}
+
+// Goal: the origin may be replaced by a model of the same shapes between crash and resume; no store
+// may mix the two, whatever the origin says of its files.
+TEST(ReplacedOrigin, IsNoticedWithAndWithoutValidators) {
+  const CrashCase how{"", {"resid_post@all"}, StateMode::memory, std::chrono::hours(1)};
+  testing::TinyModelOptions other_options;
+  other_options.seed = 2;
+  const auto other = testing::tiny_model(other_options);
+  for (const std::uint64_t crash : {150U, 260U, 420U}) {
+    for (const bool strong : {true, false}) {
+      Machine machine(model(), how);
+      machine.files().crash_at(machine.files().operations() + crash);
+      ASSERT_FALSE(machine.run(std::make_shared<MapTransport>(model(), "a", strong)));
+      machine.files().restart(Survival::durable_only);
+      // With validators the replacement has another one; without, it looks the same.
+      const auto replaced =
+          std::make_shared<MapTransport>(other, strong ? "b" : "a", strong);
+      const auto resumed = machine.run(replaced);
+      ASSERT_FALSE(resumed) << "crash at " << crash << " strong " << strong;
+      EXPECT_EQ(resumed.error().code(), ErrorCode::source_changed) << resumed.error().message();
+      // The original, back in place, still completes it.
+      const auto original = machine.run(std::make_shared<MapTransport>(model(), "a", strong));
+      ASSERT_TRUE(original) << original.error().message();
+      Machine reference(model(), how);
+      ASSERT_TRUE(reference.run());
+      EXPECT_EQ(machine.differences(reference.store()), "");
+    }
+  }
+}
+
+// Goal: the same model from another place resumes, without fetching finished layers again but for
+// one small tensor of each.
+TEST(MovedOrigin, ResumesAfterOneSmallTensorOfEachFinishedLayerAgrees) {
+  const CrashCase how{"", {"resid_post@all"}, StateMode::memory, std::chrono::hours(1)};
+  Machine machine(model(), how);
+  machine.files().crash_at(machine.files().operations() + 150);
+  ASSERT_FALSE(machine.run());
+  machine.files().restart(Survival::durable_only);
+  const std::size_t finished = machine.finished(0, 5);
+  ASSERT_GT(finished, 1U);
+  machine.options().model = "https://mirror.test/elsewhere/model/";
+  const auto transport = std::make_shared<MapTransport>(model(), "mirror");
+  const auto resumed = machine.run(transport);
+  ASSERT_TRUE(resumed) << resumed.error().message();
+  const auto served = transport->served();
+  const auto small = std::count_if(served.begin(), served.end(), [](const ServedRange& range) {
+    return range.range.size() == 16 * 2;
+  });
+  EXPECT_EQ(static_cast<std::size_t>(small), finished - 1);
+}
+
+}  // namespace
+}  // namespace librarian::ingest
