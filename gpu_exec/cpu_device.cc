@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -126,7 +127,6 @@ class CpuDevice final : public Device {
       const auto segment_index = static_cast<std::size_t>(after - first_tile.begin()) - 1;
       const Segment& segment = op.segments[segment_index];
       const std::uint64_t row = (tile_index - first_tile[segment_index]) * tile_positions;
-      const std::uint64_t sample_row = segment.position > 0 ? 0 : segment.row_begin;
       AttentionTile tile{};
       tile.dtype = op.dtype;
       tile.q_stride = static_cast<std::uint64_t>(op.heads) * op.head_dim;
@@ -134,7 +134,7 @@ class CpuDevice final : public Device {
       tile.q = op.q + ((segment.row_begin + row) * tile.q_stride + kv_head * group * op.head_dim) *
                           element_bytes;
       const std::uint64_t kv_offset =
-          (sample_row * tile.kv_stride + kv_head * op.head_dim) * element_bytes;
+          (segment.row_begin * tile.kv_stride + kv_head * op.head_dim) * element_bytes;
       tile.k = op.k + kv_offset;
       tile.v = op.v + kv_offset;
       tile.head_dim = op.head_dim;

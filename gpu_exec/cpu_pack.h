@@ -8,7 +8,7 @@
 
 namespace librarian::gpu_exec {
 
-/// Bytes of one packed element type.
+/// Bytes of one packed panel: every one is full, padded with zeros.
 std::uint64_t packed_panel_bytes(std::uint64_t inputs, std::uint64_t panel_columns, DType type);
 
 /// Writes panel `panel` of a row-major matrix [outputs, inputs] at any alignment, in the layout of

@@ -105,7 +105,7 @@ struct AttentionOp {
   std::uint32_t heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 0;
   std::uint32_t window = 0;  ///< Query i sees keys j with i - window < j <= i; 0: no limit.
-  /// A segment's sample starts at row `row_begin` of k and v, or at row 0 if `position` > 0.
+  /// Position 0 of a segment's sample is row `row_begin` of k and v, whatever `position` is.
   std::span<const Segment> segments;
 };
 

@@ -14,7 +14,7 @@ namespace {
 constexpr std::size_t kRoles = static_cast<std::size_t>(WeightRole::final_norm) + 1;
 
 Error invalid(std::string message) {
-  return Error(ErrorCode::invalid_argument, std::move(message));
+  return {ErrorCode::invalid_argument, std::move(message)};
 }
 
 bool same_rope(const RopeSpec& a, const RopeSpec& b) {

@@ -13,7 +13,7 @@ std::uint64_t aligned(std::uint64_t bytes) {
 }
 
 Error bad_layer(std::size_t index, const std::string& what) {
-  return Error(ErrorCode::invalid_argument, "layer " + std::to_string(index) + ": " + what);
+  return {ErrorCode::invalid_argument, "layer " + std::to_string(index) + ": " + what};
 }
 
 }  // namespace

@@ -137,6 +137,31 @@ TEST_P(AttentionOnPath, IgnoresWhatARowDoesNotSee) {
   }
 }
 
+// Goal: nor does the sign of a zero show what a row does not see.
+// Method: row 65 ends with -0 from underflows, and so do all after it (nothing pads the chunk):
+// only the sign of the unseen value at 66 could tell -0 from +0.
+TEST_P(AttentionOnPath, HidesTheSignOfZeros) {
+  AttentionSpec spec = spec_of(1, 1, 2, 0);
+  spec.scale = 1.0F;
+  Sample sample;
+  sample.q.assign(std::size_t{128} * 2, 1.0F);
+  sample.k.assign(std::size_t{128} * 2, 0.0F);
+  sample.v.assign(std::size_t{128} * 2, -1e-40F);
+  for (std::size_t i = 0; i < 2; ++i) {
+    sample.k[64 * 2 + i] = 50.0F;  // Shrinks the sum of the first chunk to -0.
+    sample.k[65 * 2 + i] = 49.5F;
+    sample.v[64 * 2 + i] = 0.0F;
+    sample.v[65 * 2 + i] = -1e-45F;  // Times e^-1: -0.
+  }
+  Sample other = sample;
+  other.v[66 * 2] = other.v[66 * 2 + 1] = 1.0F;
+  sample.v[66 * 2] = sample.v[66 * 2 + 1] = -1.0F;
+  const auto a = attend(GetParam(), 1, spec, sample, DType::f32, {128});
+  const auto b = attend(GetParam(), 1, spec, other, DType::f32, {128});
+  ASSERT_EQ(a[65 * 2], 0.0F);
+  EXPECT_EQ(std::signbit(a[65 * 2]), std::signbit(b[65 * 2]));
+}
+
 // Goal: samples of one block do not see each other.
 // Method: a block of three samples against each alone.
 TEST_P(AttentionOnPath, KeepsSamplesApart) {

@@ -115,6 +115,17 @@ Result<void> RecordingSink::capture(CapturePoint point, std::span<const std::byt
   return {};
 }
 
+void load_weights(LayerExecutor& executor, const TestLayer& layer) {
+  for (const auto& [role, values] : layer.weights) {
+    // One byte off any alignment: checkpoints give no better.
+    const Bytes packed = to_bytes(values, layer.weight_type);
+    Bytes odd(packed.size() + 1);
+    std::memcpy(odd.data() + 1, packed.data(), packed.size());
+    const auto loaded = executor.load(role, layer.weight_type, std::span(odd).subspan(1));
+    EXPECT_TRUE(loaded) << loaded.error().message();
+  }
+}
+
 std::unique_ptr<LayerExecutor> loaded_executor(const TestLayer& layer, Device& device, DType dtype,
                                                std::uint64_t block_rows_max,
                                                std::uint64_t sample_rows_max) {
@@ -126,14 +137,7 @@ std::unique_ptr<LayerExecutor> loaded_executor(const TestLayer& layer, Device& d
   auto executor = LayerExecutor::create(layer.model, options, device);
   EXPECT_TRUE(executor) << executor.error().message();
   (*executor)->begin_layer(0);
-  for (const auto& [role, values] : layer.weights) {
-    // One byte off any alignment: checkpoints give no better.
-    const Bytes packed = to_bytes(values, layer.weight_type);
-    Bytes odd(packed.size() + 1);
-    std::memcpy(odd.data() + 1, packed.data(), packed.size());
-    const auto loaded = (*executor)->load(role, layer.weight_type, std::span(odd).subspan(1));
-    EXPECT_TRUE(loaded) << loaded.error().message();
-  }
+  load_weights(**executor, layer);
   return *std::move(executor);
 }
 

@@ -66,6 +66,9 @@ class RecordingSink final : public CaptureSink {
   std::map<CapturePoint, bool> refused;
 };
 
+/// Loads every weight of the layer that the executor is at.
+void load_weights(LayerExecutor& executor, const TestLayer& layer);
+
 /// An executor of a TestLayer with its weights loaded.
 std::unique_ptr<LayerExecutor> loaded_executor(const TestLayer& layer, Device& device, DType dtype,
                                                std::uint64_t block_rows_max,

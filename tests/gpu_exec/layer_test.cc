@@ -220,8 +220,21 @@ TEST(LayerExecutor, RefusesBlocksThatBreakTheRules) {
   EXPECT_THAT(run_error(*executor, {{0, 5, 8}}, 5, 5), HasSubstr("end by 12"));
   EXPECT_EQ(run_error(*executor, {{0, 4, 8}}, 4, 4), "");
   EXPECT_THAT(run_error(*executor, {{0, 4, 8}}, 4, 4), HasSubstr("follow its sample's rows"));
+
+  // A tile that did not finish, and another layer, end a sample.
+  EXPECT_EQ(run_error(*executor, {{0, 8, 0}}, 8, 8), "");
+  std::stop_source source;
+  source.request_stop();
+  Bytes state(std::size_t{4} * kHidden * 2);
+  const Segment tile{0, 4, 8};
+  RecordingSink sink;
+  EXPECT_FALSE(executor->run({{&tile, 1}, 4}, state, sink, source.get_token()));
+  EXPECT_THAT(run_error(*executor, {{0, 4, 8}}, 4, 4), HasSubstr("follow its sample's rows"));
+  EXPECT_EQ(run_error(*executor, {{0, 8, 0}}, 8, 8), "");
   executor->begin_layer(0);
   EXPECT_THAT(run_error(*executor, {{0, 8, 0}}, 8, 8), HasSubstr("attention_norm is not loaded"));
+  load_weights(*executor, layer);
+  EXPECT_THAT(run_error(*executor, {{0, 4, 8}}, 4, 4), HasSubstr("follow its sample's rows"));
 }
 
 TEST(LayerExecutor, RefusesTensorsThatDoNotFit) {
