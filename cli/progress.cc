@@ -134,7 +134,6 @@ void Progress::layer_done(const ingest::LayerDone& event) {
                                  {"raw_bytes", event.raw_bytes},
                                  {"stored_bytes", event.stored_bytes},
                                  {"wall_ns", event.times.wall.count()},
-                                 {"fetch_busy_ns", event.times.fetch_busy.count()},
                                  {"fetch_wait_ns", event.times.fetch_wait.count()},
                                  {"load_busy_ns", event.times.load_busy.count()},
                                  {"compute_busy_ns", event.times.compute_busy.count()},

@@ -11,7 +11,6 @@ namespace librarian::ingest {
 /// Where a layer's time went. Stages overlap, so these do not add up to `wall`.
 struct LayerTimes {
   Duration wall{};           ///< From the end of the layer before to the end of compute.
-  Duration fetch_busy{};     ///< Requests of this layer were on the wire.
   Duration fetch_wait{};     ///< Compute waited for its weights.
   Duration load_busy{};      ///< Packing weights.
   Duration compute_busy{};   ///< Running blocks, captures handed over included.

@@ -31,8 +31,7 @@ std::string utc_now() {
 /// Adds up what the layers took while passing the events on.
 class Recorder final : public JobObserver {
  public:
-  Recorder(JobObserver& next, const EncodePool& encoder, int threads)
-      : next_(next), encoder_(encoder), threads_(threads) {}
+  explicit Recorder(JobObserver& next) : next_(next) {}
 
   void part_started(std::uint64_t part, std::uint64_t tokens, std::int32_t first_layer) override {
     next_.part_started(part, tokens, first_layer);
@@ -51,36 +50,51 @@ class Recorder final : public JobObserver {
     report_.compute_busy += times.compute_busy;
     report_.capture_wait += times.capture_wait;
     report_.commit_wait += times.commit_wait;
-    const EncodePool::Statistics now = encoder_.statistics();
-    const Duration encode = (now.encode_busy - encoded_.encode_busy) / threads_;
-    const Duration write = now.write_busy - encoded_.write_busy;
-    encoded_ = now;
-    layers_.push_back(
-        {times.fetch_busy, times.load_busy + times.compute_busy, std::max(encode, write)});
+    layers_.push_back(event);
     next_.layer_done(event);
   }
-  void part_done(std::uint64_t part) override {
-    const PaceBound bound = pace_bound(layers_);
-    layers_.clear();
-    report_.bound.bound += bound.bound;
-    report_.bound.fetch_bound += bound.fetch_bound;
-    report_.bound.compute_bound += bound.compute_bound;
-    report_.bound.write_bound += bound.write_bound;
-    next_.part_done(part);
-  }
+  void part_done(std::uint64_t part) override { next_.part_done(part); }
   void waiting(const std::string& holders) override { next_.waiting(holders); }
   void warning(const std::string& text) override { next_.warning(text); }
 
   RunReport& report() { return report_; }
 
+  /// The bound of the layers seen so far, part by part.
+  /// @param fetch, write  Time per byte that the stages needed over the whole run.
+  PaceBound bound(double fetch_ns_per_byte, double write_ns_per_byte) const {
+    PaceBound total;
+    for (auto begin = layers_.begin(); begin != layers_.end();) {
+      const auto end = std::find_if(begin, layers_.end(), [&](const LayerDone& layer) {
+        return layer.part != begin->part;
+      });
+      std::vector<LayerPace> paces;
+      for (; begin != end; ++begin) {
+        paces.push_back({time_of(begin->fetched_bytes, fetch_ns_per_byte),
+                         begin->times.load_busy + begin->times.compute_busy,
+                         time_of(begin->stored_bytes, write_ns_per_byte)});
+      }
+      const PaceBound part = pace_bound(paces);
+      total.bound += part.bound;
+      total.fetch_bound += part.fetch_bound;
+      total.compute_bound += part.compute_bound;
+      total.write_bound += part.write_bound;
+    }
+    return total;
+  }
+
  private:
+  static Duration time_of(std::uint64_t bytes, double ns_per_byte) {
+    return Duration(static_cast<std::int64_t>(static_cast<double>(bytes) * ns_per_byte));
+  }
+
   JobObserver& next_;
-  const EncodePool& encoder_;
-  int threads_;
-  EncodePool::Statistics encoded_;
-  std::vector<LayerPace> layers_;  // Of the part that runs.
+  std::vector<LayerDone> layers_;
   RunReport report_;
 };
+
+double ns_per_byte(Duration time, std::uint64_t bytes) {
+  return bytes == 0 ? 0 : static_cast<double>(time.count()) / static_cast<double>(bytes);
+}
 
 /// One number for "the same store": over every part's array names and row digests.
 Result<std::string> store_digest(FileSystem& files, const std::string& directory,
@@ -188,7 +202,7 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   LIB_TRY_VOID(known_weights.read_published(files, options_.out, parts_.size()));
 
   EncodePool encoder(clock, memory_.encode);
-  Recorder recorder(observer, encoder, device_->threads());
+  Recorder recorder(observer);
   gpu_exec::ExecutorOptions executor_options{dtype_, checkpoint_->widest_dtype(),
                                              memory_.block_tokens, tokens_.longest_sample()};
   LIB_TRY(const std::unique_ptr<gpu_exec::LayerExecutor> executor,
@@ -244,8 +258,13 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   report.fetch_busy = after.busy - before.busy;
   report.needed_bytes = weights.statistics().needed_bytes;
   report.ring_wait = weights.statistics().ring_wait;
-  report.encode_busy = encoder.statistics().encode_busy;
-  report.write_busy = encoder.statistics().write_busy;
+  const EncodePool::Statistics encoded = encoder.statistics();
+  report.encode_busy = encoded.encode_busy;
+  report.write_busy = encoded.write_busy;
+  report.bound = recorder.bound(
+      ns_per_byte(report.fetch_busy, report.fetched_bytes),
+      ns_per_byte(std::max(encoded.encode_busy / device_->threads(), encoded.write_busy),
+                  encoded.stored_bytes));
   report.compute_flops = tokens_.tokens() == 0 ? 0
                                                : flops() * static_cast<double>(report.layer_tokens) /
                                                      (static_cast<double>(tokens_.tokens()) *

@@ -244,7 +244,6 @@ Result<void> PartRun::load_weights(const PartTools& tools, LayerWork& work,
     LIB_CHECK(piece->offset == 0 && piece->bytes.size() == piece->tensor->bytes.size());
     LIB_TRY_VOID(tools.executor.load(piece->tensor->role, piece->tensor->dtype, piece->bytes));
   }
-  work.times.fetch_busy = lease.fetch_busy();
   for (weightmap::TensorDigest& digest : lease.take_digests()) {
     work.weights[digest.name] = digest.xxh3.hex();
   }
@@ -287,8 +286,7 @@ Result<void> PartRun::run_embedding(const PartTools& tools, LayerWork& work,
         }
       }
     }
-    work.times.fetch_busy = lease.fetch_busy();
-    for (weightmap::TensorDigest& digest : lease.take_digests()) {
+      for (weightmap::TensorDigest& digest : lease.take_digests()) {
       work.weights[digest.name] = digest.xxh3.hex();
     }
   }

@@ -23,11 +23,11 @@ struct PaceBound {
   std::string pacemaker() const;
 };
 
-/// Stage times of a layer as measured; the bound is made of these.
+/// Stage times of a layer; the bound is made of these.
 struct LayerPace {
-  Duration fetch{};
-  Duration compute{};
-  Duration write{};
+  Duration fetch{};    ///< Its bytes at the rate that the network showed over the run.
+  Duration compute{};  ///< Loading and running, as measured.
+  Duration write{};    ///< Its captures' bytes at the rate that encoding and writing showed.
 };
 
 /// @param layers  In order of one part.

@@ -21,8 +21,6 @@ struct Lease::Stream {
   std::optional<Error> failure;  // First error of any of its requests.
   bool abandoned = false;        // The lease ended: fetch nothing more.
   std::uint32_t in_flight = 0;
-  TimePoint busy_since{};
-  Duration busy{};
 };
 
 class VirtualWeightMap::Impl {
@@ -115,11 +113,6 @@ class VirtualWeightMap::Impl {
       ring_.release_oldest();
     }
     monitor_.notify_all(lock);
-  }
-
-  Duration busy(const Stream& stream) {
-    auto lock = monitor_.lock();
-    return stream.busy;
   }
 
   WeightMapStatistics statistics() {
@@ -233,9 +226,7 @@ class VirtualWeightMap::Impl {
     {
       auto lock = monitor_.lock();
       ++in_flight_;
-      if (stream->in_flight++ == 0) {
-        stream->busy_since = monitor_.clock().now();
-      }
+      ++stream->in_flight;
     }
     fetcher_.submit(std::move(batch.request),
                     [this, stream, slots = std::move(batch.slots)](const Result<void>& result) {
@@ -247,9 +238,7 @@ class VirtualWeightMap::Impl {
   void finish(Stream& stream, const std::vector<std::size_t>& slots, const Result<void>& result) {
     auto lock = monitor_.lock();
     --in_flight_;
-    if (--stream.in_flight == 0) {
-      stream.busy += monitor_.clock().now() - stream.busy_since;
-    }
+    --stream.in_flight;
     if (!result && !stream.failure) {
       stream.failure = result.error();
     }
@@ -310,8 +299,6 @@ Result<std::optional<ArrivedPiece>> Lease::next(const std::stop_token& stop) {
   return std::optional<ArrivedPiece>(
       ArrivedPiece{&tensor, piece.bytes.begin - tensor.bytes.begin, bytes});
 }
-
-Duration Lease::fetch_busy() const { return map_->impl_->busy(*stream_); }
 
 VirtualWeightMap::VirtualWeightMap(remote::Fetcher& fetcher, Clock& clock,
                                    const Checkpoint& checkpoint, const WeightMapOptions& options)

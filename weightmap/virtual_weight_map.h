@@ -60,8 +60,6 @@ class Lease {
   Result<std::optional<ArrivedPiece>> next(const std::stop_token& stop);
   /// One per tensor, in file order, once next() returned nothing.
   std::vector<TensorDigest> take_digests() { return std::move(digests_); }
-  /// Time during which requests of this layer were on the wire; complete after the last piece.
-  Duration fetch_busy() const;
 
  private:
   friend class VirtualWeightMap;

@@ -1,0 +1,142 @@
+#pragma once
+/// A network, a device and a disk that take the time they are told to, on any clock.
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "base/bounded_queue.h"
+#include "base/clock.h"
+#include "base/file_system.h"
+#include "gpu_exec/device.h"
+#include "tests/ingest/tiny_model.h"
+
+namespace librarian::ingest::testing {
+
+/// One wire: requests pass one after the other, each for its bytes' time.
+class PacedTransport final : public weightmap::remote::Transport {
+ public:
+  PacedTransport(Clock& clock, std::shared_ptr<MapTransport> source, double bytes_per_second);
+  void start(weightmap::remote::TransferRequest request,
+             std::function<void(weightmap::remote::TransferResult)> done) override;
+
+ private:
+  struct Job {
+    weightmap::remote::TransferRequest request;
+    std::function<void(weightmap::remote::TransferResult)> done;
+  };
+  Clock& clock_;
+  std::shared_ptr<MapTransport> source_;
+  double bytes_per_second_;
+  BoundedQueue<Job> queue_;
+  std::jthread thread_;  // Last member: it stops before the queue goes.
+};
+
+/// Forwards to a real device, after the time that an operation's multiply-adds take at a rate.
+class PacedDevice final : public gpu_exec::Device {
+ public:
+  PacedDevice(Clock& clock, std::unique_ptr<gpu_exec::Device> inner, double flops_per_second)
+      : clock_(clock), inner_(std::move(inner)), flops_per_second_(flops_per_second) {}
+
+  std::string kind() const override { return inner_->kind(); }
+  int threads() const override { return inner_->threads(); }
+  Result<gpu_exec::DeviceMemory> allocate(std::uint64_t bytes) override {
+    return inner_->allocate(bytes);
+  }
+  std::uint64_t packed_bytes(std::uint64_t outputs, std::uint64_t inputs,
+                             gpu_exec::DType type) const override {
+    return inner_->packed_bytes(outputs, inputs, type);
+  }
+  std::uint64_t scratch_bytes(const gpu_exec::ScratchNeeds& needs) const override {
+    return inner_->scratch_bytes(needs);
+  }
+  void pack_matrix(const std::byte* bytes, gpu_exec::DType type, std::uint64_t outputs,
+                   std::uint64_t inputs, std::byte* packed) override {
+    inner_->pack_matrix(bytes, type, outputs, inputs, packed);
+  }
+  void load_vector(const std::byte* bytes, gpu_exec::DType type, std::uint64_t count,
+                   float* out) override {
+    inner_->load_vector(bytes, type, count, out);
+  }
+  void linear(const gpu_exec::LinearOp& op, std::byte* scratch,
+              const std::stop_token& stop) override {
+    spend(op.rows, op.inputs, op.outputs, stop);
+    inner_->linear(op, scratch, stop);
+  }
+  void glu(const gpu_exec::GluOp& op, std::byte* scratch, const std::stop_token& stop) override {
+    spend(op.rows, op.inputs, 2 * op.width, stop);
+    inner_->glu(op, scratch, stop);
+  }
+  void attention(const gpu_exec::AttentionOp& op, std::byte* scratch,
+                 const std::stop_token& stop) override {
+    inner_->attention(op, scratch, stop);
+  }
+  void rms_norm(const gpu_exec::NormOp& op) override { inner_->rms_norm(op); }
+  void rope_table(const gpu_exec::RopeTableOp& op) override { inner_->rope_table(op); }
+  void rotate(const gpu_exec::RotateOp& op) override { inner_->rotate(op); }
+  void add(std::byte* x, const std::byte* y, gpu_exec::DType dtype, std::uint64_t count) override {
+    inner_->add(x, y, dtype, count);
+  }
+
+ private:
+  void spend(std::uint64_t rows, std::uint64_t inputs, std::uint64_t outputs,
+             const std::stop_token& stop) {
+    const double seconds = 2.0 * static_cast<double>(rows) * static_cast<double>(inputs) *
+                           static_cast<double>(outputs) / flops_per_second_;
+    clock_.sleep_for(std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds)),
+                     stop);
+  }
+
+  Clock& clock_;
+  std::unique_ptr<gpu_exec::Device> inner_;
+  double flops_per_second_;
+};
+
+/// Files whose appended bytes take time. Everything else is at once.
+class PacedFileSystem final : public FileSystem {
+ public:
+  PacedFileSystem(Clock& clock, FileSystem& inner, double bytes_per_second)
+      : clock_(clock), inner_(inner), bytes_per_second_(bytes_per_second) {}
+
+  Result<std::unique_ptr<File>> create(const std::string& path) override;
+  Result<std::unique_ptr<File>> create_sparse(const std::string& path) override {
+    return inner_.create_sparse(path);
+  }
+  Result<std::unique_ptr<File>> open(const std::string& path) override {
+    return inner_.open(path);
+  }
+  Result<std::unique_ptr<File>> open_append(const std::string& path, bool create) override {
+    return inner_.open_append(path, create);
+  }
+  Result<FileInfo> info(const std::string& path) override { return inner_.info(path); }
+  Result<std::vector<std::string>> list(const std::string& path) override {
+    return inner_.list(path);
+  }
+  Result<void> make_directory(const std::string& path) override {
+    return inner_.make_directory(path);
+  }
+  Result<void> rename(const std::string& from, const std::string& to) override {
+    return inner_.rename(from, to);
+  }
+  Result<void> link(const std::string& from, const std::string& to) override {
+    return inner_.link(from, to);
+  }
+  Result<void> remove_file(const std::string& path) override { return inner_.remove_file(path); }
+  Result<void> remove_directory(const std::string& path) override {
+    return inner_.remove_directory(path);
+  }
+  Result<void> sync_directory(const std::string& path) override {
+    return inner_.sync_directory(path);
+  }
+  Result<std::uint64_t> free_bytes(const std::string& path) override {
+    return inner_.free_bytes(path);
+  }
+
+ private:
+  Clock& clock_;
+  FileSystem& inner_;
+  double bytes_per_second_;
+};
+
+}  // namespace librarian::ingest::testing

@@ -1,0 +1,120 @@
+// Goal: the slowest part sets the pace (design 1.5): fetch, compute and write overlap so that the
+// wall is the bound: first fetch + sum over layers of the slowest stage + last write.
+// Method: the whole job on virtual time, with a network, a device and a disk of known speeds. All
+// else takes no time there, so what the wall has above the bound is a hole in the schedule.
+#include <gtest/gtest.h>
+
+#include <memory>
+
+#include "ingest/job.h"
+#include "ingest/run_report.h"
+#include "tests/ingest/paced_doubles.h"
+#include "tests/ingest/tiny_model.h"
+#include "tests/support/fake_clock.h"
+#include "tests/support/memory_file_system.h"
+
+namespace librarian::ingest {
+namespace {
+
+using librarian::testing::FakeClock;
+using librarian::testing::MemoryFileSystem;
+
+constexpr int kLayers = 12;
+constexpr int kHidden = 64;
+constexpr int kWidth = 128;
+constexpr int kTokens = 96;
+
+struct Pace {
+  const char* name;
+  double fetch_seconds;    ///< Of one layer.
+  double compute_seconds;  ///< Of one layer over all tokens.
+  double write_seconds;    ///< Of one layer's captures.
+};
+void PrintTo(const Pace& pace, std::ostream* out) { *out << pace.name; }
+
+double layer_bytes() {
+  const double head = kHidden / 2.0;
+  return 2.0 * (2 * kHidden + 3.0 * kHidden * kWidth + 2 * head * kHidden + 2.0 * kHidden * kHidden);
+}
+double layer_flops_without_attention() {
+  const double head = kHidden / 2.0;
+  return 2.0 * kTokens *
+         (3.0 * kHidden * kWidth + 2 * head * kHidden + 2.0 * kHidden * kHidden);
+}
+/// One raw capture of a layer: --codec none, so that its size is known beforehand.
+double capture_bytes() { return 2.0 * kTokens * kHidden; }
+
+class ScheduleTest : public ::testing::TestWithParam<Pace> {};
+
+TEST_P(ScheduleTest, TheWallIsTheBoundWithinTwoPercent) {
+  const Pace& pace = GetParam();
+  testing::TinyModelOptions model_options;
+  model_options.layers = kLayers;
+  model_options.hidden = kHidden;
+  model_options.width = kWidth;
+  const auto model = testing::tiny_model(model_options);
+  FakeClock clock;
+  const Activity test_thread(clock);
+  MemoryFileSystem memory;
+  ASSERT_TRUE(replace_file(memory, "/tokens.safetensors",
+                           testing::token_file({40, 30, 26}, 32, 5)));
+  testing::PacedFileSystem files(clock, memory, capture_bytes() / pace.write_seconds);
+
+  JobOptions options;
+  options.model = testing::kModelUri;
+  options.tokens = "/tokens.safetensors";
+  options.out = "/out";
+  options.codec = activation_store::Codec::none;
+  options.block_tokens = 40;
+  options.chunk_tokens = 4;
+  options.shard_tokens = 32;
+  options.host_memory_bytes = 1U << 30U;
+  options.threads = 2;
+  const double network = layer_bytes() / pace.fetch_seconds;
+  JobEnvironment environment = JobEnvironment::real();
+  environment.clock = &clock;
+  environment.files = &files;
+  environment.make_transport = [&](const JobOptions& /*options*/) {
+    return std::make_unique<testing::PacedTransport>(
+        clock, std::make_shared<testing::MapTransport>(model), network);
+  };
+  environment.make_device =
+      [&](const JobOptions& job) -> Result<std::unique_ptr<gpu_exec::Device>> {
+    LIB_TRY(std::unique_ptr<gpu_exec::Device> inner,
+            gpu_exec::make_cpu_device(gpu_exec::CpuIsa::portable, job.threads));
+    return std::make_unique<testing::PacedDevice>(
+        clock, std::move(inner), layer_flops_without_attention() / pace.compute_seconds);
+  };
+  auto job = PreparedJob::create(options, environment, {});
+  ASSERT_TRUE(job) << job.error().message();
+  JobObserver nobody;
+  const TimePoint begin = clock.now();
+  const auto report = (*job)->run(nobody, {});
+  ASSERT_TRUE(report) << report.error().message();
+  const double wall = std::chrono::duration<double>(clock.now() - begin).count();
+
+  const double embedding_fetch = 32.0 * kHidden * 2 / network;
+  // Checksums, index and the padding of the last chunk are written too.
+  const double write = pace.write_seconds * static_cast<double>(report->stored_bytes) /
+                       (kLayers * capture_bytes());
+  const double slowest = std::max({pace.fetch_seconds, pace.compute_seconds, write});
+  // The embedding only waits for the first layer; the last layer has nothing to fetch behind it.
+  const double bound = embedding_fetch + pace.fetch_seconds + (kLayers - 1) * slowest +
+                       pace.compute_seconds + write;
+  EXPECT_LE(wall, bound * 1.02) << "a hole in the schedule";
+  EXPECT_GE(wall, bound * 0.90) << "the doubles did not take their time";
+  // What the run says of itself is the same.
+  const double reported = std::chrono::duration<double>(report->bound.bound).count();
+  EXPECT_NEAR(reported, bound, 0.03 * bound);
+  EXPECT_EQ(report->bound.pacemaker(), slowest == pace.fetch_seconds     ? "network"
+                                       : slowest == pace.compute_seconds ? "compute"
+                                                                         : "encode+write");
+}
+
+INSTANTIATE_TEST_SUITE_P(Regimes, ScheduleTest,
+                         ::testing::Values(Pace{"network", 10, 4, 2}, Pace{"compute", 4, 10, 3},
+                                           Pace{"write", 3, 4, 10}, Pace{"balanced", 10, 9.9, 9.8}),
+                         [](const auto& param) { return param.param.name; });
+
+}  // namespace
+}  // namespace librarian::ingest
