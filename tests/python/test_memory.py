@@ -1,0 +1,199 @@
+"""Memory is a number the user sets, whatever the model's size.
+
+Goal: with --host-memory 512MiB the process stays below 512 MiB plus what code and libraries take,
+whether the model has 16 layers or 32, small layers or large; `plan` says so before; what does not
+fit is refused with the smallest number that would do.
+Method: checkpoints of one to two billion parameters that a server makes up as they are read. Few
+tokens: it is the weights that are large. The peak is the kernel's figure for the child process.
+"""
+
+import json
+import os
+import re
+import subprocess
+
+import numpy as np
+import pytest
+
+from generated_server import LLAMA_1B, GeneratedServer
+from make_teacher import LlamaShape, bf16_bytes
+from support import GOLDEN, write_tokens
+
+DOES_NOT_FIT = 5
+MIB = 1 << 20
+LIMIT, ON_TOP = 512 * MIB, 150 * MIB
+LAYERS_16 = LLAMA_1B
+LAYERS_32 = LlamaShape(hidden=2048, layers=32, ffn=8192, heads=32, kv_heads=8, vocab=32768)
+LARGE_LAYERS = LlamaShape(hidden=2048, layers=8, ffn=18432, heads=32, kv_heads=8, vocab=32768)
+CAPTURE = "resid_post@spread:2"
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    """256 tokens in two samples."""
+    ids = np.random.default_rng(0).integers(0, 32768, 256).tolist()
+    return write_tokens(tmp_path_factory.mktemp("tokens") / "tokens.safetensors",
+                        [ids[:100], ids[100:]])
+
+
+@pytest.fixture(scope="module")
+def serve_shape():
+    """serve_shape(shape) -> URL; one server for each shape."""
+    servers = {}
+
+    def start(shape):
+        if shape not in servers:
+            servers[shape] = GeneratedServer(shape, file_count=4).start()
+        return servers[shape].url + "model/"
+
+    yield start
+    for server in servers.values():
+        server.stop()
+
+
+def run_measured(command):
+    """(exit code, stdout, stderr, peak resident bytes as the kernel counted them)."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    out, err = process.stdout.read(), process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, out, err, usage.ru_maxrss * 1024
+
+
+@pytest.fixture(scope="module")
+def run_shape(librarian_binary, librarian, serve_shape, tokens, tmp_path_factory):
+    """run_shape(shape) -> {"plan", "report", "peak_bytes"}; each shape runs once."""
+    results = {}
+
+    def run(shape):
+        if shape in results:
+            return results[shape]
+        store = tmp_path_factory.mktemp("store") / "store"
+        job = [serve_shape(shape), "--tokens", str(tokens), "--capture", CAPTURE, "--host-memory",
+               "512MiB", "--threads", "2"]
+        plan = json.loads(librarian("plan", *job, "--json").stdout)
+        code, out, err, peak = run_measured(
+            [str(librarian_binary), "extract", *job, "--out", str(store)])
+        assert code == 0, out + err
+        report = json.loads((store / "report.json").read_text())["runs"][-1]
+        results[shape] = {"plan": plan, "report": report, "peak_bytes": peak}
+        return results[shape]
+
+    return run
+
+
+def weight_bytes(shape):
+    return sum(bf16_bytes(size) for _, size in shape.tensors())
+
+
+@pytest.mark.parametrize("shape", [LAYERS_16, LAYERS_32, LARGE_LAYERS],
+                         ids=["16 layers", "32 layers", "layers of twice the size"])
+def test_a_model_far_larger_than_the_limit_stays_within_it(shape, run_shape):
+    assert weight_bytes(shape) > 3 * LIMIT
+    run = run_shape(shape)
+    assert run["peak_bytes"] <= LIMIT + ON_TOP
+    assert run["report"]["resident_peak_bytes"] <= LIMIT + ON_TOP
+    assert abs(run["report"]["resident_peak_bytes"] - run["peak_bytes"]) <= 16 * MIB
+    assert run["report"]["memory_limit_bytes"] == LIMIT
+
+
+@pytest.mark.parametrize("shape", [LAYERS_16, LAYERS_32, LARGE_LAYERS],
+                         ids=["16 layers", "32 layers", "layers of twice the size"])
+def test_the_plan_said_so_before(shape, run_shape):
+    run = run_shape(shape)
+    memory = run["plan"]["memory"]
+    assert memory["total_bytes"] <= memory["limit_bytes"] == LIMIT
+    parts = ("packed_weight_bytes", "workspace_bytes", "ring_bytes", "state_bytes", "encode_bytes",
+             "table_bytes")
+    assert memory["total_bytes"] == sum(memory[part] for part in parts)
+    assert run["report"]["memory_planned_bytes"] == memory["total_bytes"]
+    assert run["peak_bytes"] <= memory["total_bytes"] + ON_TOP
+
+
+def test_twice_the_layers_take_the_same_memory(run_shape):
+    peaks = [run_shape(shape)["peak_bytes"] for shape in (LAYERS_16, LAYERS_32)]
+    assert abs(peaks[0] - peaks[1]) <= 32 * MIB, [peak / MIB for peak in peaks]
+
+
+def test_each_weight_is_fetched_once(run_shape):
+    for shape in (LAYERS_16, LARGE_LAYERS):
+        report = run_shape(shape)["report"]
+        assert report["needed_bytes"] <= report["fetched_bytes"] <= 1.02 * report["needed_bytes"]
+        assert report["needed_bytes"] > 3 * LIMIT
+
+
+# What does not fit.
+
+
+def smallest_that_would_do(line):
+    (number,) = re.findall(r"the smallest that would do is (\d+MiB)", line)
+    return number
+
+
+@pytest.mark.parametrize("command", ["plan", "extract"])
+def test_a_large_model_in_too_little_memory_is_refused_with_what_would_do(
+        command, refused, librarian, serve_shape, tokens, tmp_path):
+    job = (serve_shape(LAYERS_16), "--tokens", tokens, "--capture", CAPTURE)
+    line = refused(command, *job, "--out", tmp_path / "store", "--host-memory", "64MiB",
+                   exit_code=DOES_NOT_FIT, names=["--host-memory", "64.0 MiB"])
+    assert not (tmp_path / "store").exists()
+    enough = smallest_that_would_do(line)
+    plan = json.loads(librarian("plan", *job, "--host-memory", enough, "--json").stdout)
+    assert plan["memory"]["total_bytes"] <= int(enough[:-3]) * MIB
+    less = f"{int(enough[:-3]) - 1}MiB"
+    assert smallest_that_would_do(refused("plan", *job, "--host-memory", less,
+                                          exit_code=DOES_NOT_FIT)) == enough
+
+
+SMALL_MODEL, SMALL_TOKENS = GOLDEN / "llama" / "model", GOLDEN / "llama" / "tokens.safetensors"
+
+
+@pytest.mark.parametrize("options", [
+    [], ["--state", "memory"], ["--state", "disk"], ["--block-tokens", "64"], ["--threads", "8"],
+    ["--capture", "resid_post,attn_out,mlp_out,resid_mid,final.post_norm"], ["--codec", "none"],
+    ["--dtype", "f32"], ["--part-tokens", "20"]], ids=" ".join)
+def test_the_smallest_memory_that_would_do_does(options, refused, librarian, tmp_path):
+    """The job runs in it and gives the same rows as with plenty."""
+    job = (SMALL_MODEL, "--tokens", SMALL_TOKENS, "--chunk-tokens", 16, *options)
+    line = refused("extract", *job, "--out", tmp_path / "little", "--host-memory", "1MiB",
+                   exit_code=DOES_NOT_FIT, names=["--host-memory"])
+    librarian("extract", *job, "--out", tmp_path / "little", "--host-memory",
+              smallest_that_would_do(line))
+    librarian("extract", *job, "--out", tmp_path / "plenty")
+    librarian("diff", tmp_path / "little", tmp_path / "plenty")
+
+
+def test_a_state_that_does_not_fit_waits_on_disk(librarian, refused, tmp_path):
+    """65536 tokens of 256 bytes: 16 MiB of state. The smallest limit that keeps it in memory is
+    found by asking; a little less, and auto takes the disk while "memory" is refused."""
+    ids = np.random.default_rng(1).integers(0, 40, 65536).tolist()
+    tokens = write_tokens(tmp_path / "many.safetensors",
+                          [ids[i : i + 64] for i in range(0, 65536, 64)])
+    job = (SMALL_MODEL, "--tokens", tokens, "--dtype", "f32", "--chunk-tokens", 64, "--capture",
+           "attn_out@0")
+
+    def planned(*options):
+        return json.loads(librarian("plan", *job, "--json", *options).stdout)
+
+    in_memory = smallest_that_would_do(refused(
+        "plan", *job, "--state", "memory", "--host-memory", "1MiB", exit_code=DOES_NOT_FIT,
+        names=["--state memory"]))
+    less = f"{int(in_memory[:-3]) - 1}MiB"
+    assert planned("--host-memory", "1GiB")["memory"]["state"] == "memory"
+    plan = planned("--host-memory", less)
+    assert plan["memory"]["state"] == "disk"
+    assert plan["memory"]["state_bytes"] < 65536 * 256
+    assert plan["disk"]["scratch_peak_bytes"] >= 65536 * 256
+    line = refused("plan", *job, "--state", "memory", "--host-memory", less, exit_code=DOES_NOT_FIT)
+    assert "leave out --state memory" in line
+
+
+def test_a_job_larger_than_the_disk_limit_is_refused(refused, librarian, tmp_path):
+    job = (SMALL_MODEL, "--tokens", SMALL_TOKENS)
+    plan = json.loads(librarian("plan", *job, "--json").stdout)
+    needed = plan["disk"]["peak_bytes"]
+    for command in ("plan", "extract"):
+        refused(command, *job, "--out", tmp_path / "store", "--disk-limit", needed - 1,
+                exit_code=DOES_NOT_FIT, names=["--disk-limit"])
+    assert not (tmp_path / "store").exists()
+    librarian("extract", *job, "--out", tmp_path / "store", "--disk-limit", needed)
