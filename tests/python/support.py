@@ -210,11 +210,13 @@ class RaggedJob:
             self.folder / "tokens.safetensors",
             [draw.integers(0, self.SHAPE.vocab, length).tolist() for length in self.SAMPLE_LENGTHS])
 
-    def extract(self, model, store, *options, captures=CAPTURES, part_tokens=PART_TOKENS):
-        """Arguments of `librarian extract` for this job."""
+    def extract(self, model, store, *options, captures=CAPTURES, part_tokens=PART_TOKENS,
+                host_memory="256MiB", threads=2):
+        """Arguments of `librarian extract` for this job; None leaves the limit to the program."""
+        limit = [] if host_memory is None else ["--host-memory", host_memory]
         return ["extract", model, "--tokens", self.tokens, "--out", store, *captures,
-                "--part-tokens", part_tokens, *self.GEOMETRY, "--host-memory", "256MiB",
-                "--threads", 2, *options]
+                "--part-tokens", part_tokens, *self.GEOMETRY, *limit, "--threads", threads,
+                *options]
 
 
 class Program:
