@@ -3,9 +3,11 @@
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -15,6 +17,7 @@ sys.path[:0] = [str(REPOSITORY / "tests" / "python"), str(REPOSITORY / "examples
 from fault_server import FaultServer  # noqa: E402  (needs the path above)
 
 COMMAND_SECONDS_MAX = 120
+MEMORY_PATH_BYTES_MIN = 32 << 20
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +89,21 @@ def serve():
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def memory_path(tmp_path):
+    """As tmp_path, in memory where there is room: many small jobs would wait for fsync only."""
+    memory = pathlib.Path("/dev/shm")
+    try:
+        if shutil.disk_usage(memory).free < MEMORY_PATH_BYTES_MIN:
+            raise OSError
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="librarian-tests-", dir=memory))
+    except OSError:
+        yield tmp_path
+        return
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

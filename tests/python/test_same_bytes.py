@@ -91,24 +91,25 @@ def leave_a_directory(store):
 
 @pytest.mark.parametrize("change", [flip_a_byte, flip_a_byte_of_a_part_file, lose_a_shard,
                                     leave_a_file, leave_a_directory])
-def test_the_comparison_sees_every_difference(change, reference, tmp_path):
+def test_the_comparison_sees_every_difference(change, reference, memory_path):
     # Goal: "no difference" below means something.
     # Method: one change in a copy, which both comparisons must name and nothing else.
-    copy = shutil.copytree(reference, tmp_path / "copy")
+    copy = shutil.copytree(reference, memory_path / "copy")
     assert differing_files(reference, copy) == []
     name = change(copy)
     assert differing_files(reference, copy) == [name]
     assert differing_but_for_verified(reference, copy) == [name]
 
 
-def test_the_comparison_by_sample_sees_a_changed_value(reference, ragged_job, librarian, tmp_path):
+def test_the_comparison_by_sample_sees_a_changed_value(reference, ragged_job, librarian,
+                                                       memory_path):
     # Method: the same tokens through a model of other weights.
-    librarian(*ragged_job.extract(ragged_job.replacement / "model", tmp_path / "other"))
-    one, two = rows_by_sample(reference), rows_by_sample(tmp_path / "other")
+    librarian(*ragged_job.extract(ragged_job.replacement / "model", memory_path / "other"))
+    one, two = rows_by_sample(reference), rows_by_sample(memory_path / "other")
     assert one.keys() == two.keys()
     changed = {key for key in one if one[key] != two[key]}
     assert changed == {key for key in one if key[1] != "tokens/input_ids"}
-    librarian("diff", reference, tmp_path / "other", exit_code=DIFFERENT)
+    librarian("diff", reference, memory_path / "other", exit_code=DIFFERENT)
 
 
 def test_the_job_has_the_shapes_that_matter(reference, ragged_job):
@@ -140,12 +141,12 @@ def test_the_job_has_the_shapes_that_matter(reference, ragged_job):
     {"host_memory": None},
     {"options": ["--staging", "memory"]},
 ], ids=str)
-def test_a_variation_leaves_the_same_bytes(options, reference, ragged_job, librarian, tmp_path):
+def test_a_variation_leaves_the_same_bytes(options, reference, ragged_job, librarian, memory_path):
     arguments = dict(options)
     extra = arguments.pop("options", [])
-    librarian(*ragged_job.extract(ragged_job.original / "model", tmp_path / "store", *extra,
+    librarian(*ragged_job.extract(ragged_job.original / "model", memory_path / "store", *extra,
                                   **arguments))
-    assert differing_files(reference, tmp_path / "store") == []
+    assert differing_files(reference, memory_path / "store") == []
 
 
 def smallest_host_memory(librarian, plan, units_max):
@@ -161,10 +162,10 @@ def smallest_host_memory(librarian, plan, units_max):
 
 @pytest.mark.parametrize("state", ["auto", "memory", "disk"])
 def test_the_least_memory_that_plan_accepts_gives_the_same_bytes(state, reference, ragged_job,
-                                                                 librarian, tmp_path):
+                                                                 librarian, memory_path):
     # Goal: a plan that was accepted is kept, and tight buffers change nothing.
     # Method: the smallest limit by bisection over `plan`; one step less must be refused by extract.
-    store, model = tmp_path / "store", ragged_job.original / "model"
+    store, model = memory_path / "store", ragged_job.original / "model"
     arguments = ragged_job.extract(model, store, "--state", state, host_memory=None)
     out = arguments.index("--out")
     plan = ["plan", *arguments[1:out], *arguments[out + 2 :]]
@@ -184,8 +185,8 @@ def test_the_least_memory_that_plan_accepts_gives_the_same_bytes(state, referenc
                                      ["--connections", 1, "--state", "disk", "--block-tokens", 16]],
                          ids=str)
 def test_weights_over_http_give_the_bytes_of_local_files(options, reference, ragged_job, librarian,
-                                                         serve, tmp_path):
-    store = tmp_path / "store"
+                                                         serve, memory_path):
+    store = memory_path / "store"
     librarian(*ragged_job.extract(serve(ragged_job.original).url + "model/", store, *options))
     assert differing_but_for_verified(reference, store) == []
     # The rest of the comparison would also hold if `verified` said nothing.
@@ -195,17 +196,17 @@ def test_weights_over_http_give_the_bytes_of_local_files(options, reference, rag
     assert len(differing_files(reference, store)) == ragged_job.PART_COUNT
 
 
-def test_connections_make_no_difference(ragged_job, librarian, tmp_path):
+def test_connections_make_no_difference(ragged_job, librarian, memory_path):
     # Goal: byte for byte, `verified` included.
     with FaultServer(ragged_job.original) as server:
         for count in (1, 8):
-            librarian(*ragged_job.extract(server.url + "model/", tmp_path / str(count),
+            librarian(*ragged_job.extract(server.url + "model/", memory_path / str(count),
                                           "--connections", count))
-    assert differing_files(tmp_path / "1", tmp_path / "8") == []
+    assert differing_files(memory_path / "1", memory_path / "8") == []
 
 
-def test_two_processes_leave_what_one_leaves(reference, ragged_job, start, tmp_path):
-    store = tmp_path / "store"
+def test_two_processes_leave_what_one_leaves(reference, ragged_job, start, memory_path):
+    store = memory_path / "store"
     programs = [start(*ragged_job.extract(ragged_job.original / "model", store)) for _ in range(2)]
     assert [program.end() for program in programs] == [0, 0], [p.stderr for p in programs]
     assert differing_files(reference, store) == []
@@ -216,11 +217,11 @@ def test_two_processes_leave_what_one_leaves(reference, ragged_job, start, tmp_p
 
 @pytest.mark.parametrize("part_tokens", [1, 50, 1000])
 def test_rows_do_not_depend_on_the_partition(part_tokens, reference, ragged_job, librarian,
-                                             tmp_path):
+                                             memory_path):
     # Goal: a token's row is the same whatever part its sample is in.
     # Method: parts of one sample, of a few, and one of all; `librarian diff`, and a comparison of
     # our own by sample.
-    store = tmp_path / "store"
+    store = memory_path / "store"
     librarian(*ragged_job.extract(ragged_job.original / "model", store, part_tokens=part_tokens))
     assert len(part_folders(store)) != ragged_job.PART_COUNT
     librarian("diff", reference, store)
