@@ -71,7 +71,7 @@ void EncodePool::Impl::close() {
     }
     to_encode_.clear();
     monitor_.notify_all(lock);
-    monitor_.wait(lock, {}, [&] { return free_encoders_.size() == encoders_.size(); });
+    monitor_.wait(lock, {}, [&] { return tasks_ == 0; });
   }
   write_thread_.request_stop();
   write_thread_.join();
@@ -105,9 +105,9 @@ void EncodePool::Impl::submit(ChunkSlot* slot) {
   }
   slot->activity.emplace(clock_);
   to_encode_.push_back(slot);
-  if (!free_encoders_.empty()) {
-    start_task(to_encode_.front());
-    to_encode_.pop_front();
+  if (tasks_ < encoders_.size()) {
+    ++tasks_;
+    arena_.enqueue([this] { encode_next(); });
   }
 }
 
@@ -116,31 +116,42 @@ void EncodePool::Impl::give_back(ChunkSlot* slot) {
   free_slot(slot, lock);
 }
 
-// Tasks are started only while an encoder is free: no task ever waits for one, and the scheduler
-// never holds more of them than may run.
-void EncodePool::Impl::start_task(ChunkSlot* slot) {
+// No more tasks than encoders exist, so that none ever waits for one; a task encodes one chunk and
+// leaves the next to another task, so that other arenas get the worker in between.
+void EncodePool::Impl::encode_next() {
+  auto lock = monitor_.lock();
+  if (to_encode_.empty()) {  // close() has dropped it
+    --tasks_;
+    monitor_.notify_all(lock);
+    return;
+  }
+  ChunkSlot* const slot = to_encode_.front();
+  to_encode_.pop_front();
   ChunkEncoder* const encoder = free_encoders_.back();
   free_encoders_.pop_back();
-  arena_.enqueue([this, slot, encoder] {
-    const TimePoint begin = clock_.now();
-    const ArrayLayout& layout = slot->array->layout;
-    const std::span<const std::byte> raw(slot->raw.get(), chunk_bytes(layout));
-    slot->non_finite = count_non_finite(layout.type, raw.first(slot->rows * row_bytes(layout)));
-    slot->encoded_bytes = encoder->encode(
-        layout, raw, {slot->encoded.get(), encoded_bytes_max(options_.chunk_bytes_max)});
-    auto lock = monitor_.lock();
-    statistics_.encode_busy += clock_.now() - begin;
-    free_encoders_.push_back(encoder);
-    enqueue_write(slot);
-    if (!to_encode_.empty()) {
-      start_task(to_encode_.front());
-      to_encode_.pop_front();
-    }
-    monitor_.notify_all(lock);
-    // Only now may virtual time pass again: the write thread is awake already. The slot may be
-    // another's the moment the lock is gone.
-    slot->activity.reset();
-  });
+  lock.unlock();
+
+  const TimePoint begin = clock_.now();
+  const ArrayLayout& layout = slot->array->layout;
+  const std::span<const std::byte> raw(slot->raw.get(), chunk_bytes(layout));
+  slot->non_finite = count_non_finite(layout.type, raw.first(slot->rows * row_bytes(layout)));
+  slot->encoded_bytes = encoder->encode(
+      layout, raw, {slot->encoded.get(), encoded_bytes_max(options_.chunk_bytes_max)});
+  const Duration busy = clock_.now() - begin;
+
+  lock.lock();
+  statistics_.encode_busy += busy;
+  free_encoders_.push_back(encoder);
+  enqueue_write(slot);
+  if (to_encode_.empty()) {
+    --tasks_;
+  } else {
+    arena_.enqueue([this] { encode_next(); });
+  }
+  monitor_.notify_all(lock);
+  // Only now may virtual time pass again: the write thread is awake already. The slot may be
+  // another's the moment the lock is gone.
+  slot->activity.reset();
 }
 
 void EncodePool::Impl::enqueue_write(ChunkSlot* slot) {

@@ -84,8 +84,7 @@ class EncodePool::Impl {
  private:
   using Lock = std::unique_lock<std::mutex>;
 
-  void start_task(ChunkSlot* slot);     // with the monitor held
-  void encode(ChunkSlot* slot);         // a TBB task
+  void encode_next();                   // a TBB task
   void enqueue_write(ChunkSlot* slot);  // with the monitor held
   void free_slot(ChunkSlot* slot, const Lock& lock);
   void write_loop(const std::stop_token& stop);
@@ -102,7 +101,8 @@ class EncodePool::Impl {
 
   Monitor monitor_;  // guards what follows, and ArrayStream
   std::vector<ChunkSlot*> free_;
-  std::vector<ChunkEncoder*> free_encoders_;  // one per running task
+  std::vector<ChunkEncoder*> free_encoders_;
+  std::size_t tasks_ = 0;  // started or running; at most one per encoder
   std::deque<ChunkSlot*> to_encode_;
   std::deque<ChunkSlot*> to_write_;  // each the next of its array
   bool closed_ = false;
