@@ -294,14 +294,6 @@ TEST(ModelConfig, RefusesByTheNameOfTheKey) {
   }
 }
 
-TEST(ModelConfig, RefusesHeadsThatDoNotDivideTheHiddenSize) {
-  Json config = base_config("llama");
-  config.erase("head_dim");
-  config["num_attention_heads"] = 10;
-  config["num_key_value_heads"] = 10;
-  EXPECT_FALSE(parse(config)) << "256 / 10 is no head dimension; transformers refuses it too";
-}
-
 // Catches: one of two contradicting sources being taken without a word.
 TEST(ModelConfig, RefusesTwoAnswersToOneQuestion) {
   Json rope = base_config("llama");
