@@ -175,6 +175,19 @@ Result<const ArrayReader*> StoreReader::array(std::uint64_t part, const std::str
       return Error(ErrorCode::corrupt,
                    directory + "/zarr.json: this is not the array that the part's manifest lists");
     }
+    // A whole shard in another's place has good checksums inside; its size gives most away.
+    for (const FileRecord& file : where.file.files) {
+      if (!file.path.starts_with(name + "/")) {
+        continue;
+      }
+      const std::string path = where.directory + "/" + file.path;
+      const auto info = impl_->files_.info(path);
+      if (!info || info->size != file.size) {
+        return Error(ErrorCode::corrupt, path + ": missing or not the " +
+                                             std::to_string(file.size) +
+                                             " bytes that the part's manifest lists");
+      }
+    }
     slot = std::make_unique<ArrayReader>(std::move(reader));
   }
   return slot.get();

@@ -1,7 +1,7 @@
 #pragma once
 /// Everything we do to files, as a seam: the real one, and in tests one that crashes and forgets
-/// what was not synced, or is full. Paths are used as given; symbolic links are never followed in
-/// the last component of a path that is opened or created.
+/// what was not synced, or is full. Paths are used as given. Reading follows symbolic links, which
+/// caches and people use; creating, appending and removing never do.
 
 #include <cstddef>
 #include <cstdint>
@@ -58,7 +58,7 @@ class FileSystem {
   virtual Result<std::unique_ptr<File>> create(const std::string& path) = 0;
   /// Creates a new file for write_at() (O_EXCL). @error already_exists | no_space | io
   virtual Result<std::unique_ptr<File>> create_sparse(const std::string& path) = 0;
-  /// Opens for reading. @error not_found | io
+  /// Opens a regular file for reading. @error not_found (also a directory, a pipe) | io
   virtual Result<std::unique_ptr<File>> open(const std::string& path) = 0;
   /// Opens for reading and appending; creates it if `create_if_missing`. @error not_found | io
   virtual Result<std::unique_ptr<File>> open_append(const std::string& path,
@@ -67,7 +67,7 @@ class FileSystem {
   virtual Result<FileInfo> info(const std::string& path) = 0;
   /// Names in a directory, sorted, without "." and "..". @error not_found | io
   virtual Result<std::vector<std::string>> list(const std::string& path) = 0;
-  /// Creates one directory (mode 0700); an existing directory is fine. @error not_found | io
+  /// Creates one directory; an existing one, or a link to one, is fine. @error not_found | io
   virtual Result<void> make_directory(const std::string& path) = 0;
   /// Replaces `to` if it is there. Durable only after sync_directory() of both parents.
   virtual Result<void> rename(const std::string& from, const std::string& to) = 0;

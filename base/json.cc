@@ -124,8 +124,9 @@ Result<Json> parse_json(std::string_view text, const std::string& what, const Js
                  what + ": " + std::to_string(text.size()) + " bytes of JSON, more than the " +
                      std::to_string(limits.text_bytes_max) + " that are accepted");
   }
-  if (text.empty() || text.front() != '{') {
-    return Error(ErrorCode::bad_input, what + ": not a JSON object (it must begin with '{')");
+  // The parser would take a NUL for the end and not see what follows.
+  if (text.empty() || text.front() != '{' || text.find('\0') != std::string_view::npos) {
+    return Error(ErrorCode::bad_input, what + ": not a JSON object (it must begin with '{' and hold no NUL)");
   }
   LimitedBuilder builder(limits);
   if (!Json::sax_parse(text.begin(), text.end(), &builder)) {

@@ -176,7 +176,20 @@ class PosixFileSystem final : public FileSystem {
     return open_with(path, O_RDWR | O_CREAT | O_EXCL, "create");
   }
   Result<std::unique_ptr<File>> open(const std::string& path) override {
-    return open_with(path, O_RDONLY, "open");
+    // Without O_NONBLOCK, opening a pipe would wait for somebody to write to it.
+    Descriptor descriptor(retry_interrupted(
+        [&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
+    if (!descriptor) {
+      return from_errno("open", path);
+    }
+    struct stat status {};
+    if (::fstat(descriptor.get(), &status) != 0) {
+      return from_errno("look at", path);
+    }
+    if (!S_ISREG(status.st_mode)) {
+      return Error(ErrorCode::not_found, "cannot open " + path + ": it is not a regular file");
+    }
+    return std::make_unique<PosixFile>(std::move(descriptor), path);
   }
   Result<std::unique_ptr<File>> open_append(const std::string& path,
                                             bool create_if_missing) override {
@@ -226,8 +239,8 @@ class PosixFileSystem final : public FileSystem {
       if (error.code() != ErrorCode::already_exists) {
         return error;
       }
-      LIB_TRY(const FileInfo existing, info(path));
-      if (existing.kind != FileKind::directory) {
+      struct stat existing {};
+      if (::stat(path.c_str(), &existing) != 0 || !S_ISDIR(existing.st_mode)) {
         return Error(ErrorCode::io, path + " is not a directory");
       }
     }

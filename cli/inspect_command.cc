@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "activation_store/store_reader.h"
+#include "base/random.h"
 #include "base/units.h"
 #include "cli/commands.h"
 #include "cli/exit_codes.h"
@@ -72,10 +73,18 @@ Result<void> write_raw(const std::string& path, const SampleRows& rows,
   const std::span<const std::byte> body =
       as_stored ? std::span<const std::byte>(rows.bytes) : std::as_bytes(std::span(values));
   FileSystem& files = posix_file_system();
-  LIB_TRY_VOID(files.remove_file(path));
-  LIB_TRY(const std::unique_ptr<File> file, files.create(path));
-  LIB_TRY_VOID(file->append(std::as_bytes(std::span(header))));
-  return file->append(body);
+  const auto existing = files.info(path);
+  if (existing && existing->kind != FileKind::file) {
+    return Error(ErrorCode::invalid_argument,
+                 "--raw " + path + ": is there and not a regular file; give another name");
+  }
+  const std::string temporary = path + ".partial-" + random_hex(8);
+  {
+    LIB_TRY(const std::unique_ptr<File> file, files.create(temporary));
+    LIB_TRY_VOID(file->append(std::as_bytes(std::span(header))));
+    LIB_TRY_VOID(file->append(body));
+  }
+  return files.rename(temporary, path);
 }
 
 Json array_to_json(const ArrayRecord& array) {

@@ -28,7 +28,7 @@ Result<int> dispatch(const Options& options, const std::stop_token& stop) {
 
 int report_error(const Error& error, bool json, int signal_number) {
   const int code = exit_code(error.code(), signal_number);
-  std::fprintf(stderr, "librarian: %s\n", error.message().c_str());
+  print_error(error.message());
   if (json) {
     print_event("error", {{"code", error_code_name(error.code())},
                           {"message", error.message()},
@@ -50,6 +50,10 @@ int run(int argc, char** argv) {
   const auto result = dispatch(*parsed->options, signals.token());
   if (!result) {
     return report_error(result.error(), parsed->options->json, signals.signal_number());
+  }
+  if (output_failed()) {
+    return report_error(Error(ErrorCode::io, "cannot write all of the result to standard output"),
+                        false, 0);
   }
   return *result;
 }

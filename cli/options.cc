@@ -1,8 +1,9 @@
 #include "cli/options.h"
 
 #include <CLI/CLI.hpp>
-#include <limits>
-#include <memory>
+#include <algorithm>
+#include <set>
+#include <sstream>
 
 #include "base/units.h"
 #include "base/version.h"
@@ -40,12 +41,12 @@ struct RawOptions {
   std::string isa = "auto";
   std::string dtype = "checkpoint";
   std::string device_memory;
-  std::string host_memory;
+  std::optional<std::string> host_memory;
   std::string part_tokens = "auto";
   std::string block_tokens = "auto";
   std::string state = "auto";
   std::string save_state_every = "10min";
-  std::string disk_limit;
+  std::optional<std::string> disk_limit;
   std::string codec = "zstd";
   std::string staging = "auto";
   std::vector<std::string> captures;
@@ -122,11 +123,11 @@ Result<T> named(const std::string& name, Result<T> value) {
 }
 
 Result<void> apply_numbers(const RawOptions& raw, ingest::JobOptions& job) {
-  if (!raw.host_memory.empty()) {
-    LIB_TRY(job.host_memory_bytes, named("--host-memory", parse_bytes(raw.host_memory)));
+  if (raw.host_memory) {
+    LIB_TRY(job.host_memory_bytes, named("--host-memory", parse_bytes(*raw.host_memory)));
   }
-  if (!raw.disk_limit.empty()) {
-    LIB_TRY(job.disk_limit_bytes, named("--disk-limit", parse_bytes(raw.disk_limit)));
+  if (raw.disk_limit) {
+    LIB_TRY(job.disk_limit_bytes, named("--disk-limit", parse_bytes(*raw.disk_limit)));
   }
   LIB_TRY(job.save_state_every,
           named("--save-state-every", parse_duration(raw.save_state_every)));
@@ -140,7 +141,7 @@ Result<void> apply_numbers(const RawOptions& raw, ingest::JobOptions& job) {
 
 void add_job_options(CLI::App& app, ingest::JobOptions& job, RawOptions& raw) {
   const auto counts = CLI::Range(std::uint64_t{1}, std::uint64_t{1} << 40U);
-  app.add_option("model", job.model, kModelHelp)->required()->type_name("MODEL");
+  app.add_option("model,--model", job.model, kModelHelp)->required()->type_name("MODEL");
   app.add_option("--tokens", job.tokens,
                  "Samples: .safetensors {input_ids, offsets, loss_mask}, .jsonl or .npy")
       ->required()
@@ -196,6 +197,59 @@ void add_common_options(CLI::App& app, Options& options) {
   app.add_flag("--json", options.json, "Results and events as JSON lines on standard output");
 }
 
+/// The arguments, with those of --config added for options that the command line does not give.
+Result<std::vector<std::string>> arguments_with_config(const CLI::App& app, int argc,
+                                                       const char* const* argv) {
+  std::vector<std::string> arguments(argv + 1, argv + argc);
+  const CLI::App* command = nullptr;
+  std::string path;
+  std::set<std::string> given;
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    const std::string& argument = arguments[i];
+    if (command == nullptr && !argument.starts_with('-')) {
+      const auto found = app.get_subcommands(
+          [&](const CLI::App* candidate) { return candidate->get_name() == argument; });
+      command = found.empty() ? nullptr : found.front();
+      if (command == nullptr) {
+        return usage("'" + argument +
+                     "' is not a command (plan, extract, inspect, verify, diff). Try 'librarian "
+                     "--help'");
+      }
+    }
+    given.insert(argument.substr(0, argument.find('=')));
+    if (argument == "--config" && i + 1 < arguments.size()) {
+      path = arguments[i + 1];
+    } else if (argument.starts_with("--config=")) {
+      path = argument.substr(std::string("--config=").size());
+    }
+  }
+  if (path.empty() || command == nullptr) {
+    return arguments;
+  }
+  LIB_TRY(const std::vector<ConfigSetting> settings, read_toml_config(path));
+  for (const ConfigSetting& setting : settings) {
+    const std::string name = "--" + setting.name;
+    const CLI::Option* option = command->get_option_no_throw(name);
+    if (option == nullptr || setting.name == "config") {
+      return usage("--config " + path + ": '" + setting.name + "' is not an option of '" +
+                   command->get_name() + "'");
+    }
+    if (given.contains(name)) {
+      continue;
+    }
+    for (const std::string& value : setting.values) {
+      if (option->get_items_expected_max() > 0) {
+        arguments.push_back(name + "=" + value);
+      } else if (value == "true") {
+        arguments.push_back(name);
+      } else if (value != "false") {
+        return usage("--config " + path + ": '" + setting.name + "' must be true or false");
+      }
+    }
+  }
+  return arguments;
+}
+
 }  // namespace
 
 Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) {
@@ -207,6 +261,10 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
 
   Options options;
   RawOptions raw;
+  std::string config_file;
+  const CLI::Validator not_empty(
+      [](const std::string& text) { return text.empty() ? "must not be empty" : std::string(); },
+      "");
   CLI::App* plan = app.add_subcommand("plan", "What a job would take; writes nothing");
   CLI::App* extract = app.add_subcommand("extract", "Run a job, or resume it: the same command");
   CLI::App* inspect = app.add_subcommand("inspect", "Shapes, progress, statistics, values");
@@ -214,19 +272,26 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
   CLI::App* diff = app.add_subcommand("diff", "Compare two stores, sample by sample");
   for (CLI::App* command : {plan, extract}) {
     add_job_options(*command, options.job, raw);
-    command->set_config("--config", "", "Options from a TOML file")->type_name("FILE.toml");
-    command->config_formatter(std::make_shared<TomlConfig>());
-    command->allow_config_extras(CLI::config_extras_mode::error);
+    command
+        ->add_option("--config", config_file,
+                     "Options from a TOML file, under their names without dashes")
+        ->type_name("FILE.toml");
   }
   plan->add_option("--out", options.job.out, "Store directory: take what its job fixed")
+      ->check(not_empty)
       ->type_name("DIR");
-  extract->add_option("--out", options.job.out, "Store directory")->required()->type_name("DIR");
+  extract->add_option("--out", options.job.out, "Store directory")
+      ->required()
+      ->check(not_empty)
+      ->type_name("DIR");
   inspect->add_option("directory", options.directories, "Store directory")
       ->required()
       ->expected(1)
       ->type_name("DIR");
   inspect->add_option("--capture", options.capture, "Capture to look at")->type_name("NAME");
-  inspect->add_option("--sample", options.sample, "Sample number, from 0")->type_name("N");
+  inspect->add_option("--sample", options.sample, "Sample number, from 0")
+      ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{1} << 40U))
+      ->type_name("N");
   inspect->add_option("--raw", options.raw_file, "Write the sample's values as .npy")
       ->type_name("FILE.npy");
   verify->add_option("directory", options.directories, "Store directory")
@@ -241,8 +306,11 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
     add_common_options(*command, options);
   }
 
+  LIB_TRY(std::vector<std::string> arguments, arguments_with_config(app, argc, argv));
   try {
-    app.parse(argc, argv);
+    // CLI11 takes a vector from its end.
+    std::reverse(arguments.begin(), arguments.end());
+    app.parse(std::move(arguments));
   } catch (const CLI::Success& success) {
     // --help and --version arrive as exceptions that carry what to print.
     std::ostringstream out;

@@ -164,7 +164,7 @@ Result<int> run_plan(const Options& options, const std::stop_token& stop) {
     return kExitDone;
   }
   for (const std::string& text : job->warnings()) {
-    std::fprintf(stderr, "librarian: warning: %s\n", text.c_str());
+    print_error("warning: " + text);
   }
   const auto& checkpoint = job->checkpoint();
   print(checkpoint.directory().display() + "\n");

@@ -172,7 +172,7 @@ void Progress::warning(const std::string& text) {
     print_event("warning", {{"message", text}});
   }
   clear();
-  std::fprintf(stderr, "librarian: warning: %s\n", text.c_str());
+  print_error("warning: " + text);
 }
 
 void Progress::finish() {

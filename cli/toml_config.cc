@@ -2,12 +2,17 @@
 
 #include <toml++/toml.h>
 
+#include <optional>
 #include <sstream>
+
+#include "base/file_system.h"
 
 namespace librarian::cli {
 namespace {
 
-std::string scalar_text(const toml::node& node, const std::string& key) {
+constexpr std::uint64_t kConfigBytesMax = 1U << 20U;
+
+std::optional<std::string> scalar_text(const toml::node& node) {
   if (const auto* text = node.as_string()) {
     return text->get();
   }
@@ -20,41 +25,42 @@ std::string scalar_text(const toml::node& node, const std::string& key) {
   } else if (const auto* real = node.as_floating_point()) {
     out << real->get();
   } else {
-    throw CLI::ConfigError("--config: '" + key +
-                           "' must be a string, a number, true, false or a list of these");
+    return std::nullopt;
   }
   return out.str();
 }
 
 }  // namespace
 
-std::string TomlConfig::to_config(const CLI::App* /*app*/, bool /*default_also*/,
-                                  bool /*write_description*/, std::string /*prefix*/) const {
-  return "";
-}
-
-std::vector<CLI::ConfigItem> TomlConfig::from_config(std::istream& input) const {
+Result<std::vector<ConfigSetting>> read_toml_config(const std::string& path) {
+  const auto wrong = [&](const std::string& reason) {
+    return Error(ErrorCode::invalid_argument, "--config " + path + ": " + reason);
+  };
+  const auto text = read_small_file(posix_file_system(), path, kConfigBytesMax);
+  if (!text) {
+    return wrong(text.error().message());
+  }
   toml::table table;
   try {
-    table = toml::parse(input);
+    table = toml::parse(*text);
   } catch (const toml::parse_error& error) {
-    std::ostringstream where;
-    where << error.source().begin;
-    throw CLI::ConfigError("--config: not TOML: " + std::string(error.description()) + " at " +
-                           where.str());
+    return wrong("not TOML: " + std::string(error.description()) + " at line " +
+                 std::to_string(error.source().begin.line));
   }
-  std::vector<CLI::ConfigItem> settings;
+  std::vector<ConfigSetting> settings;
   for (const auto& [key, node] : table) {
-    CLI::ConfigItem item;
-    item.name = std::string(key.str());
-    if (const auto* list = node.as_array()) {
-      for (const toml::node& entry : *list) {
-        item.inputs.push_back(scalar_text(entry, item.name));
+    ConfigSetting setting{std::string(key.str()), {}};
+    const auto* list = node.as_array();
+    const std::size_t count = list != nullptr ? list->size() : 1;
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::optional<std::string> value = scalar_text(list != nullptr ? (*list)[i] : node);
+      if (!value) {
+        return wrong("'" + setting.name +
+                     "' must be a string, a number, true, false or a list of these");
       }
-    } else {
-      item.inputs.push_back(scalar_text(node, item.name));
+      setting.values.push_back(*value);
     }
-    settings.push_back(std::move(item));
+    settings.push_back(std::move(setting));
   }
   return settings;
 }

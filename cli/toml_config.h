@@ -1,17 +1,21 @@
 #pragma once
 /// --config FILE.toml: the same names as the options, without the dashes.
 
-#include <CLI/CLI.hpp>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
 
 namespace librarian::cli {
 
-/// Reads TOML for CLI11. Tables are not allowed: every option is a top-level key; arrays give an
-/// option several values. Throws CLI::ConfigError, which CLI11 turns into a usage error.
-class TomlConfig final : public CLI::Config {
- public:
-  std::string to_config(const CLI::App* app, bool default_also, bool write_description,
-                        std::string prefix) const override;
-  std::vector<CLI::ConfigItem> from_config(std::istream& input) const override;
+/// One key of the file; an array gives an option several values.
+struct ConfigSetting {
+  std::string name;
+  std::vector<std::string> values;
 };
+
+/// Reads a TOML file of top-level keys.
+/// @error invalid_argument  The file is not there or not such TOML; names file and key or line.
+Result<std::vector<ConfigSetting>> read_toml_config(const std::string& path);
 
 }  // namespace librarian::cli

@@ -2,13 +2,23 @@
 // one synchronisation, of which it would see half.
 #include "gpu_exec/task_pool.h"
 
+#include <tbb/global_control.h>
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
+
+#include <algorithm>
 
 namespace librarian::gpu_exec {
 
 struct TaskPool::Arena {
-  explicit Arena(int threads) : arena(threads) {}
+  explicit Arena(int threads)
+      : limit(tbb::global_control::max_allowed_parallelism,
+              std::max<std::size_t>(static_cast<std::size_t>(threads),
+                                    tbb::global_control::active_value(
+                                        tbb::global_control::max_allowed_parallelism))),
+        arena(threads) {}
+  // More threads than CPUs is the user's choice: without this TBB warns on standard error.
+  tbb::global_control limit;
   tbb::task_arena arena;
 };
 

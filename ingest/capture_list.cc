@@ -289,10 +289,12 @@ Result<std::vector<std::string_view>> split_captures(std::string_view text) {
       return wrong(text, "the brackets do not match");
     }
     if (c == ',' && depth == 0) {
-      if (i == begin) {
+      std::string_view item = text.substr(begin, i - begin);
+      item.remove_prefix(std::min(item.find_first_not_of(' '), item.size()));
+      if (item.empty()) {
         return wrong(text, "an empty capture between commas");
       }
-      items.push_back(text.substr(begin, i - begin));
+      items.push_back(item);
       begin = i + 1;
     }
   }

@@ -64,7 +64,10 @@ Result<std::unique_ptr<PreparedJob>> PreparedJob::create(const JobOptions& optio
 Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   using weightmap::remote::Fetcher;
   LIB_TRY(model_uri_, weightmap::remote::parse_uri(options_.model));
-  LIB_TRY_VOID(weightmap::remote::check_allowed(model_uri_, options_.insecure_http));
+  if (auto allowed = weightmap::remote::check_allowed(model_uri_, options_.insecure_http);
+      !allowed) {
+    return allowed.error().with_context(model_uri_.display());
+  }
   LIB_TRY(device_, environment_.make_device(options_));
   device_kind_ = device_->kind();
   transport_ = environment_.make_transport(options_);

@@ -129,7 +129,8 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
     }
   }
   if (in.block_tokens != 0) {
-    blocks = {in.block_tokens};
+    // Rows beyond the largest part would only be memory, or overflow its arithmetic.
+    blocks = {std::min(in.block_tokens, std::max<std::uint64_t>(in.part_tokens_max, 1))};
   }
   // Small blocks slow every layer down, so they come after everything else was tried.
   for (const std::uint64_t block_min : {kEfficientBlock, std::uint64_t{0}}) {
@@ -152,8 +153,13 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
       }
     }
   }
-  const MemoryPlan least =
+  MemoryPlan least =
       plan_with(in, blocks.back(), false, in.state == StateMode::memory, slots_min);
+  if (in.state == StateMode::automatic) {
+    // A small part's rows can take less than the buffers that a state on disk needs.
+    const MemoryPlan other = plan_with(in, blocks.back(), false, true, slots_min);
+    least = other.total_bytes < least.total_bytes ? other : least;
+  }
   std::string advice;
   if (in.state == StateMode::memory) {
     advice += ", or leave out --state memory";

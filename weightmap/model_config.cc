@@ -148,6 +148,11 @@ Result<gpu_exec::AttentionSpec> read_attention(ConfigReader& config, const Famil
   const bool derived_dim = family.head_dim == 0 || config.is_null("head_dim");
   const std::uint32_t dim_default = derived_dim ? hidden / attention.heads : family.head_dim;
   LIB_TRY(attention.head_dim, config.count("head_dim", 2, gpu_exec::kHeadDimMax, dim_default));
+  if (attention.head_dim < 2 || attention.head_dim > gpu_exec::kHeadDimMax) {
+    return config.refuse("head_dim", "(hidden_size / num_attention_heads) is " +
+                                         std::to_string(attention.head_dim) + ", outside 2 to " +
+                                         std::to_string(gpu_exec::kHeadDimMax));
+  }
   if (attention.heads % attention.kv_heads != 0) {
     return config.refuse("num_key_value_heads", "does not divide num_attention_heads");
   }

@@ -232,7 +232,7 @@ Result<std::vector<TensorInfo>> parse_safetensors_header(std::string_view json,
   // The format pads with spaces only; nlohmann would also take tabs, newlines and a BOM.
   const std::size_t last = json.find_last_not_of(' ');
   if (json.empty() || json.front() != '{' || last == std::string_view::npos ||
-      json[last] != '}') {
+      json[last] != '}' || json.find('\0') != std::string_view::npos) {
     return bad(what, "the header is not one JSON object padded with spaces");
   }
   HeaderReader reader;

@@ -92,14 +92,18 @@ TEST_P(FileSystemConformance, ALockBelongsToOneOpenFile) {
 INSTANTIATE_TEST_SUITE_P(RealAndDouble, FileSystemConformance, ::testing::Bool(),
                          [](const auto& param) { return param.param ? "posix" : "memory"; });
 
-TEST(PosixFileSystem, DoesNotFollowALinkInTheLastComponent) {
+TEST(PosixFileSystem, ReadsThroughALinkButNeverWritesThroughOne) {
   const std::string root =
       std::filesystem::temp_directory_path() / ("librarian-fs-" + random_hex(12));
   std::filesystem::create_directory(root);
   std::filesystem::create_symlink("/etc/hostname", root + "/link");
-  EXPECT_FALSE(posix_file_system().open(root + "/link"));
+  EXPECT_TRUE(posix_file_system().open(root + "/link"));
+  EXPECT_FALSE(posix_file_system().create(root + "/link"));
   EXPECT_FALSE(posix_file_system().open_append(root + "/link", true));
   EXPECT_EQ(posix_file_system().info(root + "/link")->kind, FileKind::other);
+  EXPECT_EQ(posix_file_system().open(root).error().code(), ErrorCode::not_found);
+  ASSERT_EQ(::mkfifo((root + "/pipe").c_str(), 0600), 0);
+  EXPECT_EQ(posix_file_system().open(root + "/pipe").error().code(), ErrorCode::not_found);
   std::filesystem::remove_all(root);
 }
 

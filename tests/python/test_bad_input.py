@@ -134,7 +134,7 @@ BROKEN_WEIGHT_FILES = {
     "a header padded with newlines": (rewritten(lambda text: text + b"\n\n"), "JSON object"),
     "a header padded with zeros": (rewritten(lambda text: text + bytes(4)), "JSON object"),
     "a header that goes on behind a zero": (
-        rewritten(lambda text: text + b'\0, "unseen": 1}'), "syntax"),
+        rewritten(lambda text: text + b'\0, "unseen": 1}'), "JSON object"),
     "two headers": (rewritten(lambda text: text + b"{}"), "syntax"),
     "an empty header": (rewritten(lambda text: b"{}"),),
     "invalid UTF-8 in a name": (rewritten(lambda text: text.replace(b"model.e", b"\xff\xfe", 1)),),
@@ -353,7 +353,7 @@ WRONG_CONFIGS = {
     "a list": (lambda config: "[]", "JSON object"),
     "half a document": (lambda config: json.dumps(config)[:-1] + " ", "syntax"),
     "something behind it": (lambda config: json.dumps(config) + "{}", "syntax"),
-    "something behind a zero": (lambda config: json.dumps(config) + "\0{}", "syntax"),
+    "something behind a zero": (lambda config: json.dumps(config) + "\0{}", "NUL"),
     "a key twice": (lambda config: '{"hidden_size": 64,' + json.dumps(config)[1:], "hidden_size"),
     "deep nesting": (lambda config: '{"a":' * 5000 + "1" + "}" * 5000, "nesting"),
     "invalid UTF-8": (lambda config: b'{"model_type": "\xff\xfe"}',),

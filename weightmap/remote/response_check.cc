@@ -252,7 +252,11 @@ ResponseVerdict check_response(const ResponseHead& head, const ResponseExpectati
   }
   verdict.wanted = {std::min(expectation.range.begin, verdict.info.size),
                     std::min(expectation.range.end, verdict.info.size)};
-  if (status == 206 && (body != verdict.wanted || (length && *length != body.size()))) {
+  if (status == 206 && length && *length != body.size()) {
+    return refuse(retry("the server announces " + std::to_string(*length) +
+                        " bytes for a range of " + std::to_string(body.size())));
+  }
+  if (status == 206 && body != verdict.wanted) {
     return refuse(retry("the server sent bytes [" + std::to_string(body.begin) + ", " +
                         std::to_string(body.end) + ") instead of [" +
                         std::to_string(verdict.wanted.begin) + ", " +
