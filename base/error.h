@@ -72,11 +72,11 @@ class [[nodiscard]] Result<void> : public tl::expected<void, Error> {
 
 }  // namespace librarian
 
-#define LIB_CHECK(condition)                                               \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      ::librarian::check_failed(#condition, __FILE__, __LINE__);           \
-    }                                                                      \
+#define LIB_CHECK(condition)                                     \
+  do {                                                           \
+    if (!(condition)) {                                          \
+      ::librarian::check_failed(#condition, __FILE__, __LINE__); \
+    }                                                            \
   } while (false)
 
 #define LIB_CONCAT_INNER(a, b) a##b
@@ -93,11 +93,11 @@ class [[nodiscard]] Result<void> : public tl::expected<void, Error> {
   declaration = *std::move(result)
 #define LIB_TRY(declaration, ...) \
   LIB_TRY_INNER(LIB_CONCAT(lib_result_, __LINE__), declaration, (__VA_ARGS__))
-#define LIB_TRY_VOID(...)                                        \
-  do {                                                           \
-    auto lib_void_result = (__VA_ARGS__);                        \
-    if (!lib_void_result) {                                      \
-      return std::move(lib_void_result).error();                 \
-    }                                                            \
+#define LIB_TRY_VOID(...)                        \
+  do {                                           \
+    auto lib_void_result = (__VA_ARGS__);        \
+    if (!lib_void_result) {                      \
+      return std::move(lib_void_result).error(); \
+    }                                            \
   } while (false)
 // NOLINTEND(bugprone-macro-parentheses)

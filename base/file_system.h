@@ -18,8 +18,8 @@ enum class FileKind : std::uint8_t { file, directory, other };
 
 struct FileInfo {
   FileKind kind;
-  std::uint64_t size;         ///< Bytes.
-  std::int64_t modified_ns;   ///< Wall-clock time of the last change, Unix epoch.
+  std::uint64_t size;        ///< Bytes.
+  std::int64_t modified_ns;  ///< Wall-clock time of the last change, Unix epoch.
   std::uint64_t inode;
 };
 

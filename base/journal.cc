@@ -43,8 +43,7 @@ std::optional<Frame> frame_at(std::string_view text, std::size_t at) {
     return std::nullopt;
   }
   const auto record_bytes = get<std::uint32_t>(text, at + 4);
-  if (record_bytes > kRecordBytesMax ||
-      text.size() - at - kHeadBytes - kTailBytes < record_bytes) {
+  if (record_bytes > kRecordBytesMax || text.size() - at - kHeadBytes - kTailBytes < record_bytes) {
     return std::nullopt;
   }
   const std::size_t checked = kHeadBytes + record_bytes;

@@ -80,8 +80,7 @@ class LimitedBuilder final : public nlohmann::json_sax<Json> {
     // ordered_json looks a key up in linear time; `keys` has ruled out duplicates already, so the
     // pair is appended as it is.
     auto& members = container.get_ref<Json::object_t&>();
-    members.Json::object_t::Container::emplace_back(std::move(stack_.back().key),
-                                                    std::move(value));
+    members.Json::object_t::Container::emplace_back(std::move(stack_.back().key), std::move(value));
     return &members.back().second;
   }
 
@@ -112,8 +111,8 @@ class LimitedBuilder final : public nlohmann::json_sax<Json> {
 
 Error missing(const Json& object, const char* key, const std::string& what, const char* kind) {
   const bool present = object.is_object() && object.contains(key);
-  return Error(ErrorCode::bad_input, what + ": '" + key + "' is " +
-                                         (present ? "not " : "missing; it must be ") + kind);
+  return Error(ErrorCode::bad_input,
+               what + ": '" + key + "' is " + (present ? "not " : "missing; it must be ") + kind);
 }
 
 }  // namespace
@@ -126,7 +125,8 @@ Result<Json> parse_json(std::string_view text, const std::string& what, const Js
   }
   // The parser would take a NUL for the end and not see what follows.
   if (text.empty() || text.front() != '{' || text.find('\0') != std::string_view::npos) {
-    return Error(ErrorCode::bad_input, what + ": not a JSON object (it must begin with '{' and hold no NUL)");
+    return Error(ErrorCode::bad_input,
+                 what + ": not a JSON object (it must begin with '{' and hold no NUL)");
   }
   LimitedBuilder builder(limits);
   if (!Json::sax_parse(text.begin(), text.end(), &builder)) {

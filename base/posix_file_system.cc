@@ -1,3 +1,4 @@
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -8,7 +9,6 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <dirent.h>
 
 #include "base/file_system.h"
 #include "base/unique_handle.h"
@@ -54,8 +54,8 @@ Error from_errno(const char* action, const std::string& path) {
     default:
       break;
   }
-  return Error(code,
-               std::string("cannot ") + action + " " + path + ": " + std::strerror(number) + advice);
+  return Error(
+      code, std::string("cannot ") + action + " " + path + ": " + std::strerror(number) + advice);
 }
 
 template <typename Call>
@@ -129,10 +129,9 @@ class PosixFile final : public File {
   }
 
   Result<void> truncate(std::uint64_t size) override {
-    return checked(retry_interrupted([&] {
-                     return ::ftruncate(descriptor_.get(), static_cast<off_t>(size));
-                   }),
-                   "truncate");
+    return checked(
+        retry_interrupted([&] { return ::ftruncate(descriptor_.get(), static_cast<off_t>(size)); }),
+        "truncate");
   }
 
   Result<void> touch() override { return checked(::futimens(descriptor_.get(), nullptr), "touch"); }
@@ -177,8 +176,8 @@ class PosixFileSystem final : public FileSystem {
   }
   Result<std::unique_ptr<File>> open(const std::string& path) override {
     // Without O_NONBLOCK, opening a pipe would wait for somebody to write to it.
-    Descriptor descriptor(retry_interrupted(
-        [&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
+    Descriptor descriptor(
+        retry_interrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
     if (!descriptor) {
       return from_errno("open", path);
     }

@@ -12,7 +12,7 @@ namespace librarian::cli {
 Result<int> run_extract(const Options& options, const std::stop_token& stop) {
   LIB_TRY(const std::unique_ptr<ingest::PreparedJob> job,
           ingest::PreparedJob::create(options.job, ingest::JobEnvironment::real(), stop));
-  const ProgressStyle style = options.json                  ? ProgressStyle::json
+  const ProgressStyle style = options.json                   ? ProgressStyle::json
                               : ::isatty(STDOUT_FILENO) != 0 ? ProgressStyle::live
                                                              : ProgressStyle::lines;
   Progress progress(*job, style);

@@ -153,20 +153,18 @@ void inspect_store(const StoreReader& store, const std::string& directory, bool 
                             identity["layers"].dump() + " layers, hidden size " +
                             identity["hidden_size"].dump()));
   }
-  print(fact("numerics", store.parts().empty()
-                             ? "-"
-                             : std::string(numerics) + ", " +
-                                   store.parts().front().file.device_kind));
+  print(fact("numerics", store.parts().empty() ? "-"
+                                               : std::string(numerics) + ", " +
+                                                     store.parts().front().file.device_kind));
   for (const ArrayRecord& array : totals) {
     std::string shape;
     for (const std::uint64_t extent : array.shape) {
       shape += (shape.empty() ? "[" : ", ") + std::to_string(extent);
     }
-    const std::string broken =
-        array.nan_count + array.inf_count == 0
-            ? ""
-            : ", " + format_count(array.nan_count) + " NaN, " + format_count(array.inf_count) +
-                  " infinite";
+    const std::string broken = array.nan_count + array.inf_count == 0
+                                   ? ""
+                                   : ", " + format_count(array.nan_count) + " NaN, " +
+                                         format_count(array.inf_count) + " infinite";
     print(fact(array.name, shape + "] " + array.dtype + ", " + format_bytes(array.stored_bytes) +
                                " for " + format_bytes(array.raw_bytes) + broken));
   }
@@ -270,8 +268,7 @@ Result<void> inspect_capture(const StoreReader& store, const Options& options) {
 }  // namespace
 
 Result<int> run_inspect(const Options& options, const std::stop_token& /*stop*/) {
-  LIB_TRY(const StoreReader store,
-          StoreReader::open(posix_file_system(), options.directories[0]));
+  LIB_TRY(const StoreReader store, StoreReader::open(posix_file_system(), options.directories[0]));
   if (options.sample) {
     LIB_TRY_VOID(inspect_sample(store, options));
   } else if (!options.capture.empty()) {

@@ -60,7 +60,8 @@ Result<std::uint64_t> auto_or_count(const std::string& name, const std::string& 
   }
   std::uint64_t value = 0;
   if (text.empty() || text.size() > 18 ||
-      text.find_first_not_of("0123456789") != std::string::npos || (value = std::stoull(text)) == 0) {
+      text.find_first_not_of("0123456789") != std::string::npos ||
+      (value = std::stoull(text)) == 0) {
     return usage(name + " " + text + ": must be auto or a number of tokens, at least 1");
   }
   return value;
@@ -74,8 +75,9 @@ Result<void> apply_choices(const RawOptions& raw, ingest::JobOptions& job) {
     return usage("--device " + raw.device + ": must be auto or cpu");
   }
   if (!raw.device_memory.empty()) {
-    return usage("--device-memory: only for --device cuda:N, which is not built yet; the CPU's "
-                 "memory is --host-memory");
+    return usage(
+        "--device-memory: only for --device cuda:N, which is not built yet; the CPU's "
+        "memory is --host-memory");
   }
   if (raw.isa == "amx") {
     return usage("--isa amx: this path is not built yet; use auto, avx512, avx2 or portable");
@@ -129,8 +131,7 @@ Result<void> apply_numbers(const RawOptions& raw, ingest::JobOptions& job) {
   if (raw.disk_limit) {
     LIB_TRY(job.disk_limit_bytes, named("--disk-limit", parse_bytes(*raw.disk_limit)));
   }
-  LIB_TRY(job.save_state_every,
-          named("--save-state-every", parse_duration(raw.save_state_every)));
+  LIB_TRY(job.save_state_every, named("--save-state-every", parse_duration(raw.save_state_every)));
   LIB_TRY(job.part_tokens, auto_or_count("--part-tokens", raw.part_tokens));
   LIB_TRY(job.block_tokens, auto_or_count("--block-tokens", raw.block_tokens));
   if (!raw.captures.empty()) {

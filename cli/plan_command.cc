@@ -113,8 +113,7 @@ void print_memory(const MemoryPlan& memory) {
                           (memory.state_in_memory ? " (in memory)" : " (on disk)")));
   print(fact("encoding", format_bytes(memory.encode_bytes)));
   print(fact("tables", format_bytes(memory.table_bytes)));
-  print(fact("total", format_bytes(memory.total_bytes) + " of " +
-                          format_bytes(memory.limit_bytes) +
+  print(fact("total", format_bytes(memory.total_bytes) + " of " + format_bytes(memory.limit_bytes) +
                           "; code and libraries come on top, at most 150 MiB"));
 }
 
@@ -139,13 +138,15 @@ void print_time(const PreparedJob& job, double flops_per_second) {
   const auto regime = [&](double network) {
     const double slowest = std::max({network, compute, write});
     return format_duration(seconds(slowest)) + ", set by the " +
-           (slowest == compute ? "CPU" : slowest == network ? "network" : "disk");
+           (slowest == compute   ? "CPU"
+            : slowest == network ? "network"
+                                 : "disk");
   };
   print("time\n");
   print(fact("compute", format_duration(seconds(compute)) + " at " +
-                            number(flops_per_second / 1e9, "%.0f") +
-                            " GFLOP/s (measured now, " + job.device_kind() + ", " +
-                            std::to_string(job.threads()) + " threads)"));
+                            number(flops_per_second / 1e9, "%.0f") + " GFLOP/s (measured now, " +
+                            job.device_kind() + ", " + std::to_string(job.threads()) +
+                            " threads)"));
   print(fact("network", format_duration(seconds(slow)) + " at 1 Gbit/s, " +
                             format_duration(seconds(fast)) + " at 10 Gbit/s"));
   print(fact("disk", format_duration(seconds(write)) + " at 1 GB/s"));
@@ -180,8 +181,8 @@ Result<int> run_plan(const Options& options, const std::stop_token& stop) {
                                 ? ", " + format_count(job->tokens().truncated_samples) + " cut"
                                 : "")));
   print(fact("parts", std::to_string(job->parts().size())));
-  print(fact("arithmetic", std::string(gpu_exec::dtype_name(job->dtype())) + " on " +
-                               job->device_kind()));
+  print(fact("arithmetic",
+             std::string(gpu_exec::dtype_name(job->dtype())) + " on " + job->device_kind()));
   print(fact("to fetch", format_bytes(job->part_fetch_bytes()) + " per part, " +
                              format_bytes(job->part_fetch_bytes() * job->parts().size()) +
                              " in all"));

@@ -74,10 +74,9 @@ void Progress::part_started(std::uint64_t part, std::uint64_t tokens, std::int32
   steps_skipped_ += static_cast<double>(tokens) * static_cast<double>(first_layer + 1);
   const auto parts = job_.parts().size();
   if (style_ == ProgressStyle::json) {
-    print_event("part_started", {{"part", part},
-                                 {"parts", parts},
-                                 {"tokens", tokens},
-                                 {"first_layer", first_layer}});
+    print_event(
+        "part_started",
+        {{"part", part}, {"parts", parts}, {"tokens", tokens}, {"first_layer", first_layer}});
   } else if (style_ == ProgressStyle::lines) {
     const bool resumed = first_layer >= 0;
     print("part " + std::to_string(part + 1) + "/" + std::to_string(parts) + ": " +

@@ -66,9 +66,8 @@ Json diff_to_json(const DiffReport& report) {
 }
 
 void print_capture(const CaptureDiff& capture) {
-  const std::string name = capture.name_a == capture.name_b
-                               ? capture.name_a
-                               : capture.name_a + " / " + capture.name_b;
+  const std::string name =
+      capture.name_a == capture.name_b ? capture.name_a : capture.name_a + " / " + capture.name_b;
   if (!capture.incomparable.empty()) {
     print(fact(name, "cannot be compared: " + capture.incomparable));
   } else if (capture.equal()) {

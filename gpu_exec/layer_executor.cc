@@ -13,9 +13,7 @@ namespace {
 
 constexpr std::size_t kRoles = static_cast<std::size_t>(WeightRole::final_norm) + 1;
 
-Error invalid(std::string message) {
-  return {ErrorCode::invalid_argument, std::move(message)};
-}
+Error invalid(std::string message) { return {ErrorCode::invalid_argument, std::move(message)}; }
 
 bool same_rope(const RopeSpec& a, const RopeSpec& b) {
   return a.rotary_dim == b.rotary_dim && a.inverse_frequency == b.inverse_frequency &&

@@ -13,9 +13,9 @@ namespace librarian::gpu_exec {
 struct TaskPool::Arena {
   explicit Arena(int threads)
       : limit(tbb::global_control::max_allowed_parallelism,
-              std::max<std::size_t>(static_cast<std::size_t>(threads),
-                                    tbb::global_control::active_value(
-                                        tbb::global_control::max_allowed_parallelism))),
+              std::max<std::size_t>(
+                  static_cast<std::size_t>(threads),
+                  tbb::global_control::active_value(tbb::global_control::max_allowed_parallelism))),
         arena(threads) {}
   // More threads than CPUs is the user's choice: without this TBB warns on standard error.
   tbb::global_control limit;

@@ -88,8 +88,7 @@ class Parser {
       } else {
         static constexpr std::array kCapturePoints{CapturePoint::resid_post /* never */,
                                                    CapturePoint::attn_out, CapturePoint::resid_mid,
-                                                   CapturePoint::mlp_out,
-                                                   CapturePoint::resid_post};
+                                                   CapturePoint::mlp_out, CapturePoint::resid_post};
         list.layers[static_cast<std::size_t>(home.layer)].insert(
             kCapturePoints[static_cast<std::size_t>(home.point)]);
       }
@@ -233,8 +232,7 @@ class Parser {
     const std::optional<std::int64_t> last =
         dots == std::string_view::npos ? first : parse_integer(layers.substr(dots + 2));
     if (!first || !last) {
-      return wrong(text,
-                   "layers are written all, 12, -1, [0,8,-1], 0..3, every:8 or spread:8");
+      return wrong(text, "layers are written all, 12, -1, [0,8,-1], 0..3, every:8 or spread:8");
     }
     LIB_TRY(const std::int32_t begin, layer_index(text, *first));
     LIB_TRY(const std::int32_t end, layer_index(text, *last));

@@ -20,8 +20,7 @@ class DirectoryLock {
   };
   /// Takes the lock if it is free: flock is free, and the last holder is of this boot or has not
   /// renewed for two minutes. @error io | no_space
-  static Result<Outcome> try_acquire(FileSystem& files, Clock& clock,
-                                     const std::string& directory);
+  static Result<Outcome> try_acquire(FileSystem& files, Clock& clock, const std::string& directory);
   /// Waits until it is free. @error cancelled | io | no_space
   static Result<std::unique_ptr<DirectoryLock>> acquire(FileSystem& files, Clock& clock,
                                                         const std::string& directory,
@@ -35,8 +34,7 @@ class DirectoryLock {
   Result<void> remove();
 
  private:
-  DirectoryLock(FileSystem& files, std::string path, std::string nonce,
-                std::unique_ptr<File> file);
+  DirectoryLock(FileSystem& files, std::string path, std::string nonce, std::unique_ptr<File> file);
 
   FileSystem& files_;
   std::string path_;

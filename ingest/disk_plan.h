@@ -20,12 +20,12 @@ struct DiskInputs {
 };
 
 struct DiskPlan {
-  std::uint64_t raw_bytes = 0;            ///< Captures before encoding.
-  std::uint64_t store_bytes = 0;          ///< Captures as expected on disk.
-  double expected_ratio = 1;              ///< raw / stored that was assumed.
-  std::uint64_t scratch_peak_bytes = 0;   ///< State files that exist at the same time.
-  std::uint64_t peak_bytes = 0;           ///< Store and scratch together.
-  std::uint64_t written_bytes = 0;        ///< Everything that reaches the SSD.
+  std::uint64_t raw_bytes = 0;           ///< Captures before encoding.
+  std::uint64_t store_bytes = 0;         ///< Captures as expected on disk.
+  double expected_ratio = 1;             ///< raw / stored that was assumed.
+  std::uint64_t scratch_peak_bytes = 0;  ///< State files that exist at the same time.
+  std::uint64_t peak_bytes = 0;          ///< Store and scratch together.
+  std::uint64_t written_bytes = 0;       ///< Everything that reaches the SSD.
 };
 
 DiskPlan plan_disk(const DiskInputs& inputs);

@@ -10,22 +10,22 @@ namespace librarian::ingest {
 
 /// Where a layer's time went. Stages overlap, so these do not add up to `wall`.
 struct LayerTimes {
-  Duration wall{};           ///< From the end of the layer before to the end of compute.
-  Duration fetch_wait{};     ///< Compute waited for its weights.
-  Duration load_busy{};      ///< Packing weights.
-  Duration compute_busy{};   ///< Running blocks, captures handed over included.
-  Duration capture_wait{};   ///< Compute waited for the encoder or the disk.
-  Duration commit_wait{};    ///< Compute waited for an earlier commit or a durable state.
+  Duration wall{};          ///< From the end of the layer before to the end of compute.
+  Duration fetch_wait{};    ///< Compute waited for its weights.
+  Duration load_busy{};     ///< Packing weights.
+  Duration compute_busy{};  ///< Running blocks, captures handed over included.
+  Duration capture_wait{};  ///< Compute waited for the encoder or the disk.
+  Duration commit_wait{};   ///< Compute waited for an earlier commit or a durable state.
 };
 
 struct LayerDone {
   std::uint64_t part = 0;
-  std::int32_t layer = 0;       ///< -1 the embedding, L the final norm.
-  std::int32_t last_layer = 0;  ///< Of this job.
-  std::uint64_t tokens = 0;     ///< Rows that went through.
-  std::uint64_t fetched_bytes = 0;   ///< Weights of this layer.
-  std::uint64_t stored_bytes = 0;    ///< Of its captures, encoded.
-  std::uint64_t raw_bytes = 0;       ///< Of its captures, before encoding.
+  std::int32_t layer = 0;           ///< -1 the embedding, L the final norm.
+  std::int32_t last_layer = 0;      ///< Of this job.
+  std::uint64_t tokens = 0;         ///< Rows that went through.
+  std::uint64_t fetched_bytes = 0;  ///< Weights of this layer.
+  std::uint64_t stored_bytes = 0;   ///< Of its captures, encoded.
+  std::uint64_t raw_bytes = 0;      ///< Of its captures, before encoding.
   LayerTimes times;
 };
 

@@ -21,11 +21,11 @@ struct JobOptions {
   std::string tokens;  ///< Token file.
   std::string out;     ///< Store directory; empty only for plan.
   std::vector<std::string> captures{"resid_post@all"};
-  std::optional<gpu_exec::DType> dtype;    ///< Absent: the checkpoint's.
-  std::optional<gpu_exec::CpuIsa> isa;     ///< Absent: the best this machine runs.
+  std::optional<gpu_exec::DType> dtype;            ///< Absent: the checkpoint's.
+  std::optional<gpu_exec::CpuIsa> isa;             ///< Absent: the best this machine runs.
   std::optional<std::uint64_t> host_memory_bytes;  ///< Absent: half of RAM or of the cgroup limit.
-  std::uint64_t part_tokens = 0;   ///< 0: auto, or as an existing job says.
-  std::uint64_t block_tokens = 0;  ///< 0: auto.
+  std::uint64_t part_tokens = 0;                   ///< 0: auto, or as an existing job says.
+  std::uint64_t block_tokens = 0;                  ///< 0: auto.
   StateMode state = StateMode::automatic;
   std::string scratch;  ///< Empty: <out>/scratch.
   Duration save_state_every = std::chrono::minutes(10);

@@ -119,16 +119,15 @@ Result<void> PreparedJob::prepare_geometry() {
                       ? options_.shard_tokens
                       : chunk_tokens_ * activation_store::kDefaultChunksPerShard;
   if (!std::has_single_bit(chunk_tokens_) || chunk_tokens_ > kChunkBytesMax / row_bytes) {
-    return Error(ErrorCode::invalid_argument,
-                 "--chunk-tokens " + std::to_string(chunk_tokens_) +
-                     ": must be a power of two with at most " + format_bytes(kChunkBytesMax) +
-                     " of rows");
+    return Error(ErrorCode::invalid_argument, "--chunk-tokens " + std::to_string(chunk_tokens_) +
+                                                  ": must be a power of two with at most " +
+                                                  format_bytes(kChunkBytesMax) + " of rows");
   }
   if (shard_tokens_ % chunk_tokens_ != 0 || shard_tokens_ / chunk_tokens_ > kChunksPerShardMax) {
-    return Error(ErrorCode::invalid_argument,
-                 "--shard-tokens " + std::to_string(shard_tokens_) +
-                     ": must be a multiple of --chunk-tokens (" + std::to_string(chunk_tokens_) +
-                     ") and at most " + std::to_string(kChunksPerShardMax) + " chunks");
+    return Error(ErrorCode::invalid_argument, "--shard-tokens " + std::to_string(shard_tokens_) +
+                                                  ": must be a multiple of --chunk-tokens (" +
+                                                  std::to_string(chunk_tokens_) + ") and at most " +
+                                                  std::to_string(kChunksPerShardMax) + " chunks");
   }
   return {};
 }
@@ -152,11 +151,10 @@ Result<void> PreparedJob::prepare_partition() {
       return {};
     }
   }
-  const std::uint64_t state_bytes =
-      checkpoint_->spec().hidden_size * gpu_exec::dtype_bytes(dtype_);
-  parts_ = partition_samples(tokens_.offsets, options_.part_tokens != 0
-                                                  ? options_.part_tokens
-                                                  : auto_part_tokens(state_bytes));
+  const std::uint64_t state_bytes = checkpoint_->spec().hidden_size * gpu_exec::dtype_bytes(dtype_);
+  parts_ =
+      partition_samples(tokens_.offsets, options_.part_tokens != 0 ? options_.part_tokens
+                                                                   : auto_part_tokens(state_bytes));
   return {};
 }
 

@@ -64,9 +64,8 @@ class Recorder final : public JobObserver {
   PaceBound bound(double fetch_ns_per_byte, double write_ns_per_byte) const {
     PaceBound total;
     for (auto begin = layers_.begin(); begin != layers_.end();) {
-      const auto end = std::find_if(begin, layers_.end(), [&](const LayerDone& layer) {
-        return layer.part != begin->part;
-      });
+      const auto end = std::find_if(
+          begin, layers_.end(), [&](const LayerDone& layer) { return layer.part != begin->part; });
       std::vector<LayerPace> paces;
       for (; begin != end; ++begin) {
         paces.push_back({time_of(begin->fetched_bytes, fetch_ns_per_byte),
@@ -146,7 +145,8 @@ class PartLoop {
       }
       const std::unique_ptr<PartRun> current = std::move(next_);
       running_ = current->part();
-      LIB_TRY_VOID(current->run(tools_, [this] { return claim_ahead(); }, stop));
+      LIB_TRY_VOID(current->run(
+          tools_, [this] { return claim_ahead(); }, stop));
       running_.reset();
       ++report_.parts_done_here;
       report_.tokens_done_here += parts_[current->part()].tokens;
@@ -159,9 +159,8 @@ class PartLoop {
 
  private:
   Result<void> claim() {
-    LIB_TRY(PartClaim claimed,
-            claim_part(context_.files, context_.clock, context_.store_directory,
-                       context_.scratch_root, parts_.size(), running_));
+    LIB_TRY(PartClaim claimed, claim_part(context_.files, context_.clock, context_.store_directory,
+                                          context_.scratch_root, parts_.size(), running_));
     complete_ = claimed.complete;
     holders_ = claimed.holders;
     if (claimed.part) {
@@ -197,7 +196,8 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   const std::string started = utc_now();
 
   LIB_TRY_VOID(check_disk());
-  LIB_TRY_VOID(claim_store(files, clock, options_.out, {identity_, identity_digest_, parts_}, stop));
+  LIB_TRY_VOID(
+      claim_store(files, clock, options_.out, {identity_, identity_digest_, parts_}, stop));
   KnownWeights known_weights;
   LIB_TRY_VOID(known_weights.read_published(files, options_.out, parts_.size()));
 
@@ -211,18 +211,9 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   VirtualWeightMap weights(*fetcher_, clock, *checkpoint_,
                            {memory_.ring_bytes, kTablePieceBytes, {}});
 
-  PartContext context{clock,
-                      files,
-                      *checkpoint_,
-                      tokens_,
-                      captures_,
-                      known_weights,
-                      recorder,
-                      source_record(),
-                      identity_digest_,
-                      device_kind_,
-                      options_.out,
-                      scratch_root()};
+  PartContext context{clock,         files,         *checkpoint_,    tokens_,          captures_,
+                      known_weights, recorder,      source_record(), identity_digest_, device_kind_,
+                      options_.out,  scratch_root()};
   context.dtype = dtype_;
   context.codec = options_.codec;
   context.chunk_tokens = chunk_tokens_;
@@ -243,7 +234,7 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
 
   report.tool_version = kVersion;
   report.started = started;
-  report.outcome = !outcome ? error_code_name(outcome.error().code())
+  report.outcome = !outcome                     ? error_code_name(outcome.error().code())
                    : report.parts_done_here > 0 ? "complete"
                                                 : "already complete";
   report.model = model_uri_.display();
@@ -265,10 +256,11 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
       ns_per_byte(report.fetch_busy, report.fetched_bytes),
       ns_per_byte(std::max(encoded.encode_busy / device_->threads(), encoded.write_busy),
                   encoded.stored_bytes));
-  report.compute_flops = tokens_.tokens() == 0 ? 0
-                                               : flops() * static_cast<double>(report.layer_tokens) /
-                                                     (static_cast<double>(tokens_.tokens()) *
-                                                      static_cast<double>(computed_layers()));
+  report.compute_flops =
+      tokens_.tokens() == 0
+          ? 0
+          : flops() * static_cast<double>(report.layer_tokens) /
+                (static_cast<double>(tokens_.tokens()) * static_cast<double>(computed_layers()));
   report.memory_planned_bytes = memory_.total_bytes;
   report.memory_limit_bytes = memory_.limit_bytes;
   report.resident_peak_bytes = ingest::resident_peak_bytes();
@@ -314,9 +306,9 @@ Result<void> PreparedJob::check_disk() {
         options_.out + "/" + activation_store::part_directory_name(part) + "/zarr.json";
     left += existing && files.info(group) ? 0 : parts_[part].tokens;
   }
-  const auto needed = static_cast<std::uint64_t>(static_cast<double>(disk_.peak_bytes) *
-                                                 static_cast<double>(left) /
-                                                 static_cast<double>(tokens_.tokens()));
+  const auto needed =
+      static_cast<std::uint64_t>(static_cast<double>(disk_.peak_bytes) * static_cast<double>(left) /
+                                 static_cast<double>(tokens_.tokens()));
   const std::string where = existing_ancestor(files, options_.out);
   LIB_TRY(const std::uint64_t free, files.free_bytes(where));
   // A resumed part holds some of it already, which we cannot tell from here: only the first run,

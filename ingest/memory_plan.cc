@@ -96,9 +96,9 @@ MemoryPlan plan_with(const MemoryInputs& in, std::uint64_t block_tokens, bool wh
   plan.encode.slots = slots;
   plan.encode.chunk_bytes_max = in.chunk_tokens * row_bytes(in);
   // Two layers write at the same time: one computes, the one before commits.
-  plan.encode_bytes = activation_store::EncodePool::memory_bytes(plan.encode) +
-                      2 * in.captures->arrays_per_layer_max() *
-                          activation_store::ArrayWriter::memory_bytes(layout);
+  plan.encode_bytes =
+      activation_store::EncodePool::memory_bytes(plan.encode) +
+      2 * in.captures->arrays_per_layer_max() * activation_store::ArrayWriter::memory_bytes(layout);
   if (!state_in_memory) {
     // Reading state back from a capture decodes a chunk at a time.
     plan.encode_bytes += 4 * plan.encode.chunk_bytes_max;
@@ -144,8 +144,8 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
           if (block < std::min(block_min, blocks.front())) {
             continue;
           }
-          MemoryPlan plan = plan_with(in, block, whole_layer, state_in_memory,
-                                      whole_layer ? slots : slots_min);
+          MemoryPlan plan =
+              plan_with(in, block, whole_layer, state_in_memory, whole_layer ? slots : slots_min);
           if (plan.total_bytes <= in.limit_bytes) {
             return plan;
           }
@@ -153,8 +153,7 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
       }
     }
   }
-  MemoryPlan least =
-      plan_with(in, blocks.back(), false, in.state == StateMode::memory, slots_min);
+  MemoryPlan least = plan_with(in, blocks.back(), false, in.state == StateMode::memory, slots_min);
   if (in.state == StateMode::automatic) {
     // A small part's rows can take less than the buffers that a state on disk needs.
     const MemoryPlan other = plan_with(in, blocks.back(), false, true, slots_min);

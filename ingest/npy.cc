@@ -77,8 +77,7 @@ Result<NpyHeader> parse_npy_header(std::string_view text, const std::string& wha
       break;
     }
     std::uint64_t extent = 0;
-    const auto [end, status] =
-        std::from_chars(shape.data(), shape.data() + shape.size(), extent);
+    const auto [end, status] = std::from_chars(shape.data(), shape.data() + shape.size(), extent);
     if (status != std::errc() || header.shape.size() >= 8) {
       return bad(what, "its shape cannot be read");
     }
@@ -108,8 +107,7 @@ Result<NpyRows> read_npy_ids(const File& file, const std::string& path) {
                      (descr[1] == 'i' || descr[1] == 'u') &&
                      std::string_view("1248").find(descr[2]) != std::string_view::npos;
   if (!known) {
-    return bad(path, "its type is '" + descr.substr(0, 16) +
-                         "', not a little-endian integer type");
+    return bad(path, "its type is '" + descr.substr(0, 16) + "', not a little-endian integer type");
   }
   const auto width = static_cast<std::uint64_t>(descr[2] - '0');
   if (__builtin_mul_overflow(rows, columns, &elements) || elements > kElementsMax ||

@@ -50,7 +50,7 @@ struct PartProgress {
   std::vector<activation_store::ArrayRecord> tokens;  ///< Empty: not written yet.
   /// Digests of tensors that layers were computed with which no longer count.
   std::map<std::string, std::string> seen_weights;
-  std::vector<LayerRecord> layers;                    ///< In order, without gaps.
+  std::vector<LayerRecord> layers;  ///< In order, without gaps.
 };
 
 /// @error corrupt | not_found | io

@@ -25,7 +25,8 @@ PartRun::PartRun(const PartContext& context, std::uint64_t part,
       directory_(context.store_directory + "/" + activation_store::part_directory_name(part)),
       scratch_(context.scratch_root + "/" + activation_store::part_directory_name(part)),
       nonce_(random_hex(8)) {
-  const auto first = context.tokens.offsets.begin() + static_cast<std::ptrdiff_t>(range.first_sample);
+  const auto first =
+      context.tokens.offsets.begin() + static_cast<std::ptrdiff_t>(range.first_sample);
   for (std::uint64_t i = 0; i <= range.samples; ++i) {
     offsets_.push_back(*(first + static_cast<std::ptrdiff_t>(i)) - *first);
   }
@@ -89,7 +90,8 @@ Result<void> PartRun::recover_from_journal() {
   }
   for (const LayerRecord& layer : progress_.layers) {
     if (const auto tensor = context_.known_weights.contradiction(layer.weights)) {
-      begin_again("its tensor '" + *tensor + "' is not the one that other parts of this store have");
+      begin_again("its tensor '" + *tensor +
+                  "' is not the one that other parts of this store have");
       progress_.seen_weights.clear();
       progress_.sources.clear();
       break;
@@ -116,10 +118,10 @@ Result<void> PartRun::recover_from_journal() {
       const std::string path = directory_ + "/" + file.path;
       const auto info = context_.files.info(path);
       if (!info || info->kind != FileKind::file || info->size != file.size) {
-        return Error(ErrorCode::corrupt,
-                     path + ": missing or not the " + std::to_string(file.size) +
-                         " bytes that were committed; remove " + directory_ +
-                         " to have the part computed again");
+        return Error(ErrorCode::corrupt, path + ": missing or not the " +
+                                             std::to_string(file.size) +
+                                             " bytes that were committed; remove " + directory_ +
+                                             " to have the part computed again");
       }
     }
   }
@@ -189,8 +191,7 @@ Result<void> PartRun::cut_unfinished() {
       LIB_TRY_VOID(activation_store::remove_array(files, directory_, name));
     }
   }
-  const StatePlace place =
-      progress_.layers.empty() ? StatePlace{} : progress_.layers.back().state;
+  const StatePlace place = progress_.layers.empty() ? StatePlace{} : progress_.layers.back().state;
   LIB_TRY(const std::vector<std::string> states, files.list(scratch_));
   for (const std::string& name : states) {
     const bool kept = place.kind == StatePlace::Kind::file && place.name == name;
@@ -242,8 +243,7 @@ Result<void> PartRun::check_moved_source(const PartTools& tools, const std::stop
         [](const auto& a, const auto& b) { return a.bytes.size() < b.bytes.size(); });
     std::vector<std::byte> bytes(smallest->bytes.size());
     const weightmap::WeightFile& file = context_.checkpoint.files()[smallest->file];
-    LIB_TRY_VOID(
-        tools.fetcher.fetch({file.object, {{smallest->bytes, bytes.data()}}}, stop));
+    LIB_TRY_VOID(tools.fetcher.fetch({file.object, {{smallest->bytes, bytes.data()}}}, stop));
     const auto known = record.weights.find(smallest->name);
     if (known == record.weights.end() || known->second != xxh3_128(bytes).hex()) {
       return Error(ErrorCode::source_changed,

@@ -179,9 +179,9 @@ Result<void> PartRun::run(const PartTools& tools,
       work.layer = layer;
       work.begin = context_.clock.now();
       LIB_TRY_VOID(open_writers(tools, work));
-      LIB_TRY_VOID(layer < 0                              ? run_embedding(tools, work, stop)
+      LIB_TRY_VOID(layer < 0                                   ? run_embedding(tools, work, stop)
                    : layer < context_.checkpoint.layer_count() ? run_layer(tools, work, stop)
-                                                          : run_final_norm(tools, work, stop));
+                                                               : run_final_norm(tools, work, stop));
       work.times.wall = context_.clock.now() - work.begin;
       if (work.place.kind != StatePlace::Kind::none) {
         state_saved_ = context_.clock.now();
@@ -209,8 +209,8 @@ Result<void> PartRun::open_writers(const PartTools& tools, LayerWork& work) {
   layout.chunk_tokens = context_.chunk_tokens;
   layout.shard_tokens = context_.shard_tokens;
   for (const std::string& name : context_.captures.arrays_of(work.layer)) {
-    LIB_TRY(ArrayWriter writer, ArrayWriter::create(context_.files, tools.encoder, directory_, name,
-                                                    layout, nonce_));
+    LIB_TRY(ArrayWriter writer,
+            ArrayWriter::create(context_.files, tools.encoder, directory_, name, layout, nonce_));
     work.outputs.push_back({name, std::move(writer)});
   }
   return {};
@@ -286,7 +286,7 @@ Result<void> PartRun::run_embedding(const PartTools& tools, LayerWork& work,
         }
       }
     }
-      for (weightmap::TensorDigest& digest : lease.take_digests()) {
+    for (weightmap::TensorDigest& digest : lease.take_digests()) {
       work.weights[digest.name] = digest.xxh3.hex();
     }
   }
@@ -353,14 +353,17 @@ Result<void> PartRun::check_finite(std::span<const std::byte> rows, gpu_exec::DT
   if (!element) {
     return {};
   }
-  const auto row = static_cast<std::int64_t>(
-      row_begin + *element / context_.checkpoint.spec().hidden_size);
-  const auto sample = std::upper_bound(offsets_.begin(), offsets_.end(), row) - offsets_.begin() - 1;
-  const std::string where = work.layer < 0 ? "the embedding" : "layer " + std::to_string(work.layer);
+  const auto row =
+      static_cast<std::int64_t>(row_begin + *element / context_.checkpoint.spec().hidden_size);
+  const auto sample =
+      std::upper_bound(offsets_.begin(), offsets_.end(), row) - offsets_.begin() - 1;
+  const std::string where =
+      work.layer < 0 ? "the embedding" : "layer " + std::to_string(work.layer);
   return Error(ErrorCode::bad_input,
                context_.source.uri + ": " + where + " gives NaN or infinity (first in sample " +
                    std::to_string(range_.first_sample + static_cast<std::uint64_t>(sample)) +
-                   ", position " + std::to_string(row - offsets_[static_cast<std::size_t>(sample)]) +
+                   ", position " +
+                   std::to_string(row - offsets_[static_cast<std::size_t>(sample)]) +
                    "): broken weights, or a --dtype too narrow for this model; "
                    "--allow-nonfinite keeps such values");
 }
@@ -416,9 +419,9 @@ Result<FileRecord> PartRun::write_weights_file() {
 
 /// The weakest of what is known of the sources that its layers came from.
 const char* PartRun::verified() const {
-  const bool local = std::any_of(
-      progress_.sources.begin(), progress_.sources.end(),
-      [](const SourceRecord& source) { return !source.uri.starts_with("http"); });
+  const bool local =
+      std::any_of(progress_.sources.begin(), progress_.sources.end(),
+                  [](const SourceRecord& source) { return !source.uri.starts_with("http"); });
   return local ? "none" : "stream";
 }
 
@@ -446,8 +449,8 @@ Result<void> PartRun::publish(const std::stop_token& stop) {
     // Two processes with two models may work on one store: whoever publishes second sees it here.
     LIB_TRY(const std::unique_ptr<DirectoryLock> store_lock,
             DirectoryLock::acquire(context_.files, context_.clock, context_.store_directory, stop));
-    LIB_TRY_VOID(context_.known_weights.read_published(
-        context_.files, context_.store_directory, context_.part_count));
+    LIB_TRY_VOID(context_.known_weights.read_published(context_.files, context_.store_directory,
+                                                       context_.part_count));
     LIB_TRY_VOID(lock_->check_still_held());
     LIB_TRY_VOID(replace_file(context_.files, directory_ + "/zarr.json",
                               activation_store::part_file_text(part)));

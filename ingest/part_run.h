@@ -94,8 +94,8 @@ class PartRun {
   class Sink;
   struct LayerWork;
 
-  PartRun(const PartContext& context, std::uint64_t part,
-          const activation_store::PartRange& range, std::unique_ptr<DirectoryLock> lock);
+  PartRun(const PartContext& context, std::uint64_t part, const activation_store::PartRange& range,
+          std::unique_ptr<DirectoryLock> lock);
 
   Result<void> recover();
   Result<void> recover_from_journal();
@@ -110,8 +110,7 @@ class PartRun {
 
   Result<void> run_embedding(const PartTools& tools, LayerWork& work, const std::stop_token& stop);
   Result<void> run_layer(const PartTools& tools, LayerWork& work, const std::stop_token& stop);
-  Result<void> run_final_norm(const PartTools& tools, LayerWork& work,
-                              const std::stop_token& stop);
+  Result<void> run_final_norm(const PartTools& tools, LayerWork& work, const std::stop_token& stop);
   Result<void> load_weights(const PartTools& tools, LayerWork& work, const std::stop_token& stop);
   Result<void> open_writers(const PartTools& tools, LayerWork& work);
   Result<void> prefetch_after(const PartTools& tools, std::int32_t layer);
@@ -136,8 +135,8 @@ class PartRun {
   std::vector<std::int64_t> offsets_;  // Of this part's samples, from 0.
   std::vector<BlockRange> blocks_;
   PartProgress progress_;
-  bool fresh_ = true;             // No journal yet.
-  bool source_is_new_ = false;    // Finished layers came from a place we cannot tell is the same.
+  bool fresh_ = true;           // No journal yet.
+  bool source_is_new_ = false;  // Finished layers came from a place we cannot tell is the same.
   std::optional<JournalWriter> journal_;
   std::unique_ptr<ResidualState> state_;
   TimePoint state_saved_{};

@@ -110,9 +110,8 @@ Result<void> ResidualState::begin_embedding(const std::string& covered_by_array)
   layer_ = -1;
   covered_by_ = options_.in_memory ? covered_by_array : "";
   if (!options_.in_memory) {
-    LIB_TRY(writer_,
-            StateFileWriter::create(files_, file_path(file_name(layer_)), options_.rows,
-                                    options_.row_bytes, options_.window_rows));
+    LIB_TRY(writer_, StateFileWriter::create(files_, file_path(file_name(layer_)), options_.rows,
+                                             options_.row_bytes, options_.window_rows));
   }
   return {};
 }
@@ -130,9 +129,8 @@ Result<void> ResidualState::begin_layer(std::int32_t layer, const std::string& c
   layer_ = layer;
   covered_by_ = covered_by_array;
   if (!options_.in_memory && needed && covered_by_.empty()) {
-    LIB_TRY(writer_,
-            StateFileWriter::create(files_, file_path(file_name(layer_)), options_.rows,
-                                    options_.row_bytes, options_.window_rows));
+    LIB_TRY(writer_, StateFileWriter::create(files_, file_path(file_name(layer_)), options_.rows,
+                                             options_.row_bytes, options_.window_rows));
   }
   return {};
 }

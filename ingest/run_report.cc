@@ -101,18 +101,16 @@ std::string RunReport::text() const {
   line("outcome", outcome + " (" + std::to_string(parts_done_here) + " of " +
                       std::to_string(parts_total) + " parts by this process) in " +
                       format_duration(wall));
-  line("weights", format_bytes(fetched_bytes) + " fetched for " + format_bytes(needed_bytes) +
-                      " needed (" +
-                      number(ratio(static_cast<double>(fetched_bytes),
-                                   static_cast<double>(needed_bytes)),
-                             "%.3f") +
-                      "), " + format_count(requests) + " requests, " + format_count(retries) +
-                      " retries");
-  line("activations",
-       format_bytes(raw_bytes) + " stored in " + format_bytes(stored_bytes) + " (" +
-           number(ratio(static_cast<double>(raw_bytes), static_cast<double>(stored_bytes)),
-                  "%.2f") +
-           "x)");
+  line("weights",
+       format_bytes(fetched_bytes) + " fetched for " + format_bytes(needed_bytes) + " needed (" +
+           number(ratio(static_cast<double>(fetched_bytes), static_cast<double>(needed_bytes)),
+                  "%.3f") +
+           "), " + format_count(requests) + " requests, " + format_count(retries) + " retries");
+  line(
+      "activations",
+      format_bytes(raw_bytes) + " stored in " + format_bytes(stored_bytes) + " (" +
+          number(ratio(static_cast<double>(raw_bytes), static_cast<double>(stored_bytes)), "%.2f") +
+          "x)");
   line("compute", format_duration(compute_busy) + ", " +
                       number(ratio(compute_flops, seconds(compute_busy)) / 1e9, "%.0f") +
                       " GFLOP/s on " + device_kind + " with " + std::to_string(threads) +

@@ -54,13 +54,13 @@ struct RunReport {
   std::uint64_t stored_bytes = 0;
 
   Duration fetch_busy{};
-  Duration fetch_wait{};     ///< Compute waited for weights.
-  Duration ring_wait{};      ///< The fetch waited for room.
+  Duration fetch_wait{};  ///< Compute waited for weights.
+  Duration ring_wait{};   ///< The fetch waited for room.
   Duration load_busy{};
   Duration compute_busy{};
-  Duration encode_busy{};    ///< Summed over threads.
+  Duration encode_busy{};  ///< Summed over threads.
   Duration write_busy{};
-  Duration capture_wait{};   ///< Compute waited for encoder or disk.
+  Duration capture_wait{};  ///< Compute waited for encoder or disk.
   Duration commit_wait{};
   PaceBound bound;
 

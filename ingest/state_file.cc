@@ -57,8 +57,7 @@ Result<void> StateFileWriter::write_rows(std::uint64_t begin, std::span<const st
   }
   while (!bytes.empty()) {
     const std::uint64_t window_end = (next_row_ / window_rows_ + 1) * window_rows_;
-    const std::uint64_t rows =
-        std::min(window_end - next_row_, bytes.size() / row_bytes_);
+    const std::uint64_t rows = std::min(window_end - next_row_, bytes.size() / row_bytes_);
     window_crc_ = crc32c(bytes.first(rows * row_bytes_), window_crc_);
     bytes = bytes.subspan(rows * row_bytes_);
     next_row_ += rows;
@@ -118,8 +117,7 @@ Result<StateFileReader> StateFileReader::open(FileSystem& files, const std::stri
   std::memcpy(&crc, footer.data() + sizeof shape, 4);
   std::memcpy(&magic, footer.data() + sizeof shape + 4, 4);
   if (magic != kMagic || shape[0] != rows || shape[1] != row_bytes || shape[2] == 0 ||
-      shape[2] > (1ULL << 40U) ||
-      size != StateFileWriter::file_bytes(rows, row_bytes, shape[2])) {
+      shape[2] > (1ULL << 40U) || size != StateFileWriter::file_bytes(rows, row_bytes, shape[2])) {
     return damaged("its footer or size is wrong");
   }
   reader.rows_ = rows;

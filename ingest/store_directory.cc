@@ -16,9 +16,9 @@ constexpr const char* kLockName = ".lock";
 constexpr const char* kScratchName = "scratch";
 
 Error foreign(const std::string& directory, const std::string& name) {
-  return Error(ErrorCode::conflict,
-               directory + ": not empty and not a store of librarian (it holds '" + name +
-                   "'); give an empty or a new directory");
+  return Error(ErrorCode::conflict, directory +
+                                        ": not empty and not a store of librarian (it holds '" +
+                                        name + "'); give an empty or a new directory");
 }
 
 /// Files that exist before job.json does: a lock, and a job.json that was being written.
@@ -103,8 +103,7 @@ Result<void> claim_store(FileSystem& files, Clock& clock, const std::string& dir
 Result<void> clean_finished_part(FileSystem& files, const std::string& part_directory,
                                  const std::string& scratch_root, std::uint64_t part,
                                  DirectoryLock& lock) {
-  const std::string scratch =
-      scratch_root + "/" + activation_store::part_directory_name(part);
+  const std::string scratch = scratch_root + "/" + activation_store::part_directory_name(part);
   auto states = files.list(scratch);
   if (states) {
     for (const std::string& name : *states) {
@@ -135,8 +134,8 @@ Result<PartClaim> claim_part(FileSystem& files, Clock& clock, const std::string&
     const std::string group = part_directory + "/" + kGroupName;
     const bool published = files.info(group).has_value();
     // A crash right after publication leaves journal and lock: the owner's last duty is ours then.
-    const bool cleaned =
-        !files.info(part_directory + "/" + kJournalName) && !files.info(part_directory + "/" + kLockName);
+    const bool cleaned = !files.info(part_directory + "/" + kJournalName) &&
+                         !files.info(part_directory + "/" + kLockName);
     if (published && cleaned) {
       ++claim.complete;
       continue;

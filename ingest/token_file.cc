@@ -22,8 +22,8 @@ template <typename T>
 Result<std::vector<T>> read_vector(const File& file, const std::string& path,
                                    const weightmap::TensorInfo& tensor) {
   std::vector<T> values(tensor.bytes.size() / sizeof(T));
-  LIB_TRY_VOID(read_exactly(file, path, tensor.bytes.begin,
-                            std::as_writable_bytes(std::span(values))));
+  LIB_TRY_VOID(
+      read_exactly(file, path, tensor.bytes.begin, std::as_writable_bytes(std::span(values))));
   return values;
 }
 
@@ -65,8 +65,8 @@ Result<void> append_row(const Json& row, const std::string& where, TokenData& da
                         std::vector<std::uint8_t>& mask, bool& any_mask) {
   for (const auto& [key, value] : row.items()) {
     if (key != "input_ids" && key != "loss_mask" && key != "id") {
-      return bad(where, "the key '" + key.substr(0, 64) +
-                            "' is not one of input_ids, loss_mask, id");
+      return bad(where,
+                 "the key '" + key.substr(0, 64) + "' is not one of input_ids, loss_mask, id");
     }
   }
   if (!row.contains("input_ids") || !row["input_ids"].is_array()) {
@@ -169,8 +169,8 @@ Result<void> check_shape(const TokenData& data, const std::string& path) {
   }
   if (data.loss_mask) {
     if (data.loss_mask->size() != data.input_ids.size()) {
-      return bad(path, "loss_mask has " + std::to_string(data.loss_mask->size()) +
-                           " values for " + std::to_string(data.input_ids.size()) + " tokens");
+      return bad(path, "loss_mask has " + std::to_string(data.loss_mask->size()) + " values for " +
+                           std::to_string(data.input_ids.size()) + " tokens");
     }
     const auto wrong = std::find_if(data.loss_mask->begin(), data.loss_mask->end(),
                                     [](std::uint8_t value) { return value > 1; });

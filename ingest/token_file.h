@@ -16,7 +16,7 @@ struct TokenData {
   std::vector<std::int32_t> input_ids;                 ///< [tokens]
   std::vector<std::int64_t> offsets;                   ///< [samples + 1], from 0, increasing
   std::optional<std::vector<std::uint8_t>> loss_mask;  ///< [tokens]
-  std::uint64_t truncated_samples = 0;  ///< Cut by --max-length.
+  std::uint64_t truncated_samples = 0;                 ///< Cut by --max-length.
 
   std::uint64_t samples() const { return offsets.size() - 1; }
   std::uint64_t tokens() const { return input_ids.size(); }
@@ -25,9 +25,9 @@ struct TokenData {
 };
 
 struct TokenLimits {
-  std::uint32_t vocab_size = 0;      ///< IDs must be below it.
-  std::uint64_t max_length = 0;      ///< Longer samples are cut; 0: never.
-  std::uint64_t samples_max = 0;     ///< Only the first so many; 0: all.
+  std::uint32_t vocab_size = 0;   ///< IDs must be below it.
+  std::uint64_t max_length = 0;   ///< Longer samples are cut; 0: never.
+  std::uint64_t samples_max = 0;  ///< Only the first so many; 0: all.
 };
 
 /// Reads `.safetensors` {input_ids int32 [T], offsets int64 [N+1], loss_mask uint8 [T] optional},

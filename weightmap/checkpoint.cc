@@ -54,10 +54,9 @@ Result<std::string> read_header(remote::Fetcher& fetcher, const remote::Fetcher:
   const std::size_t have = header.size();
   if (have < json_bytes) {
     header.resize(json_bytes);
-    remote::FetchRequest rest{
-        opened.id,
-        {{{kHeaderPrefixBytes + have, kHeaderPrefixBytes + json_bytes},
-          reinterpret_cast<std::byte*>(header.data() + have)}}};
+    remote::FetchRequest rest{opened.id,
+                              {{{kHeaderPrefixBytes + have, kHeaderPrefixBytes + json_bytes},
+                                reinterpret_cast<std::byte*>(header.data() + have)}}};
     LIB_TRY_VOID(fetcher.fetch(std::move(rest), stop));
   }
   return header;
@@ -117,8 +116,8 @@ Result<void> Checkpoint::read_headers(remote::Fetcher& fetcher, const std::stop_
     return index.error();
   }
   if (names.size() > kWeightFilesMax) {
-    return Error(ErrorCode::bad_input, index_uri.display() + ": names " +
-                                           std::to_string(names.size()) + " files");
+    return Error(ErrorCode::bad_input,
+                 index_uri.display() + ": names " + std::to_string(names.size()) + " files");
   }
 
   std::vector<std::pair<std::uint32_t, TensorInfo>> tensors;
@@ -143,9 +142,8 @@ Result<void> Checkpoint::read_headers(remote::Fetcher& fetcher, const std::stop_
     for (TensorInfo& tensor : found) {
       const auto listed = file_of.find(tensor.name);
       if (!index_sha256_.empty() && (listed == file_of.end() || listed->second != name)) {
-        return Error(ErrorCode::bad_input,
-                     uri.display() + ": holds tensor '" + tensor.name +
-                         "', which the index does not expect there");
+        return Error(ErrorCode::bad_input, uri.display() + ": holds tensor '" + tensor.name +
+                                               "', which the index does not expect there");
       }
       file_of.erase(tensor.name);
       tensors.emplace_back(file, std::move(tensor));
@@ -170,8 +168,8 @@ Result<void> Checkpoint::plan_layers(std::vector<std::pair<std::uint32_t, Tensor
   std::set<std::pair<std::int32_t, gpu_exec::WeightRole>> present;
   for (auto& [file, tensor] : tensors) {
     const NamedTensor named = classify_tensor(tensor.name, prefix, layers);
-    const std::string where = directory_.child(files_[file].name).display() + ": tensor '" +
-                              tensor.name + "'";
+    const std::string where =
+        directory_.child(files_[file].name).display() + ": tensor '" + tensor.name + "'";
     if (named.kind == NamedTensor::Kind::unused) {
       continue;
     }

@@ -47,8 +47,7 @@ Result<double> ConfigReader::number(const char* key, double min, double max,
     return *fallback;
   }
   if (!value.is_number()) {
-    return refuse(key,
-                  value.is_null() ? "is missing" : "is " + shown(value) + ", not a number");
+    return refuse(key, value.is_null() ? "is missing" : "is " + shown(value) + ", not a number");
   }
   const auto number = value.get<double>();
   if (!std::isfinite(number) || number < min || number > max) {

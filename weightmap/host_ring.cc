@@ -14,7 +14,8 @@ constexpr std::uint64_t kAlignment = 64;
 HostRing::HostRing(std::uint64_t bytes) : bytes_(slot_bytes(bytes)) {
   // Pages of a mapping become resident when first written, so a ring that is larger than a small
   // model needs costs nothing.
-  void* memory = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* memory =
+      ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   LIB_CHECK(memory != MAP_FAILED);
   memory_ = static_cast<std::byte*>(memory);
 }

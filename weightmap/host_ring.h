@@ -34,8 +34,8 @@ class HostRing {
  private:
   std::uint64_t bytes_;
   std::byte* memory_;
-  std::uint64_t head_ = 0;      // Where the next slot begins.
-  std::uint64_t in_use_ = 0;    // Slots and the gaps before them.
+  std::uint64_t head_ = 0;           // Where the next slot begins.
+  std::uint64_t in_use_ = 0;         // Slots and the gaps before them.
   std::deque<std::uint64_t> slots_;  // Bytes of each slot with its gap, oldest first.
 };
 

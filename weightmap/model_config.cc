@@ -54,28 +54,65 @@ constexpr std::array<Family, 4> kFamilies{{
 
 /// Keys that say nothing about the arithmetic of a forward pass: training, generation, file and
 /// library bookkeeping.
-constexpr std::array kHarmlessKeys{"_attn_implementation", "_attn_implementation_autoset",
+constexpr std::array kHarmlessKeys{"_attn_implementation",
+                                   "_attn_implementation_autoset",
                                    "_commit_hash",
-                                   "_name_or_path", "add_cross_attention", "architectures",
-                                   "attention_dropout", "bad_words_ids", "begin_suppress_tokens",
-                                   "bos_token_id", "chunk_size_feed_forward",
-                                   "cross_attention_hidden_size", "decoder_start_token_id",
-                                   "diversity_penalty", "do_sample", "early_stopping",
-                                   "encoder_no_repeat_ngram_size", "eos_token_id",
-                                   "exponential_decay_length_penalty", "finetuning_task",
-                                   "forced_bos_token_id", "forced_eos_token_id", "id2label",
-                                   "initializer_range", "is_decoder", "is_encoder_decoder",
-                                   "label2id", "length_penalty", "max_length", "min_length",
-                                   "no_repeat_ngram_size", "num_beam_groups", "num_beams",
-                                   "num_return_sequences", "output_attentions",
-                                   "output_hidden_states", "output_scores", "pad_token_id",
-                                   "prefix", "problem_type", "remove_invalid_values",
-                                   "repetition_penalty", "return_dict",
-                                   "return_dict_in_generate", "sep_token_id", "suppress_tokens",
-                                   "task_specific_params", "temperature", "tf_legacy_loss",
-                                   "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p",
-                                   "torchscript", "transformers_version", "typical_p",
-                                   "unsloth_fixed", "unsloth_version", "use_bfloat16",
+                                   "_name_or_path",
+                                   "add_cross_attention",
+                                   "architectures",
+                                   "attention_dropout",
+                                   "bad_words_ids",
+                                   "begin_suppress_tokens",
+                                   "bos_token_id",
+                                   "chunk_size_feed_forward",
+                                   "cross_attention_hidden_size",
+                                   "decoder_start_token_id",
+                                   "diversity_penalty",
+                                   "do_sample",
+                                   "early_stopping",
+                                   "encoder_no_repeat_ngram_size",
+                                   "eos_token_id",
+                                   "exponential_decay_length_penalty",
+                                   "finetuning_task",
+                                   "forced_bos_token_id",
+                                   "forced_eos_token_id",
+                                   "id2label",
+                                   "initializer_range",
+                                   "is_decoder",
+                                   "is_encoder_decoder",
+                                   "label2id",
+                                   "length_penalty",
+                                   "max_length",
+                                   "min_length",
+                                   "no_repeat_ngram_size",
+                                   "num_beam_groups",
+                                   "num_beams",
+                                   "num_return_sequences",
+                                   "output_attentions",
+                                   "output_hidden_states",
+                                   "output_scores",
+                                   "pad_token_id",
+                                   "prefix",
+                                   "problem_type",
+                                   "remove_invalid_values",
+                                   "repetition_penalty",
+                                   "return_dict",
+                                   "return_dict_in_generate",
+                                   "sep_token_id",
+                                   "suppress_tokens",
+                                   "task_specific_params",
+                                   "temperature",
+                                   "tf_legacy_loss",
+                                   "tie_encoder_decoder",
+                                   "tokenizer_class",
+                                   "top_k",
+                                   "top_p",
+                                   "torchscript",
+                                   "transformers_version",
+                                   "typical_p",
+                                   "unsloth_fixed",
+                                   "unsloth_version",
+                                   "use_bfloat16",
                                    "use_cache"};
 
 std::optional<DType> parse_dtype(const std::string& text) {
@@ -96,8 +133,8 @@ Result<std::optional<DType>> read_dtype(ConfigReader& config) {
   LIB_TRY(const std::string name, config.text("dtype", old_name));
   const std::optional<DType> type = parse_dtype(name);
   if (!name.empty() && !type) {
-    return config.refuse("dtype", "is '" + name.substr(0, 32) +
-                                      "'; built in: bfloat16, float16, float32");
+    return config.refuse("dtype",
+                         "is '" + name.substr(0, 32) + "'; built in: bfloat16, float16, float32");
   }
   return type;
 }
@@ -126,9 +163,9 @@ Result<std::vector<std::uint32_t>> read_windows(ConfigReader& config, const Fami
     bool sliding = layer >= first;
     if (types.is_array()) {
       if (types[layer] != "sliding_attention" && types[layer] != "full_attention") {
-        return config.refuse("layer_types",
-                             "has " + types[layer].dump(-1, ' ', true).substr(0, 64) +
-                                 "; built in: full_attention, sliding_attention");
+        return config.refuse("layer_types", "has " +
+                                                types[layer].dump(-1, ' ', true).substr(0, 64) +
+                                                "; built in: full_attention, sliding_attention");
       }
       sliding = types[layer] == "sliding_attention";
     }
@@ -194,8 +231,8 @@ Result<ModelConfig> read_config(ConfigReader& config, const Family& family) {
     return config.refuse("hidden_act",
                          "is '" + activation.substr(0, 32) + "', which is not built in (silu)");
   }
-  LIB_TRY(RopeConfig rope, parse_rope(config, layer.attention.head_dim, spec.max_positions,
-                                      family.rope_theta));
+  LIB_TRY(RopeConfig rope,
+          parse_rope(config, layer.attention.head_dim, spec.max_positions, family.rope_theta));
   result.rope_type = rope.type;
   layer.attention.rope = std::move(rope.spec);
   LIB_TRY(const std::vector<std::uint32_t> windows, read_windows(config, family, layers));
@@ -230,9 +267,9 @@ Result<ModelConfig> parse_model_config(std::string_view json, const std::string&
   LIB_TRY(const Json document, parse_json(json, what));
   ConfigReader config(document, what);
   LIB_TRY(const std::string model_type, config.text("model_type", ""));
-  const auto* family =
-      std::find_if(kFamilies.begin(), kFamilies.end(),
-                   [&](const Family& row) { return model_type == row.model_type; });
+  const auto* family = std::find_if(kFamilies.begin(), kFamilies.end(), [&](const Family& row) {
+    return model_type == row.model_type;
+  });
   if (family == kFamilies.end()) {
     std::string known;
     for (const std::string& name : supported_model_types()) {

@@ -22,7 +22,7 @@ std::vector<Piece> plan_pieces(const LayerPlan& layer, std::uint64_t table_piece
 std::uint64_t largest_piece_bytes(const Checkpoint& checkpoint, std::uint64_t table_piece_bytes);
 
 struct RequestLimits {
-  std::uint64_t hole_bytes_max = 64U << 10U;      ///< Unwanted bytes we accept to save a request.
+  std::uint64_t hole_bytes_max = 64U << 10U;     ///< Unwanted bytes we accept to save a request.
   std::uint64_t request_bytes_max = 16U << 20U;  ///< One request, holes included.
 };
 

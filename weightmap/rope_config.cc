@@ -28,8 +28,8 @@ Result<void> apply_llama3(ConfigReader& scaling, std::uint32_t max_positions,
   LIB_TRY(const double factor, scaling.number("factor", 1.0, kFactorMax));
   LIB_TRY(const double low, scaling.number("low_freq_factor", 1e-6, kFactorMax));
   LIB_TRY(const double high, scaling.number("high_freq_factor", 1e-6, kFactorMax));
-  LIB_TRY(const std::uint32_t original, scaling.count("original_max_position_embeddings", 1,
-                                                      kPositionsMax, max_positions));
+  LIB_TRY(const std::uint32_t original,
+          scaling.count("original_max_position_embeddings", 1, kPositionsMax, max_positions));
   if (high <= low) {
     return scaling.refuse("high_freq_factor", "must be above low_freq_factor");
   }

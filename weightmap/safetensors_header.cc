@@ -15,10 +15,10 @@ struct DtypeBits {
   std::uint32_t bits;
 };
 constexpr std::array<DtypeBits, 20> kDtypes{
-    {{"BOOL", 8}, {"U8", 8},       {"I8", 8},      {"F8_E4M3", 8}, {"F8_E5M2", 8},
-     {"F8_E8M0", 8}, {"F4", 4},    {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"I16", 16},
-     {"U16", 16}, {"F16", 16},     {"BF16", 16},   {"I32", 32},    {"U32", 32},
-     {"F32", 32}, {"I64", 64},     {"U64", 64},    {"F64", 64},    {"C64", 64}}};
+    {{"BOOL", 8},    {"U8", 8},   {"I8", 8},      {"F8_E4M3", 8}, {"F8_E5M2", 8},
+     {"F8_E8M0", 8}, {"F4", 4},   {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"I16", 16},
+     {"U16", 16},    {"F16", 16}, {"BF16", 16},   {"I32", 32},    {"U32", 32},
+     {"F32", 32},    {"I64", 64}, {"U64", 64},    {"F64", 64},    {"C64", 64}}};
 
 using Sax = nlohmann::json_sax<nlohmann::json>;
 
@@ -231,8 +231,8 @@ Result<std::vector<TensorInfo>> parse_safetensors_header(std::string_view json,
                                                          const std::string& what) {
   // The format pads with spaces only; nlohmann would also take tabs, newlines and a BOM.
   const std::size_t last = json.find_last_not_of(' ');
-  if (json.empty() || json.front() != '{' || last == std::string_view::npos ||
-      json[last] != '}' || json.find('\0') != std::string_view::npos) {
+  if (json.empty() || json.front() != '{' || last == std::string_view::npos || json[last] != '}' ||
+      json.find('\0') != std::string_view::npos) {
     return bad(what, "the header is not one JSON object padded with spaces");
   }
   HeaderReader reader;

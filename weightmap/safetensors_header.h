@@ -12,8 +12,8 @@
 
 namespace librarian::weightmap {
 
-inline constexpr std::uint64_t kHeaderPrefixBytes = 8;           ///< Little-endian u64 length.
-inline constexpr std::uint64_t kHeaderBytesMax = 100'000'000;    ///< As the reference reader's.
+inline constexpr std::uint64_t kHeaderPrefixBytes = 8;         ///< Little-endian u64 length.
+inline constexpr std::uint64_t kHeaderBytesMax = 100'000'000;  ///< As the reference reader's.
 inline constexpr std::size_t kTensorsPerFileMax = 262'144;
 inline constexpr std::size_t kTensorRankMax = 8;
 inline constexpr std::size_t kTensorNameBytesMax = 512;

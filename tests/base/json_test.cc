@@ -14,9 +14,23 @@ TEST(ParseJson, KeepsTheOrderAndTheKindsOfValues) {
 // Goal: every way of being lax that the reference reader was found to have is closed.
 TEST(ParseJson, RefusesWhatAStrictReaderMust) {
   for (const char* text : {
-           "", " {}", "[]", "1", "{", "{}x", R"({"a": 1, "a": 2})", R"({"o": {"a": 1, "a": 2}})",
-           R"({"a": NaN})", R"({"a": 01})", R"({"a": 1,})", "{'a': 1}", "\xEF\xBB\xBF{}",
-           "{\"a\": \"\xFF\"}", R"({"a": "\ud800"})", "{\"a\": \"\t\"}", "{} // no",
+           "",
+           " {}",
+           "[]",
+           "1",
+           "{",
+           "{}x",
+           R"({"a": 1, "a": 2})",
+           R"({"o": {"a": 1, "a": 2}})",
+           R"({"a": NaN})",
+           R"({"a": 01})",
+           R"({"a": 1,})",
+           "{'a': 1}",
+           "\xEF\xBB\xBF{}",
+           "{\"a\": \"\xFF\"}",
+           R"({"a": "\ud800"})",
+           "{\"a\": \"\t\"}",
+           "{} // no",
        }) {
     EXPECT_FALSE(parse_json(text, "doc")) << text;
   }

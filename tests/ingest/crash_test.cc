@@ -35,9 +35,9 @@ class Machine {
   Machine(const std::map<std::string, std::string>& model, const CrashCase& how) : model_(model) {
     // Three parts of up to 24 tokens; a sample longer than two shards of 8 rows, some of length 1,
     // some across the border of a shard.
-    LIB_CHECK(replace_file(files_, kTokens,
-                           testing::token_file({5, 7, 1, 20, 3, 11, 1, 6, 4}, 32, 7))
-                  .has_value());
+    LIB_CHECK(
+        replace_file(files_, kTokens, testing::token_file({5, 7, 1, 20, 3, 11, 1, 6, 4}, 32, 7))
+            .has_value());
     options_.model = testing::kModelUri;
     options_.tokens = kTokens;
     options_.out = kOut;
@@ -58,8 +58,7 @@ class Machine {
     environment.make_transport = [&](const JobOptions& /*options*/) {
       return std::make_unique<Shared>(transport);
     };
-    LIB_TRY(const std::unique_ptr<PreparedJob> job,
-            PreparedJob::create(options_, environment, {}));
+    LIB_TRY(const std::unique_ptr<PreparedJob> job, PreparedJob::create(options_, environment, {}));
     JobObserver nobody;
     return job->run(nobody, {});
   }
@@ -194,20 +193,23 @@ void PrintTo(const CrashCase& how, std::ostream* out) { *out << how.name; }
 INSTANTIATE_TEST_SUITE_P(
     States, CrashTest,
     ::testing::Values(
-        CrashCase{"memory_captured", {"resid_post@all", "attn_out@all"}, StateMode::memory,
+        CrashCase{"memory_captured",
+                  {"resid_post@all", "attn_out@all"},
+                  StateMode::memory,
                   std::chrono::hours(1)},
-        CrashCase{"memory_saved_at_each_border", {"attn_out@all", "mlp_out@all"},
-                  StateMode::memory, Duration(0)},
-        CrashCase{"disk", {"attn_out@all", "mlp_out@all"}, StateMode::disk,
-                  std::chrono::hours(1)},
-        CrashCase{"disk_captured", {"resid_post@all", "embed"}, StateMode::disk,
-                  std::chrono::hours(1)}),
+        CrashCase{"memory_saved_at_each_border",
+                  {"attn_out@all", "mlp_out@all"},
+                  StateMode::memory,
+                  Duration(0)},
+        CrashCase{"disk", {"attn_out@all", "mlp_out@all"}, StateMode::disk, std::chrono::hours(1)},
+        CrashCase{
+            "disk_captured", {"resid_post@all", "embed"}, StateMode::disk, std::chrono::hours(1)}),
     [](const auto& param) { return param.param.name; });
 
 // Goal: a crash of the run that resumes is no worse than one of the run before.
 TEST(ChainedCrashes, StillEndInTheSameStore) {
-  const CrashCase how{"", {"resid_post@all", "attn_out@all"}, StateMode::memory,
-                      std::chrono::hours(1)};
+  const CrashCase how{
+      "", {"resid_post@all", "attn_out@all"}, StateMode::memory, std::chrono::hours(1)};
   Machine reference(model(), how);
   ASSERT_TRUE(reference.run());
   for (const std::uint64_t stride : {160U, 230U, 310U}) {
@@ -242,8 +244,7 @@ TEST(ReplacedOrigin, IsNoticedWithAndWithoutValidators) {
       ASSERT_FALSE(machine.run(std::make_shared<MapTransport>(model(), "a", strong)));
       machine.files().restart(Survival::durable_only);
       // With validators the replacement has another one; without, it looks the same.
-      const auto replaced =
-          std::make_shared<MapTransport>(other, strong ? "b" : "a", strong);
+      const auto replaced = std::make_shared<MapTransport>(other, strong ? "b" : "a", strong);
       const auto resumed = machine.run(replaced);
       ASSERT_FALSE(resumed) << "crash at " << crash << " strong " << strong;
       EXPECT_EQ(resumed.error().code(), ErrorCode::source_changed) << resumed.error().message();

@@ -48,8 +48,8 @@ PacedTransport::PacedTransport(Clock& clock, std::shared_ptr<MapTransport> sourc
       thread_(start_thread(clock, [this](const std::stop_token& stop) {
         while (auto job = queue_.pop(stop)) {
           weightmap::remote::TransferResult result = source_->answer(job->request);
-          clock_.sleep_for(
-              time_for(static_cast<double>(result.body_bytes), bytes_per_second_), stop);
+          clock_.sleep_for(time_for(static_cast<double>(result.body_bytes), bytes_per_second_),
+                           stop);
           job->done(std::move(result));
         }
       })) {}

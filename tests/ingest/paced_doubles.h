@@ -103,9 +103,7 @@ class PacedFileSystem final : public FileSystem {
   Result<std::unique_ptr<File>> create_sparse(const std::string& path) override {
     return inner_.create_sparse(path);
   }
-  Result<std::unique_ptr<File>> open(const std::string& path) override {
-    return inner_.open(path);
-  }
+  Result<std::unique_ptr<File>> open(const std::string& path) override { return inner_.open(path); }
   Result<std::unique_ptr<File>> open_append(const std::string& path, bool create) override {
     return inner_.open_append(path, create);
   }

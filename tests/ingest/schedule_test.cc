@@ -34,12 +34,12 @@ void PrintTo(const Pace& pace, std::ostream* out) { *out << pace.name; }
 
 double layer_bytes() {
   const double head = kHidden / 2.0;
-  return 2.0 * (2 * kHidden + 3.0 * kHidden * kWidth + 2 * head * kHidden + 2.0 * kHidden * kHidden);
+  return 2.0 *
+         (2 * kHidden + 3.0 * kHidden * kWidth + 2 * head * kHidden + 2.0 * kHidden * kHidden);
 }
 double layer_flops_without_attention() {
   const double head = kHidden / 2.0;
-  return 2.0 * kTokens *
-         (3.0 * kHidden * kWidth + 2 * head * kHidden + 2.0 * kHidden * kHidden);
+  return 2.0 * kTokens * (3.0 * kHidden * kWidth + 2 * head * kHidden + 2.0 * kHidden * kHidden);
 }
 /// One raw capture of a layer: --codec none, so that its size is known beforehand.
 double capture_bytes() { return 2.0 * kTokens * kHidden; }
@@ -56,8 +56,8 @@ TEST_P(ScheduleTest, TheWallIsTheBoundWithinTwoPercent) {
   FakeClock clock;
   const Activity test_thread(clock);
   MemoryFileSystem memory;
-  ASSERT_TRUE(replace_file(memory, "/tokens.safetensors",
-                           testing::token_file({40, 30, 26}, 32, 5)));
+  ASSERT_TRUE(
+      replace_file(memory, "/tokens.safetensors", testing::token_file({40, 30, 26}, 32, 5)));
   testing::PacedFileSystem files(clock, memory, capture_bytes() / pace.write_seconds);
 
   JobOptions options;
@@ -95,12 +95,12 @@ TEST_P(ScheduleTest, TheWallIsTheBoundWithinTwoPercent) {
 
   const double embedding_fetch = 32.0 * kHidden * 2 / network;
   // Checksums, index and the padding of the last chunk are written too.
-  const double write = pace.write_seconds * static_cast<double>(report->stored_bytes) /
-                       (kLayers * capture_bytes());
+  const double write =
+      pace.write_seconds * static_cast<double>(report->stored_bytes) / (kLayers * capture_bytes());
   const double slowest = std::max({pace.fetch_seconds, pace.compute_seconds, write});
   // The embedding only waits for the first layer; the last layer has nothing to fetch behind it.
-  const double bound = embedding_fetch + pace.fetch_seconds + (kLayers - 1) * slowest +
-                       pace.compute_seconds + write;
+  const double bound =
+      embedding_fetch + pace.fetch_seconds + (kLayers - 1) * slowest + pace.compute_seconds + write;
   EXPECT_LE(wall, bound * 1.02) << "a hole in the schedule";
   EXPECT_GE(wall, bound * 0.90) << "the doubles did not take their time";
   // What the run says of itself is the same.

@@ -85,8 +85,7 @@ std::map<std::string, std::string> tiny_model(const TinyModelOptions& options) {
   const std::int64_t hidden = options.hidden;
   const std::int64_t head = hidden / kHeads;
   std::vector<std::vector<Tensor>> files(2);
-  files[0].push_back(
-      generator.weight("model.embed_tokens.weight", {options.vocab, hidden}, 0.0));
+  files[0].push_back(generator.weight("model.embed_tokens.weight", {options.vocab, hidden}, 0.0));
   for (int layer = 0; layer < options.layers; ++layer) {
     std::vector<Tensor>& file = files[layer * 2 < options.layers ? 0 : 1];
     const std::string prefix = "model.layers." + std::to_string(layer) + ".";
@@ -130,8 +129,9 @@ std::string token_file(const std::vector<std::int64_t>& lengths, int vocab, unsi
   for (std::int64_t i = 0; i < offsets.back(); ++i) {
     ids.push_back(static_cast<std::int32_t>(engine() % static_cast<unsigned>(vocab)));
   }
-  return safetensors({{"input_ids", "I32", {offsets.back()}, raw(ids)},
-                      {"offsets", "I64", {static_cast<std::int64_t>(offsets.size())}, raw(offsets)}});
+  return safetensors(
+      {{"input_ids", "I32", {offsets.back()}, raw(ids)},
+       {"offsets", "I64", {static_cast<std::int64_t>(offsets.size())}, raw(offsets)}});
 }
 
 TransferResult MapTransport::answer(const TransferRequest& request) {
