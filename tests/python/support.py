@@ -275,6 +275,35 @@ class Program:
         return self._errors.read()
 
 
+class Journal:
+    """What a part's journal says; what a kill cut off at its end is not there."""
+
+    MAGIC = 0x314A424C
+    HEAD, TAIL_BYTES = struct.Struct("<IIQI"), 4  # magic, payload bytes, sequence, CRC; CRC
+
+    def __init__(self, path):
+        data, at, self.records = pathlib.Path(path).read_bytes(), 0, []
+        while len(data) - at >= self.HEAD.size + self.TAIL_BYTES:
+            magic, payload_bytes, sequence, _ = self.HEAD.unpack_from(data, at)
+            begin = at + self.HEAD.size
+            at = begin + payload_bytes + self.TAIL_BYTES
+            if at > len(data):
+                break
+            assert (magic, sequence) == (self.MAGIC, len(self.records)), path
+            self.records.append(json.loads(data[begin : begin + payload_bytes]))
+
+    def layers(self):
+        """Layers with a record, in order."""
+        return [record["layer"] for record in self.records if record["type"] == "layer"]
+
+    def finished_layers(self, last_layer):
+        """Those that are never computed again: up to the last one whose state is durable."""
+        layers = [record for record in self.records if record["type"] == "layer"]
+        while layers and layers[-1]["state"]["kind"] == "none" and layers[-1]["layer"] < last_layer:
+            layers.pop()
+        return [record["layer"] for record in layers]
+
+
 def part_attributes(store, part):
     """Attributes of a complete part's group."""
     return json.loads((pathlib.Path(store) / f"part-{part:05d}/zarr.json").read_text())["attributes"]
