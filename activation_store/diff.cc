@@ -91,7 +91,7 @@ bool intersect(const std::set<std::string>& a, const std::set<std::string>& b) {
 class StoreDiff {
  public:
   StoreDiff(const StoreReader& a, const StoreReader& b, const std::stop_token& stop)
-      : a_(a), b_(b), stop_(stop) {}
+      : a_(a), b_(b), stop_(stop) {}  // NOLINT(modernize-pass-by-value): as the public function
 
   Result<DiffReport> run() {
     LIB_TRY_VOID(join_samples());

@@ -32,9 +32,9 @@ EncodePool::~EncodePool() { impl_->close(); }
 std::uint64_t EncodePool::memory_bytes(const EncodePoolOptions& asked) {
   const EncodePoolOptions options = at_least_one(asked);
   const std::uint64_t slot = options.chunk_bytes_max + encoded_bytes_max(options.chunk_bytes_max) +
-                             sizeof(ChunkSlot) + 3 * sizeof(ChunkSlot*);
-  const std::uint64_t encoder = ChunkEncoder::memory_bytes(options.chunk_bytes_max) +
-                                sizeof(ChunkEncoder) + sizeof(ChunkEncoder*);
+                             sizeof(ChunkSlot) + 3 * sizeof(void*);
+  const std::uint64_t encoder =
+      ChunkEncoder::memory_bytes(options.chunk_bytes_max) + sizeof(ChunkEncoder) + sizeof(void*);
   return options.slots * slot + static_cast<std::uint64_t>(options.threads) * encoder;
 }
 

@@ -36,8 +36,8 @@ struct PartRange {
 };
 
 /// job.json: what the store is, fixed when the job begins.
-struct JobFile {
-  Json identity;                ///< Canonical; what decides whether a run belongs to this store.
+struct JobFile {  // NOLINT(bugprone-exception-escape): nlohmann's ordered map only throws bad_alloc
+  Json identity;  ///< Canonical; what decides whether a run belongs to this store.
   std::string identity_digest;  ///< SHA-256 of the canonical identity text, hex; not checked here.
   std::vector<PartRange> parts;
 };

@@ -12,7 +12,7 @@
 namespace librarian {
 namespace {
 
-constexpr char kHexDigits[] = "0123456789abcdef";
+constexpr std::string_view kHexDigits = "0123456789abcdef";
 
 constexpr std::array<std::uint32_t, 256> make_crc_table() {
   constexpr std::uint32_t kPolynomial = 0x82F63B78;
@@ -38,9 +38,9 @@ std::uint32_t crc32c_portable(std::span<const std::byte> bytes, std::uint32_t st
 std::uint64_t parse_hex64(std::string_view text, bool& ok) {
   std::uint64_t value = 0;
   for (const char c : text) {
-    const char* found = static_cast<const char*>(std::memchr(kHexDigits, c, 16));
-    ok = ok && found != nullptr;
-    value = (value << 4U) | static_cast<std::uint64_t>(found != nullptr ? found - kHexDigits : 0);
+    const std::size_t digit = kHexDigits.find(c);
+    ok = ok && digit != std::string_view::npos;
+    value = (value << 4U) | (digit & 0xFU);
   }
   return value;
 }

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 
 #include "activation_store/store_reader.h"
 #include "base/random.h"
@@ -49,8 +50,8 @@ std::vector<float> widen(const SampleRows& rows) {
 
 Statistics statistics_of(const std::vector<float>& values) {
   Statistics result;
-  result.min = INFINITY;
-  result.max = -INFINITY;
+  result.min = std::numeric_limits<double>::infinity();
+  result.max = -std::numeric_limits<double>::infinity();
   double squares = 0;
   for (const float value : values) {
     result.mean += static_cast<double>(value);
@@ -219,8 +220,8 @@ Result<void> inspect_sample(const StoreReader& store, const Options& options) {
 /// Shape and statistics of one capture over all complete parts, a sample at a time.
 Result<void> inspect_capture(const StoreReader& store, const Options& options) {
   Statistics total;
-  total.min = INFINITY;
-  total.max = -INFINITY;
+  total.min = std::numeric_limits<double>::infinity();
+  total.max = -std::numeric_limits<double>::infinity();
   double squares = 0;
   double count = 0;
   std::uint64_t tokens = 0;
