@@ -59,7 +59,7 @@ std::string Progress::layer_name(std::int32_t layer) const {
 }
 
 double Progress::fraction_done() const {
-  const double part_tokens = static_cast<double>(job_.parts()[part_].tokens);
+  const auto part_tokens = static_cast<double>(job_.parts()[part_].tokens);
   const double within =
       rows_total_ == 0 ? 0 : static_cast<double>(rows_) / static_cast<double>(rows_total_);
   return std::min((steps_skipped_ + steps_done_ + within * part_tokens) / steps_total_, 1.0);
@@ -198,7 +198,7 @@ void Progress::draw() {
         std::chrono::duration_cast<Duration>(elapsed * std::max(left / done_here, 0.0)));
   }
   const double steps_here = done_here * steps_total_;
-  const double steps_per_token = static_cast<double>(job_.captures().last_layer() + 2);
+  const auto steps_per_token = static_cast<double>(job_.captures().last_layer() + 2);
   std::array<char, 16> percent{};
   std::snprintf(percent.data(), percent.size(), "%.1f%%", 100 * done);
   print("\r\033[Kpart " + std::to_string(part_ + 1) + "/" + std::to_string(job_.parts().size()) +

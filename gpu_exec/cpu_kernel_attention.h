@@ -9,8 +9,9 @@
 namespace librarian::gpu_exec {
 namespace {
 
-constexpr std::uint64_t kChunk = 64;                  // Keys per softmax step.
-constexpr std::uint64_t kScoreRows = 4 * kMicroRows;  // Rows whose scores are in cache at once.
+constexpr std::uint64_t kChunk = 64;  // Keys per softmax step.
+constexpr std::uint64_t kScoreRows =
+    std::uint64_t{4} * kMicroRows;  // Rows whose scores are in cache at once.
 
 struct AttentionScratch {
   float* q;       // [rows, kRowStride]
@@ -119,8 +120,8 @@ inline void softmax_row(float* score, std::uint64_t lo, std::uint64_t hi, float 
   alignas(64) float lane[kLanes];
   store_f32(top, lane);
   float now = *maximum_so_far;
-  for (std::uint64_t i = 0; i < kLanes; ++i) {
-    now = lane[i] > now ? lane[i] : now;
+  for (const float value : lane) {
+    now = value > now ? value : now;
   }
   Vec total(0.0F);
   for (std::uint64_t j = 0; j < kChunk; j += kLanes) {

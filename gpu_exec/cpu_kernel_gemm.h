@@ -13,7 +13,7 @@ constexpr std::uint64_t kPanel = 2 * kLanes;  // Columns of the micro kernel.
 constexpr std::uint64_t kDepth = 256;         // Inputs per sum: a widened panel stays in L1.
 // Distance of f32 rows in scratch; 17 cache lines, so that consecutive rows use different sets.
 constexpr std::uint64_t kRowStride = kDepth + 16;
-constexpr std::uint64_t kTileRows = 10 * kMicroRows;
+constexpr std::uint64_t kTileRows = std::uint64_t{10} * kMicroRows;
 constexpr std::uint64_t kTileColumns = 256;
 
 constexpr std::uint64_t smaller(std::uint64_t a, std::uint64_t b) { return a < b ? a : b; }

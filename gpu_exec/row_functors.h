@@ -86,7 +86,7 @@ LIBRARIAN_ROW_FUNCTION float minimum(float a, float b) { return a < b ? a : b; }
 /// value * 2^n for integral n in [-252, 254], with one rounding if it becomes subnormal.
 LIBRARIAN_ROW_FUNCTION float scale_by_power_of_two(float value, float n) {
   const std::uint32_t exponent = bits_of(n + 12582912.0F) - 0x4B400000U;
-  const std::uint32_t half = static_cast<std::uint32_t>(static_cast<std::int32_t>(exponent) >> 1);
+  const auto half = static_cast<std::uint32_t>(static_cast<std::int32_t>(exponent) >> 1);
   const float first = float_of((half + 127U) << 23U);
   const float second = float_of((exponent - half + 127U) << 23U);
   return value * first * second;

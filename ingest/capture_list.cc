@@ -20,7 +20,7 @@ constexpr std::array<const char*, 5> kPointNames{"resid_pre", "attn_out", "resid
 struct Place {
   std::int32_t layer = 0;  // -1 embed; L pre_norm, L + 1 post_norm
   Point point = Point::resid_post;
-  auto operator<=>(const Place&) const = default;
+  auto operator<=>(const Place&) const = default;  // NOLINT(modernize-use-nullptr): its own 0
 };
 
 Error wrong(std::string_view text, const std::string& reason) {

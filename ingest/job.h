@@ -84,7 +84,7 @@ class PreparedJob {
   Result<RunReport> run(JobObserver& observer, const std::stop_token& stop);
 
  private:
-  PreparedJob(JobOptions options, const JobEnvironment& environment);
+  PreparedJob(JobOptions options, JobEnvironment environment);
   Result<void> prepare(const std::stop_token& stop);
   Result<void> prepare_partition();
   Result<void> prepare_geometry();

@@ -10,6 +10,7 @@
 #include "ingest/layer_flops.h"
 #include "ingest/partition.h"
 #include "ingest/store_directory.h"
+#include "ingest/stored_type.h"
 
 namespace librarian::ingest {
 namespace {
@@ -21,12 +22,6 @@ int usable_cpus() {
   cpu_set_t set;
   CPU_ZERO(&set);
   return ::sched_getaffinity(0, sizeof set, &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
-}
-
-activation_store::StoredType stored_type(gpu_exec::DType type) {
-  return type == gpu_exec::DType::bf16  ? activation_store::StoredType::bf16
-         : type == gpu_exec::DType::f16 ? activation_store::StoredType::f16
-                                        : activation_store::StoredType::f32;
 }
 
 }  // namespace
@@ -48,8 +43,8 @@ JobEnvironment JobEnvironment::real() {
   return environment;
 }
 
-PreparedJob::PreparedJob(JobOptions options, const JobEnvironment& environment)
-    : options_(std::move(options)), environment_(environment) {}
+PreparedJob::PreparedJob(JobOptions options, JobEnvironment environment)
+    : options_(std::move(options)), environment_(std::move(environment)) {}
 
 PreparedJob::~PreparedJob() = default;
 

@@ -9,6 +9,7 @@
 
 #include "base/units.h"
 #include "ingest/residual_state.h"
+#include "ingest/stored_type.h"
 #include "weightmap/host_ring.h"
 #include "weightmap/request_plan.h"
 
@@ -41,7 +42,7 @@ activation_store::ArrayLayout layout_of(const MemoryInputs& in) {
   activation_store::ArrayLayout layout;
   layout.rows = in.part_tokens_max;
   layout.width = in.checkpoint->spec().hidden_size;
-  layout.type = static_cast<activation_store::StoredType>(in.dtype);
+  layout.type = stored_type(in.dtype);
   layout.codec = in.codec;
   layout.chunk_tokens = in.chunk_tokens;
   layout.shard_tokens = in.shard_tokens;

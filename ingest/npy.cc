@@ -38,7 +38,7 @@ Result<void> convert(const std::vector<std::byte>& raw, const std::string& path,
       return bad(path, "element " + std::to_string(i) + " is " + std::to_string(value) +
                            ", not a token id");
     }
-    ids[i] = static_cast<std::int32_t>(value);
+    ids[i] = static_cast<std::int32_t>(value);  // NOLINT(bugprone-signed-char-misuse): checked
   }
   return {};
 }
