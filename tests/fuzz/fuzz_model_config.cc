@@ -1,0 +1,40 @@
+// Goal: a config that is accepted is a model whose sizes can be multiplied without a doubt.
+// Method: the input as config.json; what is accepted must keep the promises of ModelSpec.
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "gpu_exec/device.h"
+#include "weightmap/model_config.h"
+
+using namespace librarian;
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  const auto config = weightmap::parse_model_config(
+      std::string_view(reinterpret_cast<const char*>(data), size), "CONFIG");
+  if (!config) {
+    return 0;
+  }
+  const gpu_exec::ModelSpec& spec = config->spec;
+  LIB_CHECK(spec.hidden_size > 0 && spec.vocab_size > 0 && !spec.layers.empty());
+  LIB_CHECK(std::isfinite(spec.norm_epsilon) && spec.norm_epsilon >= 0);
+  for (const gpu_exec::LayerSpec& layer : spec.layers) {
+    const gpu_exec::AttentionSpec& attention = layer.attention;
+    LIB_CHECK(attention.kv_heads > 0 && attention.heads % attention.kv_heads == 0);
+    LIB_CHECK(attention.head_dim >= 2 && attention.head_dim % 2 == 0);
+    LIB_CHECK(attention.head_dim <= gpu_exec::kHeadDimMax);
+    LIB_CHECK(attention.rope.rotary_dim <= attention.head_dim);
+    LIB_CHECK(attention.rope.inverse_frequency.size() == attention.rope.rotary_dim / 2);
+    for (const float frequency : attention.rope.inverse_frequency) {
+      LIB_CHECK(std::isfinite(frequency) && frequency >= 0);
+    }
+    for (const gpu_exec::WeightRole role : gpu_exec::weight_roles(layer)) {
+      for (const std::uint64_t extent : gpu_exec::weight_shape(spec, layer, role)) {
+        LIB_CHECK(extent > 0 && extent < 1ULL << 32U);
+      }
+    }
+  }
+  return 0;
+}
