@@ -153,10 +153,10 @@ std::uint64_t sum_of(const MemoryPlan& plan) {
 // Catches: a plan above its limit; more memory that gives a worse plan; advice that is not enough,
 // or more than is needed.
 TEST(MemoryPlan, StaysWithinEveryLimitAndSaysTheSmallest) {
+  MemoryWorld world;
   for (const StateMode state : {StateMode::automatic, StateMode::memory, StateMode::disk}) {
     for (const std::uint64_t block : {0U, 1U, 48U, 512U, 100'000U}) {
       for (const std::uint64_t part : {1U, 15U, 300U, 20'000U}) {
-        MemoryWorld world;
         MemoryInputs& in = world.inputs;
         in.state = state;
         in.block_tokens = block;

@@ -306,29 +306,6 @@ TEST(ModelConfig, RefusesTwoAnswersToOneQuestion) {
   EXPECT_FALSE(parse(type)) << "torch_dtype and dtype contradict each other";
 }
 
-// Goal: a stranger's text in an error cannot steer the terminal it is printed on.
-TEST(ModelConfig, ShowsNoControlCharactersOfTheDocument) {
-  const std::string evil = "\x1B[2Jx\n";
-  for (const char* key : {"model_type", "hidden_act", "torch_dtype", "dtype"}) {
-    Json config = base_config("llama");
-    config[key] = evil;
-    const auto result = parse(config);
-    ASSERT_FALSE(result) << key;
-    EXPECT_EQ(result.error().message().find('\x1B'), std::string::npos) << key;
-    EXPECT_EQ(result.error().message().find('\n'), std::string::npos) << key;
-  }
-  Json config = base_config("llama");
-  config[evil] = 1;
-  const auto unknown = parse(config);
-  ASSERT_FALSE(unknown);
-  EXPECT_EQ(unknown.error().message().find('\x1B'), std::string::npos) << "an unknown key";
-  Json rope = base_config("llama");
-  rope["rope_scaling"] = {{"rope_type", evil}};
-  const auto scaling = parse(rope);
-  ASSERT_FALSE(scaling);
-  EXPECT_EQ(scaling.error().message().find('\x1B'), std::string::npos) << "the rope type";
-}
-
 TEST(ModelConfig, ThatIsNoObjectIsRefused) {
   for (const char* text : {"", "[]", "null", "{", "{\"model_type\":\"llama\"}", "<html>",
                            R"({"model_type":"llama","model_type":"llama"})"}) {
