@@ -4,6 +4,7 @@
 
 #include <array>
 #include <chrono>
+#include <cstdlib>
 #include <ctime>
 #include <fstream>
 
@@ -19,6 +20,8 @@ using namespace std::chrono_literals;
 constexpr auto kRenewalPeriod = 20s;
 constexpr auto kStaleAfter = 120s;
 constexpr auto kRetryPeriod = 200ms;
+// Others hold a store's lock for moments: only a longer wait is worth a word.
+constexpr int kAttemptsBeforeWarning = 25;
 constexpr std::uint64_t kLockBytesMax = 4096;
 
 std::string host_name() {
@@ -96,7 +99,15 @@ DirectoryLock::DirectoryLock(FileSystem& files, std::string path, std::string no
   });
 }
 
-DirectoryLock::~DirectoryLock() = default;
+DirectoryLock::~DirectoryLock() {
+  renewal_.request_stop();
+  renewal_.join();
+  // An empty file names nobody: another machine, which cannot tell that flock is free because we
+  // are gone rather than because it lies, need not wait for the name to grow stale.
+  if (check_still_held()) {
+    static_cast<void>(file_->truncate(0));
+  }
+}
 
 Result<DirectoryLock::Outcome> DirectoryLock::try_acquire(FileSystem& files, Clock& /*clock*/,
                                                           const std::string& directory) {
@@ -114,7 +125,8 @@ Result<DirectoryLock::Outcome> DirectoryLock::try_acquire(FileSystem& files, Clo
     return Outcome{nullptr, "another process that just finished"};
   }
   if (holder && (holder->boot != boot_id() || holder->host != host_name()) &&
-      wall_clock_ns() - named->modified_ns <
+      // A clock that is ahead of ours must not make a lock last longer either.
+      std::abs(wall_clock_ns() - named->modified_ns) <
           std::chrono::duration_cast<std::chrono::nanoseconds>(kStaleAfter).count()) {
     return Outcome{nullptr, holder->description};
   }
@@ -135,10 +147,14 @@ Result<DirectoryLock::Outcome> DirectoryLock::try_acquire(FileSystem& files, Clo
 Result<std::unique_ptr<DirectoryLock>> DirectoryLock::acquire(FileSystem& files, Clock& clock,
                                                               const std::string& directory,
                                                               const std::stop_token& stop) {
-  while (true) {
+  for (int attempt = 0;; ++attempt) {
     LIB_TRY(Outcome outcome, try_acquire(files, clock, directory));
     if (outcome.lock) {
       return std::move(outcome.lock);
+    }
+    if (attempt == kAttemptsBeforeWarning) {
+      log(LogLevel::warning, "waiting_for_lock",
+          {{"directory", directory}, {"holder", outcome.holder}});
     }
     if (!clock.sleep_for(kRetryPeriod, stop)) {
       return Error(ErrorCode::cancelled, "stopped while waiting for " + directory + "/.lock");

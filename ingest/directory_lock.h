@@ -25,6 +25,7 @@ class DirectoryLock {
   static Result<std::unique_ptr<DirectoryLock>> acquire(FileSystem& files, Clock& clock,
                                                         const std::string& directory,
                                                         const std::stop_token& stop);
+  /// Gives the lock up: the file stays, empty.
   ~DirectoryLock();
 
   /// Re-reads the file before something is made durable on the strength of this lock.

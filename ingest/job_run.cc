@@ -115,6 +115,10 @@ Result<std::string> store_digest(FileSystem& files, const std::string& directory
   return xxh3_128(text).hex();
 }
 
+std::string outcome_name(ErrorCode code) {
+  return code == ErrorCode::cancelled ? "stopped" : error_code_name(code);
+}
+
 /// The nearest directory above a path that exists: free space is asked there.
 std::string existing_ancestor(FileSystem& files, std::string path) {
   while (!files.info(path) && path != "/" && path != ".") {
@@ -234,7 +238,7 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
 
   report.tool_version = kVersion;
   report.started = started;
-  report.outcome = !outcome                     ? error_code_name(outcome.error().code())
+  report.outcome = !outcome                     ? outcome_name(outcome.error().code())
                    : report.parts_done_here > 0 ? "complete"
                                                 : "already complete";
   report.model = model_uri_.display();

@@ -101,7 +101,9 @@ Result<StateFileReader> StateFileReader::open(FileSystem& files, const std::stri
   };
   auto file = files.open(path);
   if (!file) {
-    return file.error().code() == ErrorCode::not_found ? damaged("it is missing") : file.error();
+    return file.error().code() == ErrorCode::not_found
+               ? damaged("it is missing (had this job another --scratch?)")
+               : file.error();
   }
   reader.file_ = *std::move(file);
   LIB_TRY(const std::uint64_t size, reader.file_->size());

@@ -226,7 +226,6 @@ def test_a_fresh_lock_of_another_machine_is_waited_for(changes, killed_in_part_0
     assert differing_files(store, alone) == []
 
 
-@pytest.mark.xfail(strict=True, reason="the store's .lock keeps naming a holder that released it")
 def test_a_store_lock_that_was_released_names_nobody(alone):
     # Goal: DIR/.lock stays, so what is in it must not make another machine wait for two minutes
     # for a process that has long let go of it.
