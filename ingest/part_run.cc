@@ -144,19 +144,21 @@ Result<void> PartRun::run(const PartTools& tools,
   state_saved_ = context_.clock.now();
   {
     Committer committer(*this, stop);
+    Duration waited{};  // For the commit before: it held up the layer after.
     for (std::int32_t layer = first_layer(); layer <= last_layer_; ++layer) {
       LayerWork work;
       work.layer = layer;
       work.begin = context_.clock.now();
+      work.times.commit_wait = std::exchange(waited, Duration{});
       LIB_TRY_VOID(open_writers(tools, work));
       LIB_TRY_VOID(layer < 0                                   ? run_embedding(tools, work, stop)
                    : layer < context_.checkpoint.layer_count() ? run_layer(tools, work, stop)
                                                                : run_final_norm(tools, work, stop));
-      work.times.wall = context_.clock.now() - work.begin;
+      work.times.wall = context_.clock.now() - work.begin + work.times.commit_wait;
       if (work.place.kind != StatePlace::Kind::none) {
         state_saved_ = context_.clock.now();
       }
-      const Stopwatch watch(context_.clock, work.times.commit_wait);
+      const Stopwatch watch(context_.clock, waited);
       LIB_TRY_VOID(committer.submit(std::move(work)));
       // A state on disk may be the array that is being published: the next layer reads it.
       if (!context_.state_in_memory) {
