@@ -12,6 +12,14 @@
 #include "tests/ingest/tiny_model.h"
 #include "tests/support/memory_file_system.h"
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define LIBRARIAN_TEST_SANITIZED
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define LIBRARIAN_TEST_SANITIZED
+#endif
+#endif
+
 namespace librarian::ingest {
 namespace {
 
@@ -217,7 +225,7 @@ TEST(NpyTokens, ThatAreOddAreRefused) {
   }
 }
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if !defined(LIBRARIAN_TEST_SANITIZED)  // Sanitizers take more address space than the limit.
 /// Reads in a process that may have 1 GiB, and ends it: 0 if the file was refused.
 [[noreturn]] void read_in_little_memory(const std::string& text) {
   const rlimit limit{1ULL << 30U, 1ULL << 30U};
