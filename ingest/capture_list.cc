@@ -135,7 +135,7 @@ class Parser {
       places_.insert(pre_norm());
       return {};
     }
-    if (name == "final.post_norm" || name == "ln_final.hook_normalized") {
+    if (name == "final.post_norm") {
       places_.insert(post_norm());
       return {};
     }
@@ -389,8 +389,8 @@ CaptureNotations capture_notations(const std::string& canonical, std::int32_t la
   } else if (canonical == "final.pre_norm") {
     numbered(layer_count);
   } else if (canonical == "final.post_norm") {
+    // TransformerLens' ln_final.hook_normalized is before the norm's weight: another tensor.
     names.hf = "hf:" + std::to_string(layer_count);
-    names.transformer_lens = "ln_final.hook_normalized";
   } else {
     const std::size_t dot = canonical.find('.', 7);
     const std::string point = canonical.substr(dot + 1);

@@ -173,6 +173,9 @@ Result<void> DirectoryLock::check_still_held() const {
                    "; this process was silent for too long and stops without committing");
 }
 
-Result<void> DirectoryLock::remove() { return files_.remove_file(path_); }
+Result<void> DirectoryLock::remove() {
+  LIB_TRY_VOID(check_still_held());
+  return files_.remove_file(path_);
+}
 
 }  // namespace librarian::ingest

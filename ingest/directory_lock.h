@@ -31,7 +31,7 @@ class DirectoryLock {
   /// Re-reads the file before something is made durable on the strength of this lock.
   /// @error conflict  somebody else took it over; what was not committed must be dropped.
   Result<void> check_still_held() const;
-  /// Removes the file; the lock ends with this object.
+  /// Removes the file; the lock ends with this object. @error conflict  it is another's by now
   Result<void> remove();
 
  private:

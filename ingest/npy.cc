@@ -110,6 +110,9 @@ Result<NpyRows> read_npy_ids(const File& file, const std::string& path) {
     return bad(path, "its type is '" + descr.substr(0, 16) + "', not a little-endian integer type");
   }
   const auto width = static_cast<std::uint64_t>(descr[2] - '0');
+  if (rows == 0 || columns == 0) {
+    return bad(path, "it holds no tokens");
+  }
   if (__builtin_mul_overflow(rows, columns, &elements) || elements > kElementsMax ||
       file_bytes - header.data_begin != elements * width) {
     return bad(path, "its shape does not fit its size");

@@ -9,6 +9,7 @@ using activation_store::ArrayRecord;
 using activation_store::FileRecord;
 
 constexpr std::uint64_t kJournalVersion = 1;
+constexpr std::int64_t kLayersMax = 1 << 20;
 
 JsonLimits record_limits() {
   JsonLimits limits;
@@ -58,7 +59,11 @@ Result<ArrayRecord> array_from_json(const Json& json, const std::string& what) {
   LIB_TRY(array.name, json_string(json, "name", what));
   LIB_TRY(array.dtype, json_string(json, "dtype", what));
   LIB_TRY(const std::string xxh3, json_string(json, "xxh3", what));
-  LIB_TRY(array.rows_xxh3, Digest128::from_hex(xxh3));
+  auto digest = Digest128::from_hex(xxh3);
+  if (!digest) {
+    return damaged(what, digest.error().message());
+  }
+  array.rows_xxh3 = *digest;
   LIB_TRY(array.nan_count, json_uint(json, "nan", what));
   LIB_TRY(array.inf_count, json_uint(json, "inf", what));
   LIB_TRY(array.raw_bytes, json_uint(json, "raw_bytes", what));
@@ -130,10 +135,18 @@ Result<LayerRecord> layer_from_json(const Json& json, const std::string& what) {
   if (!json.contains("layer") || !json["layer"].is_number_integer() || !json.contains("state")) {
     return damaged(what, "a layer record without layer or state");
   }
-  layer.layer = json["layer"].get<std::int32_t>();
+  const auto number = json["layer"].get<std::int64_t>();
+  if (number < -1 || number > kLayersMax) {
+    return damaged(what, "layer " + std::to_string(number));
+  }
+  layer.layer = static_cast<std::int32_t>(number);
   LIB_TRY(layer.arrays, arrays_from_json(json, what));
   LIB_TRY(layer.weights, weights_from_json(json, what));
-  LIB_TRY(layer.state, StatePlace::from_json(json["state"]));
+  auto state = StatePlace::from_json(json["state"]);
+  if (!state) {
+    return damaged(what, state.error().message());
+  }
+  layer.state = *state;
   return layer;
 }
 
@@ -156,6 +169,32 @@ Result<PartHeader> header_from_json(const Json& json, const std::string& what) {
   LIB_TRY(header.part, json_uint(json, "part", what));
   LIB_TRY(header.device_kind, json_string(json, "device_kind", what));
   return header;
+}
+
+/// Adds what one record says. @error bad_input | corrupt | conflict
+Result<void> add_record(const Json& json, const std::string& what, bool& has_header,
+                        PartProgress& progress) {
+  LIB_TRY(const std::string type, json_string(json, "type", what));
+  if (type == "part" && !has_header) {
+    LIB_TRY(progress.header, header_from_json(json, what));
+    has_header = true;
+  } else if (type == "source" && has_header) {
+    LIB_TRY(SourceRecord source, source_from_json(json, what));
+    progress.sources.push_back(std::move(source));
+  } else if (type == "tokens" && has_header) {
+    LIB_TRY(progress.tokens, arrays_from_json(json, what));
+  } else if (type == "weights" && has_header) {
+    LIB_TRY(progress.seen_weights, weights_from_json(json, what));
+  } else if (type == "layer" && has_header) {
+    LIB_TRY(LayerRecord layer, layer_from_json(json, what));
+    if (layer.layer != static_cast<std::int32_t>(progress.layers.size()) - 1) {
+      return damaged(what, "layers out of order");
+    }
+    progress.layers.push_back(std::move(layer));
+  } else {
+    return damaged(what, "unexpected type '" + type + "'");
+  }
+  return {};
 }
 
 }  // namespace
@@ -212,25 +251,11 @@ Result<PartProgress> read_part_journal(FileSystem& files, const std::string& par
     if (!json) {
       return json.error().with_code(ErrorCode::corrupt);
     }
-    LIB_TRY(const std::string type, json_string(*json, "type", what));
-    if (type == "part" && !has_header) {
-      LIB_TRY(progress.header, header_from_json(*json, what));
-      has_header = true;
-    } else if (type == "source" && has_header) {
-      LIB_TRY(SourceRecord source, source_from_json(*json, what));
-      progress.sources.push_back(std::move(source));
-    } else if (type == "tokens" && has_header) {
-      LIB_TRY(progress.tokens, arrays_from_json(*json, what));
-    } else if (type == "weights" && has_header) {
-      LIB_TRY(progress.seen_weights, weights_from_json(*json, what));
-    } else if (type == "layer" && has_header) {
-      LIB_TRY(LayerRecord layer, layer_from_json(*json, what));
-      if (layer.layer != static_cast<std::int32_t>(progress.layers.size()) - 1) {
-        return damaged(what, "layers out of order");
-      }
-      progress.layers.push_back(std::move(layer));
-    } else {
-      return damaged(what, "unexpected type '" + type + "'");
+    auto added = add_record(*json, what, has_header, progress);
+    if (!added) {
+      return added.error().code() == ErrorCode::bad_input
+                 ? added.error().with_code(ErrorCode::corrupt)
+                 : added.error();
     }
   }
   if (!has_header) {
@@ -238,7 +263,6 @@ Result<PartProgress> read_part_journal(FileSystem& files, const std::string& par
   }
   return progress;
 }
-
 std::size_t finished_layers(const PartProgress& progress, std::int32_t last_layer) {
   if (!progress.layers.empty() && progress.layers.back().layer == last_layer) {
     return progress.layers.size();

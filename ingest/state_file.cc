@@ -72,7 +72,7 @@ Result<void> StateFileWriter::write_rows(std::uint64_t begin, std::span<const st
 Result<void> StateFileWriter::finish() {
   if (!in_order_) {
     crcs_.clear();
-    std::vector<std::byte> window(window_rows_ * row_bytes_);
+    std::vector<std::byte> window(std::min(window_rows_, rows_) * row_bytes_);
     for (std::uint64_t row = 0; row < rows_; row += window_rows_) {
       const std::span<std::byte> part =
           std::span(window).first(std::min(window_rows_, rows_ - row) * row_bytes_);

@@ -127,7 +127,8 @@ Result<TokenData> read_jsonl(const File& file, const std::string& path) {
       pending += '\n';
     }
     std::size_t begin = 0;
-    for (std::size_t end = pending.find('\n', begin); end != std::string::npos;
+    // What was there before has no line end, or it would be gone.
+    for (std::size_t end = pending.find('\n', have); end != std::string::npos;
          end = pending.find('\n', begin)) {
       const std::string_view line(pending.data() + begin, end - begin);
       begin = end + 1;

@@ -33,11 +33,13 @@ std::optional<std::span<std::byte>> HostRing::allocate(std::uint64_t bytes) {
     head_ = 0;
     in_use_ = 0;
   }
-  const std::uint64_t gap = head_ + slot > bytes_ ? bytes_ - head_ : 0;
+  const bool wraps = head_ + slot > bytes_;
+  const std::uint64_t gap = wraps ? bytes_ - head_ : 0;
   if (in_use_ + gap + slot > bytes_) {
     return std::nullopt;
   }
-  const std::uint64_t begin = gap > 0 ? 0 : head_;
+  // Not `gap > 0`: a slot that ends exactly at the ring's end leaves no gap and wraps all the same.
+  const std::uint64_t begin = wraps ? 0 : head_;
   head_ = begin + slot;
   in_use_ += gap + slot;
   slots_.push_back(gap + slot);

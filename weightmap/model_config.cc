@@ -131,6 +131,10 @@ std::optional<DType> parse_dtype(const std::string& text) {
 Result<std::optional<DType>> read_dtype(ConfigReader& config) {
   LIB_TRY(const std::string old_name, config.text("torch_dtype", ""));
   LIB_TRY(const std::string name, config.text("dtype", old_name));
+  if (!old_name.empty() && name != old_name) {
+    return config.refuse("dtype", "is '" + name.substr(0, 32) + "' and 'torch_dtype' is '" +
+                                      old_name.substr(0, 32) + "': which one?");
+  }
   const std::optional<DType> type = parse_dtype(name);
   if (!name.empty() && !type) {
     return config.refuse("dtype",
@@ -247,6 +251,10 @@ Result<ModelConfig> read_config(ConfigReader& config, const Family& family) {
   }
   if (config.has("quantization_config")) {
     return config.refuse("quantization_config", "says the weights are quantised: not built in yet");
+  }
+  LIB_TRY(const bool multimodal_rope, config.flag("use_mrope", false));
+  if (multimodal_rope) {
+    return config.refuse("use_mrope", "is true: positions of images are not built in");
   }
   LIB_TRY(result.dtype, read_dtype(config));
   return result;

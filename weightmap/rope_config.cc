@@ -56,6 +56,9 @@ Result<RopeConfig> parse_rope(ConfigReader& config, std::uint32_t head_dim,
   const bool new_dialect = !parameters.is_null();
   const Json& chosen = new_dialect ? parameters : old_scaling.is_null() ? kNoScaling : old_scaling;
   const char* key = new_dialect ? "rope_parameters" : "rope_scaling";
+  if (new_dialect && !old_scaling.is_null()) {
+    return config.refuse(key, "and 'rope_scaling' are both there: which one?");
+  }
   if (!chosen.is_object()) {
     return config.refuse(key, "is not an object");
   }

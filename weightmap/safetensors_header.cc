@@ -213,13 +213,13 @@ Result<std::uint64_t> header_json_bytes(std::string_view first_bytes, std::uint6
   if (first_bytes.starts_with("version https://git-lfs")) {
     return bad(what, "it is a Git LFS pointer; fetch the real file (git lfs pull)");
   }
-  if (first_bytes.front() == '<') {
-    return bad(what, "it begins like a web page; check the address");
-  }
   std::uint64_t length = 0;
   std::memcpy(&length, first_bytes.data(), sizeof length);
   // The length came from a stranger: bound it before it becomes an allocation.
   if (length > kHeaderBytesMax || length > file_bytes - kHeaderPrefixBytes || length < 2) {
+    if (first_bytes.front() == '<') {
+      return bad(what, "it begins like a web page; check the address");
+    }
     return bad(what, "its header claims " + std::to_string(length) + " bytes in a file of " +
                          std::to_string(file_bytes));
   }

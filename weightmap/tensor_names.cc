@@ -72,7 +72,7 @@ NamedTensor classify_tensor(std::string_view name, std::string_view prefix, std:
     return {};
   }
   if (layer >= layers) {
-    return {Kind::unused, layer, {}};
+    return {};  // These families have no layers beyond: config.json is of another model.
   }
   name.remove_prefix(digits + 1);
   const auto* found = std::find_if(kLayerRoles.begin(), kLayerRoles.end(),

@@ -14,7 +14,7 @@ namespace librarian::weightmap {
 struct NamedTensor {
   enum class Kind : std::uint8_t {
     weight,   ///< `role` of `layer` (kEmbeddingLayer and L included).
-    unused,   ///< Known and not needed: lm_head, rotary buffers, MTP layers.
+    unused,   ///< Known and not needed: lm_head, rotary buffers.
     unknown,  ///< Nothing we know: refused, it may change the numbers.
   };
   Kind kind = Kind::unknown;
@@ -23,7 +23,7 @@ struct NamedTensor {
 };
 
 /// @param prefix  "model." or "", whatever this checkpoint puts before `layers.0...`.
-/// @param layers  Number of layers; higher indices are MTP heads, which a forward pass ignores.
+/// @param layers  Number of layers; a tensor of a layer beyond is unknown.
 NamedTensor classify_tensor(std::string_view name, std::string_view prefix, std::int32_t layers);
 
 /// The name that `role` of `layer` must have.

@@ -102,13 +102,18 @@ class VirtualWeightMap::Impl {
 
   /// Ends a stream early or late: its slots go back once no request writes to them any more.
   void abandon(Stream& stream) {
-    if (stream.released < stream.pieces.size()) {
-      fetcher_.cancel_all();  // A lease ends early only when the job does.
-    }
     auto lock = monitor_.lock();
     stream.abandoned = true;
     monitor_.notify_all(lock);
-    monitor_.wait(lock, {}, [&] { return stream.in_flight == 0 && filling_ != &stream; });
+    monitor_.wait(lock, {}, [&] { return filling_ != &stream; });
+    if (stream.in_flight > 0) {
+      // Nothing of this stream is queued any more, so no request can escape. Those of layers behind
+      // it are cancelled too: a lease ends early only when the job does.
+      lock.unlock();
+      fetcher_.cancel_all();
+      lock.lock();
+    }
+    monitor_.wait(lock, {}, [&] { return stream.in_flight == 0; });
     for (; stream.released < stream.slots.size(); ++stream.released) {
       ring_.release_oldest();
     }

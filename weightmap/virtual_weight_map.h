@@ -46,7 +46,8 @@ struct WeightMapStatistics {
 class VirtualWeightMap;
 
 /// The right to use one layer's weights, which come piece by piece in file order. Used by one
-/// thread. Its end gives everything back, also what it never looked at.
+/// thread. Its end gives everything back, also what it never looked at. Ending it before its last
+/// piece is for jobs that stop: requests under way, also of layers behind it, are cancelled.
 class Lease {
  public:
   Lease(Lease&& other) noexcept;

@@ -196,7 +196,6 @@ CAPTURES = {  # What is asked for, and what it is: names in order of computation
     "hf:0": PRE[:1], "hf:1": PRE[1:2], "hf:3": ["final.post_norm"], "hf:-1": ["final.post_norm"],
     "hf:-2": PRE[2:], "vllm:0": PRE[:1], "vllm:2": PRE[2:], "vllm:3": ["final.pre_norm"],
     "vllm:-1": ["final.pre_norm"], "final.pre_norm": ["final.pre_norm"],
-    "ln_final.hook_normalized": ["final.post_norm"],
     "resid_post@0,resid_post@0": POST[:1],
     "final.post_norm,embed,attn_out@1,resid_mid@1,mlp_out@1,resid_post@1,resid_pre@1": [
         "embed", "blocks.1.resid_pre", "blocks.1.attn_out", "blocks.1.resid_mid",
@@ -249,7 +248,7 @@ NOTATIONS = {
     "blocks.1.mlp_out": ("blocks.1.mlp_out", "-", "-", "blocks.1.hook_mlp_out"),
     "blocks.1.resid_mid": ("blocks.1.resid_mid", "-", "-", "blocks.1.hook_resid_mid"),
     "final.pre_norm": ("blocks.2.resid_post", "-", "vllm:3", "-"),
-    "final.post_norm": ("final.post_norm", "hf:3", "-", "ln_final.hook_normalized"),
+    "final.post_norm": ("final.post_norm", "hf:3", "-", "-"),
 }
 
 

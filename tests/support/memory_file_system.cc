@@ -83,7 +83,7 @@ class MemoryFileSystem::OpenFile final : public File {
   }
   Result<std::size_t> read_at(std::uint64_t offset, std::span<std::byte> into) const override {
     const std::lock_guard<std::mutex> guard(files_.mutex_);
-    if (offset >= node_->data.size()) {
+    if (offset >= node_->data.size() || into.empty()) {
       return std::size_t{0};
     }
     const std::size_t count =
