@@ -254,7 +254,7 @@ ResponseVerdict check_response(const ResponseHead& head, const ResponseExpectati
                     std::min(expectation.range.end, verdict.info.size)};
   if (status == 206 && length && *length != body.size()) {
     return refuse(retry("the server announces " + std::to_string(*length) +
-                        " bytes for a range of " + std::to_string(body.size())));
+                        " bytes instead of the range's " + std::to_string(body.size())));
   }
   if (status == 206 && body != verdict.wanted) {
     return refuse(retry("the server sent bytes [" + std::to_string(body.begin) + ", " +
