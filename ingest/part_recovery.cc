@@ -46,14 +46,6 @@ std::int32_t PartRun::first_layer() const {
   return static_cast<std::int32_t>(progress_.layers.size()) - 1;
 }
 
-std::uint64_t PartRun::needed_bytes() const {
-  std::uint64_t bytes = 0;
-  for (std::int32_t layer = first_layer(); layer <= last_layer_; ++layer) {
-    bytes += context_.checkpoint.layer(layer).bytes;
-  }
-  return bytes;
-}
-
 Result<void> PartRun::recover() {
   FileSystem& files = context_.files;
   LIB_TRY(const std::vector<std::string> names, files.list(directory_));

@@ -118,9 +118,6 @@ class PartRun::Committer {
 PartRun::~PartRun() = default;
 
 std::string PartRun::covering_array(std::int32_t layer) const {
-  if (!context_.state_may_be_captured) {
-    return "";
-  }
   if (layer < 0) {
     return context_.captures.embed ? "embed" : "";
   }
@@ -196,13 +193,14 @@ Result<void> PartRun::prefetch_after(const PartTools& tools, std::int32_t layer)
   return {};
 }
 
-Result<void> PartRun::load_weights(const PartTools& tools, LayerWork& work,
-                                   const std::stop_token& stop) {
+/// Takes the layer's weights as they come, times the waits, and keeps what the tensors were.
+/// @param use  Called with each piece, which goes away afterwards.
+Result<void> PartRun::take_weights(
+    const PartTools& tools, LayerWork& work, Duration& busy,
+    const std::function<Result<void>(const weightmap::ArrivedPiece&)>& use,
+    const std::stop_token& stop) {
   weightmap::Lease lease = tools.weights.acquire(work.layer);
   LIB_TRY_VOID(prefetch_after(tools, work.layer));
-  if (work.layer < context_.checkpoint.layer_count()) {
-    tools.executor.begin_layer(static_cast<std::uint32_t>(work.layer));
-  }
   while (true) {
     std::optional<weightmap::ArrivedPiece> piece;
     {
@@ -212,14 +210,25 @@ Result<void> PartRun::load_weights(const PartTools& tools, LayerWork& work,
     if (!piece) {
       break;
     }
-    const Stopwatch watch(context_.clock, work.times.load_busy);
-    LIB_CHECK(piece->offset == 0 && piece->bytes.size() == piece->tensor->bytes.size());
-    LIB_TRY_VOID(tools.executor.load(piece->tensor->role, piece->tensor->dtype, piece->bytes));
+    const Stopwatch watch(context_.clock, busy);
+    LIB_TRY_VOID(use(*piece));
   }
   for (weightmap::TensorDigest& digest : lease.take_digests()) {
     work.weights[digest.name] = digest.xxh3.hex();
   }
   return {};
+}
+
+Result<void> PartRun::load_weights(const PartTools& tools, LayerWork& work,
+                                   const std::stop_token& stop) {
+  if (work.layer < context_.checkpoint.layer_count()) {
+    tools.executor.begin_layer(static_cast<std::uint32_t>(work.layer));
+  }
+  const auto load = [&](const weightmap::ArrivedPiece& piece) {
+    LIB_CHECK(piece.offset == 0 && piece.bytes.size() == piece.tensor->bytes.size());
+    return tools.executor.load(piece.tensor->role, piece.tensor->dtype, piece.bytes);
+  };
+  return take_weights(tools, work, work.times.load_busy, load, stop);
 }
 
 Result<void> PartRun::run_embedding(const PartTools& tools, LayerWork& work,
@@ -231,37 +240,23 @@ Result<void> PartRun::run_embedding(const PartTools& tools, LayerWork& work,
   const auto first_token = static_cast<std::size_t>(context_.tokens.offsets[range_.first_sample]);
   const std::span<const std::int32_t> ids =
       std::span(context_.tokens.input_ids).subspan(first_token, range_.tokens);
-  {
-    weightmap::Lease lease = tools.weights.acquire(work.layer);
-    LIB_TRY_VOID(prefetch_after(tools, work.layer));
-    while (true) {
-      std::optional<weightmap::ArrivedPiece> piece;
-      {
-        const Stopwatch watch(context_.clock, work.times.fetch_wait);
-        LIB_TRY(piece, lease.next(stop));
-      }
-      if (!piece) {
-        break;
-      }
-      const Stopwatch watch(context_.clock, work.times.compute_busy);
-      const gpu_exec::DType table_type = piece->tensor->dtype;
-      const std::uint64_t table_row = hidden * gpu_exec::dtype_bytes(table_type);
-      const std::uint64_t begin = piece->offset / table_row;
-      const std::uint64_t end = begin + piece->bytes.size() / table_row;
-      for (std::uint64_t row = 0; row < ids.size(); ++row) {
-        const auto id = static_cast<std::uint64_t>(ids[row]);
-        if (id >= begin && id < end) {
-          gpu_exec::convert_elements(table_type,
-                                     piece->bytes.subspan((id - begin) * table_row, table_row),
-                                     context_.dtype, converted);
-          LIB_TRY_VOID(state_->put_row(row, converted));
-        }
+  const auto gather = [&](const weightmap::ArrivedPiece& piece) -> Result<void> {
+    const gpu_exec::DType table_type = piece.tensor->dtype;
+    const std::uint64_t table_row = hidden * gpu_exec::dtype_bytes(table_type);
+    const std::uint64_t begin = piece.offset / table_row;
+    const std::uint64_t end = begin + piece.bytes.size() / table_row;
+    for (std::uint64_t row = 0; row < ids.size(); ++row) {
+      const auto id = static_cast<std::uint64_t>(ids[row]);
+      if (id >= begin && id < end) {
+        gpu_exec::convert_elements(table_type,
+                                   piece.bytes.subspan((id - begin) * table_row, table_row),
+                                   context_.dtype, converted);
+        LIB_TRY_VOID(state_->put_row(row, converted));
       }
     }
-    for (weightmap::TensorDigest& digest : lease.take_digests()) {
-      work.weights[digest.name] = digest.xxh3.hex();
-    }
-  }
+    return {};
+  };
+  LIB_TRY_VOID(take_weights(tools, work, work.times.compute_busy, gather, stop));
   LIB_TRY(work.place, state_->end_layer(durable_state_due()));
   for (const BlockRange& block : blocks_) {
     LIB_TRY(const std::span<const std::byte> rows, state_->load(block.row_begin, block.rows));

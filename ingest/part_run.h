@@ -50,7 +50,6 @@ struct PartContext {
   std::uint64_t shard_tokens = 0;
   std::uint64_t block_tokens = 0;
   bool state_in_memory = true;
-  bool state_may_be_captured = true;  ///< Reading the state back from captures is allowed.
   Duration save_state_every{};
   bool allow_nonfinite = false;
 };
@@ -79,8 +78,6 @@ class PartRun {
   /// First layer that is not finished; above last_layer() if only publishing is left.
   std::int32_t first_layer() const;
   std::int32_t last_layer() const { return last_layer_; }
-  /// Bytes that the remaining layers fetch.
-  std::uint64_t needed_bytes() const;
 
   /// Runs what is left and publishes the part.
   /// @param on_last_layer  Called once when nothing of this part is left to fetch, so that the job
@@ -111,6 +108,9 @@ class PartRun {
   Result<void> run_embedding(const PartTools& tools, LayerWork& work, const std::stop_token& stop);
   Result<void> run_layer(const PartTools& tools, LayerWork& work, const std::stop_token& stop);
   Result<void> run_final_norm(const PartTools& tools, LayerWork& work, const std::stop_token& stop);
+  Result<void> take_weights(const PartTools& tools, LayerWork& work, Duration& busy,
+                            const std::function<Result<void>(const weightmap::ArrivedPiece&)>& use,
+                            const std::stop_token& stop);
   Result<void> load_weights(const PartTools& tools, LayerWork& work, const std::stop_token& stop);
   Result<void> open_writers(const PartTools& tools, LayerWork& work);
   Result<void> prefetch_after(const PartTools& tools, std::int32_t layer);
