@@ -23,6 +23,9 @@ struct Segment {
   /// sample whose earlier tiles ran just before, in order, on this layer: their keys and values
   /// are still there.
   std::uint64_t position = 0;
+  /// Tokens of the whole sample; 0: it ends with this segment. Matters to rotary embeddings that
+  /// depend on the length.
+  std::uint64_t sample_rows = 0;
 };
 
 /// Memory of a device; freed with its owner.
@@ -34,6 +37,23 @@ struct ScratchNeeds {
   std::uint32_t group_max = 0;  ///< Query heads per key head.
 };
 
+/// A matrix [outputs, inputs] inside a tensor of a checkpoint, at any alignment.
+struct MatrixSource {
+  const std::byte* bytes = nullptr;
+  DType type = DType::bf16;
+  RowRuns rows;             ///< Where output i lies.
+  bool transposed = false;  ///< The tensor is [inputs, tensor_rows], else [tensor_rows, inputs].
+  std::uint64_t tensor_rows = 0;  ///< Only read if transposed.
+};
+
+/// A vector inside a tensor of a checkpoint, at any alignment.
+struct VectorSource {
+  const std::byte* bytes = nullptr;
+  DType type = DType::bf16;
+  RowRuns rows;
+  float plus = 0;  ///< Added to each element in f32.
+};
+
 /// A matrix [outputs, inputs] as pack_matrix() left it, with its bias.
 struct PackedMatrix {
   const std::byte* packed = nullptr;
@@ -41,13 +61,14 @@ struct PackedMatrix {
   const float* bias = nullptr;  ///< [outputs], or null.
 };
 
-/// y = x * matrix^T + bias; accumulates in f32 in a fixed order over the inputs.
+/// y = activation(x * matrix^T + bias); accumulates in f32 in a fixed order over the inputs.
 struct LinearOp {
   const std::byte* x = nullptr;  ///< [rows, inputs] row-major, `dtype`.
   std::byte* y = nullptr;        ///< [rows, outputs] row-major, `dtype`; must not overlap x.
   DType dtype = DType::bf16;
   std::uint64_t rows = 0, inputs = 0, outputs = 0;
   PackedMatrix matrix;
+  Activation activation = Activation::identity;
 };
 
 /// y = act(x * gate^T + gate bias) * (x * up^T + up bias); both products stay f32 until y.
@@ -60,41 +81,55 @@ struct GluOp {
   Activation activation = Activation::silu;
 };
 
-/// y = x / rms(x) * weight, row by row.
-/// @source Zhang and Sennrich 2019, eq. 4.
+/// rms: y = v / rms(v) * weight; layer: y = (v - mean(v)) / deviation(v) * weight + bias, row by
+/// row, where v = x or x + addend. In f32 with one rounding.
+/// @source Zhang and Sennrich 2019, eq. 4; Ba et al. 2016, eq. 3.
 struct NormOp {
-  const std::byte* x = nullptr;  ///< [rows, width] row-major, `dtype`.
-  std::byte* y = nullptr;        ///< The same shape; may be x.
+  const std::byte* x = nullptr;       ///< [rows, width] row-major, `dtype`.
+  const std::byte* addend = nullptr;  ///< As x, or null.
+  std::byte* y = nullptr;             ///< The same shape; may be x.
   DType dtype = DType::bf16;
   std::uint64_t rows = 0, width = 0;
+  NormKind kind = NormKind::rms;
   const float* weight = nullptr;  ///< [width].
-  float epsilon = 0;              ///< Added to the mean square.
+  const float* bias = nullptr;    ///< [width], or null.
+  float epsilon = 0;              ///< Added to the mean square or the variance.
 };
 
 /// Fills table[i] = {cos[rotary_dim / 2], sin[rotary_dim / 2]} for positions
 /// first_position + i: angle = f32(position) * inverse_frequency in f32, then cos and sin of that
 /// f32 angle in f64, rounded to f32 and multiplied in f32, which is transformers' arithmetic.
 struct RopeTableOp {
-  const RopeSpec* rope = nullptr;
+  std::span<const float> inverse_frequency;  ///< [rotary_dim / 2], host memory.
+  float cos_sin_multiplier = 1.0F;
   std::uint64_t first_position = 0, rows = 0;
-  float* table = nullptr;  ///< [rows, rotary_dim] and rope_table_floats() in all.
+  float* table = nullptr;  ///< [rows, rotary_dim], in memory of rope_table_floats().
 };
 
-/// Normalises each head (if `norm_weight`) and turns its first rotary_dim dimensions, in place;
-/// one rounding for both.
+/// Normalises each head (if `norm_weight`), turns its first rotary_dim dimensions and multiplies
+/// by the temperature of its position, in place; one rounding for all.
 struct RotateOp {
   std::byte* x = nullptr;  ///< [rows, heads, head_dim] row-major, `dtype`.
   DType dtype = DType::bf16;
   std::uint64_t rows = 0;
   std::uint32_t heads = 0, head_dim = 0, rotary_dim = 0;
-  const float* norm_weight = nullptr;  ///< [head_dim], or null: no norm.
+  RopeStyle style = RopeStyle::halves;
+  NormKind norm = NormKind::rms;
+  const float* norm_weight = nullptr;    ///< [head_dim] of head 0, or null: no norm.
+  std::uint32_t norm_weight_stride = 0;  ///< From one head's weights to the next one's; 0: shared.
   float epsilon = 0;
   std::span<const Segment> segments;  ///< Cover the rows.
-  const float* table = nullptr;       ///< From RopeTableOp; row = position - first_position.
+  /// From RopeTableOp. Row of the table: position - first_position; where `table_by_row`, the row
+  /// of the block, for tables that are not the same for all segments.
+  const float* table = nullptr;
   std::uint64_t first_position = 0;
+  bool table_by_row = false;
+  /// 1 + beta * log(1 + floor(position / original)); original 0: none.
+  float temperature_beta = 0;
+  std::uint32_t temperature_original = 0;
 };
 
-/// Causal attention of each segment over its own sample, in place: q becomes the output. Per query
+/// Attention of each segment over its own sample, in place: q becomes the output. Per query
 /// row an online softmax in f32 over key chunks at fixed multiples from the sample's start.
 /// @source Milakov and Gimelshein 2018; Dao et al. 2022, algorithm 1.
 struct AttentionOp {
@@ -104,7 +139,12 @@ struct AttentionOp {
   DType dtype = DType::bf16;
   std::uint32_t heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 0;
+  bool causal = true;        ///< Else every query sees the whole sample, which is then one segment.
   std::uint32_t window = 0;  ///< Query i sees keys j with i - window < j <= i; 0: no limit.
+  std::uint32_t chunk = 0;   ///< Query i sees keys j with i / chunk == j / chunk; 0: no limit.
+  float softcap = 0;         ///< Scores become softcap * tanh(score / softcap); 0: none.
+  const float* sinks = nullptr;   ///< [heads], scores in the denominator only, or null.
+  const float* slopes = nullptr;  ///< [heads], times the key's position is added, or null.
   /// Position 0 of a segment's sample is row `row_begin` of k and v, whatever `position` is.
   std::span<const Segment> segments;
 };
@@ -116,6 +156,16 @@ inline constexpr std::uint32_t kHeadDimMax = 256;
 constexpr std::uint64_t rope_table_floats(std::uint64_t rows, std::uint32_t rotary_dim) {
   return rows * rotary_dim + 16;
 }
+
+/// x = x + (y + z) * scale, element by element in f32 with one rounding.
+struct AddOp {
+  std::byte* x = nullptr;
+  const std::byte* y = nullptr;  ///< Must not overlap x, nor may z.
+  const std::byte* z = nullptr;  ///< Or null: none.
+  DType dtype = DType::bf16;
+  std::uint64_t count = 0;
+  float scale = 1.0F;
+};
 
 /// One executor's device. Pointers are to memory that it can address: its own arena, or (CPU) any.
 /// Every operation is bit-exact per row: a row's result does not depend on the number of rows, on
@@ -140,23 +190,22 @@ class Device {
   /// Bytes that linear(), glu() and attention() need as scratch, for all threads together.
   virtual std::uint64_t scratch_bytes(const ScratchNeeds& needs) const = 0;
 
-  /// Packs a row-major matrix [outputs, inputs] of `type` at any alignment.
+  /// Packs a matrix [outputs, inputs].
   /// @param packed  packed_bytes() at an alignment of 64.
-  virtual void pack_matrix(const std::byte* bytes, DType type, std::uint64_t outputs,
-                           std::uint64_t inputs, std::byte* packed) = 0;
-  /// Widens a vector of `type` at any alignment to f32.
-  virtual void load_vector(const std::byte* bytes, DType type, std::uint64_t count, float* out) = 0;
+  virtual void pack_matrix(const MatrixSource& source, std::uint64_t outputs, std::uint64_t inputs,
+                           std::byte* packed) = 0;
+  /// Widens a vector to f32.
+  virtual void load_vector(const VectorSource& source, std::uint64_t count, float* out) = 0;
 
   /// @param scratch  scratch_bytes() at an alignment of 64; contents do not matter.
   virtual void linear(const LinearOp& op, std::byte* scratch, const std::stop_token& stop) = 0;
   virtual void glu(const GluOp& op, std::byte* scratch, const std::stop_token& stop) = 0;
   virtual void attention(const AttentionOp& op, std::byte* scratch,
                          const std::stop_token& stop) = 0;
-  virtual void rms_norm(const NormOp& op) = 0;
+  virtual void norm(const NormOp& op) = 0;
   virtual void rope_table(const RopeTableOp& op) = 0;
   virtual void rotate(const RotateOp& op) = 0;
-  /// x = x + y, element by element, rounded to `dtype`. `y` must not overlap `x`.
-  virtual void add(std::byte* x, const std::byte* y, DType dtype, std::uint64_t count) = 0;
+  virtual void add(const AddOp& op) = 0;
 };
 
 /// Instruction-set path of the CPU device. Results are equal bit for bit on one path, and differ

@@ -1,8 +1,164 @@
 #include "gpu_exec/model_spec.h"
 
+#include <array>
+#include <bit>
+#include <cmath>
+#include <tuple>
+
 #include "base/error.h"
 
 namespace librarian::gpu_exec {
+namespace {
+
+/// In the order of WeightRole.
+constexpr std::array<const char*, kWeightRoles> kRoleNames{"embedding",
+                                                           "position_embedding",
+                                                           "type_embedding",
+                                                           "embedding_norm",
+                                                           "embedding_norm_bias",
+                                                           "attention_norm",
+                                                           "attention_norm_bias",
+                                                           "q_weight",
+                                                           "q_bias",
+                                                           "k_weight",
+                                                           "k_bias",
+                                                           "v_weight",
+                                                           "v_bias",
+                                                           "qkv_weight",
+                                                           "qkv_bias",
+                                                           "q_norm",
+                                                           "k_norm",
+                                                           "sinks",
+                                                           "out_weight",
+                                                           "out_bias",
+                                                           "attention_out_norm",
+                                                           "attention_out_norm_bias",
+                                                           "mlp_norm",
+                                                           "mlp_norm_bias",
+                                                           "gate_weight",
+                                                           "gate_bias",
+                                                           "up_weight",
+                                                           "up_bias",
+                                                           "gate_up_weight",
+                                                           "gate_up_bias",
+                                                           "down_weight",
+                                                           "down_bias",
+                                                           "mlp_out_norm",
+                                                           "mlp_out_norm_bias",
+                                                           "final_norm",
+                                                           "final_norm_bias"};
+
+/// Collects the roles whose flag is set.
+struct RoleList {
+  std::vector<WeightRole> roles;
+  void add(WeightRole role, bool present = true) {
+    if (present) {
+      roles.push_back(role);
+    }
+  }
+};
+
+std::uint64_t q_rows(const AttentionSpec& attention) {
+  return std::uint64_t{attention.heads} * attention.head_dim;
+}
+std::uint64_t kv_rows(const AttentionSpec& attention) {
+  return std::uint64_t{attention.kv_heads} * attention.head_dim;
+}
+
+/// Where q, k and v lie among the rows of the fused tensor.
+std::array<RowRuns, 3> qkv_runs(const AttentionSpec& attention) {
+  const std::uint64_t head = attention.head_dim;
+  const std::uint64_t q = q_rows(attention);
+  const std::uint64_t kv = kv_rows(attention);
+  switch (attention.storage) {
+    case QkvStorage::separate:
+      break;
+    case QkvStorage::concat:
+      return {RowRuns{0, q, q}, RowRuns{q, kv, kv}, RowRuns{q + kv, kv, kv}};
+    case QkvStorage::per_head:
+      return {RowRuns{0, head, 3 * head}, RowRuns{head, head, 3 * head},
+              RowRuns{2 * head, head, 3 * head}};
+    case QkvStorage::grouped: {
+      const std::uint64_t group = attention.heads / attention.kv_heads * head;
+      const std::uint64_t stride = group + 2 * head;
+      return {RowRuns{0, group, stride}, RowRuns{group, head, stride},
+              RowRuns{group + head, head, stride}};
+    }
+  }
+  LIB_CHECK(false);
+}
+
+/// Outputs and inputs of a matrix, or the elements of a vector and 0.
+struct Extent {
+  std::uint64_t outputs, inputs;
+};
+Extent extent_of(const ModelSpec& model, const LayerSpec& layer, WeightRole role) {
+  const std::uint64_t hidden = model.hidden_size;
+  const AttentionSpec& attention = layer.attention;
+  const std::uint64_t q = q_rows(attention);
+  const std::uint64_t kv = kv_rows(attention);
+  const std::uint64_t width = layer.mlp.width;
+  switch (role) {
+    case WeightRole::embedding:
+      return {model.vocab_size, hidden};
+    case WeightRole::position_embedding:
+      return {model.embedding.positions, hidden};
+    case WeightRole::type_embedding:
+      return {model.embedding.types, hidden};
+    case WeightRole::embedding_norm:
+    case WeightRole::embedding_norm_bias:
+    case WeightRole::attention_norm:
+    case WeightRole::attention_norm_bias:
+    case WeightRole::attention_out_norm:
+    case WeightRole::attention_out_norm_bias:
+    case WeightRole::mlp_norm:
+    case WeightRole::mlp_norm_bias:
+    case WeightRole::mlp_out_norm:
+    case WeightRole::mlp_out_norm_bias:
+    case WeightRole::final_norm:
+    case WeightRole::final_norm_bias:
+    case WeightRole::out_bias:
+    case WeightRole::down_bias:
+      return {hidden, 0};
+    case WeightRole::q_weight:
+      return {q, hidden};
+    case WeightRole::k_weight:
+    case WeightRole::v_weight:
+      return {kv, hidden};
+    case WeightRole::qkv_weight:
+      return {q + 2 * kv, hidden};
+    case WeightRole::q_bias:
+      return {q, 0};
+    case WeightRole::k_bias:
+    case WeightRole::v_bias:
+      return {kv, 0};
+    case WeightRole::qkv_bias:
+      return {q + 2 * kv, 0};
+    case WeightRole::q_norm:
+      return {attention.qk_norm == QkNorm::head ? attention.head_dim : q, 0};
+    case WeightRole::k_norm:
+      return {attention.qk_norm == QkNorm::head ? attention.head_dim : kv, 0};
+    case WeightRole::sinks:
+      return {attention.heads, 0};
+    case WeightRole::out_weight:
+      return {hidden, q};
+    case WeightRole::gate_weight:
+    case WeightRole::up_weight:
+      return {width, hidden};
+    case WeightRole::gate_up_weight:
+      return {2 * width, hidden};
+    case WeightRole::gate_bias:
+    case WeightRole::up_bias:
+      return {width, 0};
+    case WeightRole::gate_up_bias:
+      return {2 * width, 0};
+    case WeightRole::down_weight:
+      return {hidden, width};
+  }
+  LIB_CHECK(false);
+}
+
+}  // namespace
 
 std::uint64_t dtype_bytes(DType type) { return type == DType::f32 ? 4 : 2; }
 
@@ -18,122 +174,141 @@ const char* dtype_name(DType type) {
   LIB_CHECK(false);
 }
 
-const char* weight_role_name(WeightRole role) {
-  switch (role) {
-    case WeightRole::embedding:
-      return "embedding";
-    case WeightRole::attention_norm:
-      return "attention_norm";
-    case WeightRole::q_weight:
-      return "q_weight";
-    case WeightRole::q_bias:
-      return "q_bias";
-    case WeightRole::k_weight:
-      return "k_weight";
-    case WeightRole::k_bias:
-      return "k_bias";
-    case WeightRole::v_weight:
-      return "v_weight";
-    case WeightRole::v_bias:
-      return "v_bias";
-    case WeightRole::q_norm:
-      return "q_norm";
-    case WeightRole::k_norm:
-      return "k_norm";
-    case WeightRole::out_weight:
-      return "out_weight";
-    case WeightRole::out_bias:
-      return "out_bias";
-    case WeightRole::mlp_norm:
-      return "mlp_norm";
-    case WeightRole::gate_weight:
-      return "gate_weight";
-    case WeightRole::gate_bias:
-      return "gate_bias";
-    case WeightRole::up_weight:
-      return "up_weight";
-    case WeightRole::up_bias:
-      return "up_bias";
-    case WeightRole::down_weight:
-      return "down_weight";
-    case WeightRole::down_bias:
-      return "down_bias";
-    case WeightRole::final_norm:
-      return "final_norm";
+const char* weight_role_name(WeightRole role) { return kRoleNames[static_cast<std::size_t>(role)]; }
+
+std::vector<float> rope_frequencies(const RopeSpec& rope, std::uint64_t sample_rows) {
+  if (rope.short_rows_max == 0 || sample_rows <= rope.short_rows_max) {
+    return rope.inverse_frequency;
   }
-  LIB_CHECK(false);
+  if (!rope.long_inverse_frequency.empty()) {
+    return rope.long_inverse_frequency;
+  }
+  // The model's own code takes the new theta in f64 and the powers in f32.
+  const double dim = rope.rotary_dim;
+  const double growth = rope.dynamic_factor * static_cast<double>(sample_rows) /
+                            static_cast<double>(rope.short_rows_max) -
+                        (rope.dynamic_factor - 1);
+  const double theta = rope.dynamic_theta * std::pow(growth, dim / (dim - 2));
+  std::vector<float> frequencies(rope.rotary_dim / 2);
+  for (std::uint32_t i = 0; i < frequencies.size(); ++i) {
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(rope.rotary_dim);
+    frequencies[i] = 1.0F / static_cast<float>(std::pow(theta, static_cast<double>(exponent)));
+  }
+  return frequencies;
+}
+
+std::vector<float> alibi_slopes(std::uint32_t heads) {
+  // Powers of one base for the power of two below, then every second one of a finer base.
+  const std::uint32_t power = std::bit_floor(heads);
+  std::vector<float> slopes(heads);
+  for (std::uint32_t head = 0; head < heads; ++head) {
+    const double exponent =
+        head < power ? 8.0 * (head + 1) / power : 8.0 * (2 * (head - power) + 1) / (2 * power);
+    slopes[head] = static_cast<float>(std::exp2(-exponent));
+  }
+  return slopes;
 }
 
 std::vector<std::uint64_t> weight_shape(const ModelSpec& model, const LayerSpec& layer,
                                         WeightRole role) {
-  const std::uint64_t hidden = model.hidden_size;
-  const std::uint64_t head_dim = layer.attention.head_dim;
-  const std::uint64_t q_rows = layer.attention.heads * head_dim;
-  const std::uint64_t kv_rows = layer.attention.kv_heads * head_dim;
-  const std::uint64_t width = layer.mlp.width;
-  switch (role) {
-    case WeightRole::embedding:
-      return {model.vocab_size, hidden};
-    case WeightRole::attention_norm:
-    case WeightRole::mlp_norm:
-    case WeightRole::final_norm:
-    case WeightRole::out_bias:
-    case WeightRole::down_bias:
-      return {hidden};
-    case WeightRole::q_weight:
-      return {q_rows, hidden};
-    case WeightRole::k_weight:
-    case WeightRole::v_weight:
-      return {kv_rows, hidden};
-    case WeightRole::q_bias:
-      return {q_rows};
-    case WeightRole::k_bias:
-    case WeightRole::v_bias:
-      return {kv_rows};
-    case WeightRole::q_norm:
-    case WeightRole::k_norm:
-      return {head_dim};
-    case WeightRole::out_weight:
-      return {hidden, q_rows};
-    case WeightRole::gate_weight:
-    case WeightRole::up_weight:
-      return {width, hidden};
-    case WeightRole::gate_bias:
-    case WeightRole::up_bias:
-      return {width};
-    case WeightRole::down_weight:
-      return {hidden, width};
+  const Extent extent = extent_of(model, layer, role);
+  if (extent.inputs == 0) {
+    if (layer.attention.qk_norm == QkNorm::head_each &&
+        (role == WeightRole::q_norm || role == WeightRole::k_norm)) {
+      return {extent.outputs / layer.attention.head_dim, layer.attention.head_dim};
+    }
+    return {extent.outputs};
   }
-  LIB_CHECK(false);
+  const bool table = role == WeightRole::embedding || role == WeightRole::position_embedding ||
+                     role == WeightRole::type_embedding;
+  if (layer.transposed && !table) {
+    return {extent.inputs, extent.outputs};
+  }
+  return {extent.outputs, extent.inputs};
 }
 
-std::vector<WeightRole> weight_roles(const LayerSpec& layer) {
-  std::vector<WeightRole> roles;
-  const auto add = [&roles](WeightRole role, bool present = true) {
-    if (present) {
-      roles.push_back(role);
-    }
-  };
+std::vector<WeightRole> weight_roles(const ModelSpec& model, const LayerSpec& layer) {
+  RoleList list;
   const AttentionSpec& attention = layer.attention;
-  add(WeightRole::attention_norm);
-  add(WeightRole::q_weight);
-  add(WeightRole::q_bias, attention.qkv_bias);
-  add(WeightRole::k_weight);
-  add(WeightRole::k_bias, attention.qkv_bias);
-  add(WeightRole::v_weight);
-  add(WeightRole::v_bias, attention.qkv_bias);
-  add(WeightRole::q_norm, attention.qk_norm);
-  add(WeightRole::k_norm, attention.qk_norm);
-  add(WeightRole::out_weight);
-  add(WeightRole::out_bias, attention.out_bias);
-  add(WeightRole::mlp_norm);
-  add(WeightRole::gate_weight);
-  add(WeightRole::gate_bias, layer.mlp.bias);
-  add(WeightRole::up_weight);
-  add(WeightRole::up_bias, layer.mlp.bias);
-  add(WeightRole::down_weight);
-  add(WeightRole::down_bias, layer.mlp.bias);
-  return roles;
+  const MlpSpec& mlp = layer.mlp;
+  const bool norm_bias = model.norm.bias;
+  const bool separate = attention.storage == QkvStorage::separate;
+  list.add(WeightRole::attention_norm, layer.attention_norm);
+  list.add(WeightRole::attention_norm_bias, layer.attention_norm && norm_bias);
+  for (const auto& [weight, bias, present] :
+       {std::tuple(WeightRole::q_weight, WeightRole::q_bias, separate),
+        std::tuple(WeightRole::k_weight, WeightRole::k_bias, separate),
+        std::tuple(WeightRole::v_weight, WeightRole::v_bias, separate),
+        std::tuple(WeightRole::qkv_weight, WeightRole::qkv_bias, !separate)}) {
+    list.add(weight, present);
+    list.add(bias, present && attention.qkv_bias);
+  }
+  list.add(WeightRole::q_norm, attention.qk_norm != QkNorm::none);
+  list.add(WeightRole::k_norm, attention.qk_norm != QkNorm::none);
+  list.add(WeightRole::sinks, attention.sinks);
+  list.add(WeightRole::out_weight);
+  list.add(WeightRole::out_bias, attention.out_bias);
+  list.add(WeightRole::attention_out_norm, layer.attention_out_norm);
+  list.add(WeightRole::attention_out_norm_bias, layer.attention_out_norm && norm_bias);
+  list.add(WeightRole::mlp_norm, layer.mlp_norm);
+  list.add(WeightRole::mlp_norm_bias, layer.mlp_norm && norm_bias);
+  list.add(WeightRole::gate_weight, mlp.gated && !mlp.fused);
+  list.add(WeightRole::gate_bias, mlp.gated && !mlp.fused && mlp.bias);
+  list.add(WeightRole::up_weight, !mlp.fused);
+  list.add(WeightRole::up_bias, !mlp.fused && mlp.bias);
+  list.add(WeightRole::gate_up_weight, mlp.fused);
+  list.add(WeightRole::gate_up_bias, mlp.fused && mlp.bias);
+  list.add(WeightRole::down_weight);
+  list.add(WeightRole::down_bias, mlp.bias);
+  list.add(WeightRole::mlp_out_norm, layer.mlp_out_norm);
+  list.add(WeightRole::mlp_out_norm_bias, layer.mlp_out_norm && norm_bias);
+  return list.roles;
+}
+
+std::vector<WeightRole> embedding_roles(const ModelSpec& model) {
+  RoleList list;
+  list.add(WeightRole::embedding);
+  list.add(WeightRole::position_embedding, model.embedding.positions != 0);
+  list.add(WeightRole::type_embedding, model.embedding.types != 0);
+  list.add(WeightRole::embedding_norm, model.embedding.norm);
+  list.add(WeightRole::embedding_norm_bias, model.embedding.norm && model.norm.bias);
+  return list.roles;
+}
+
+std::vector<WeightRole> final_roles(const ModelSpec& model) {
+  RoleList list;
+  list.add(WeightRole::final_norm, model.final_norm);
+  list.add(WeightRole::final_norm_bias, model.final_norm && model.norm.bias);
+  return list.roles;
+}
+
+std::vector<WeightPart> weight_parts(const ModelSpec& model, const LayerSpec& layer,
+                                     WeightRole role) {
+  const auto part = [&](WeightRole of, const RowRuns& rows) {
+    const Extent extent = extent_of(model, layer, of);
+    return WeightPart{of, extent.outputs, extent.inputs, rows};
+  };
+  const std::uint64_t width = layer.mlp.width;
+  switch (role) {
+    case WeightRole::qkv_weight: {
+      const std::array<RowRuns, 3> runs = qkv_runs(layer.attention);
+      return {part(WeightRole::q_weight, runs[0]), part(WeightRole::k_weight, runs[1]),
+              part(WeightRole::v_weight, runs[2])};
+    }
+    case WeightRole::qkv_bias: {
+      const std::array<RowRuns, 3> runs = qkv_runs(layer.attention);
+      return {part(WeightRole::q_bias, runs[0]), part(WeightRole::k_bias, runs[1]),
+              part(WeightRole::v_bias, runs[2])};
+    }
+    case WeightRole::gate_up_weight:
+      return {part(WeightRole::gate_weight, {0, width, width}),
+              part(WeightRole::up_weight, {width, width, width})};
+    case WeightRole::gate_up_bias:
+      return {part(WeightRole::gate_bias, {0, width, width}),
+              part(WeightRole::up_bias, {width, width, width})};
+    default:
+      return {part(role, {})};
+  }
 }
 
 }  // namespace librarian::gpu_exec
