@@ -61,50 +61,49 @@ class CpuDevice final : public Device {
            sizeof(float);
   }
 
-  void pack_matrix(const std::byte* bytes, DType type, std::uint64_t outputs, std::uint64_t inputs,
+  void pack_matrix(const MatrixSource& source, std::uint64_t outputs, std::uint64_t inputs,
                    std::byte* packed) override {
     pool_.run(divide_up(outputs, kernels_.panel_columns), [&](std::uint64_t panel) {
-      pack_panel(bytes, type, outputs, inputs, kernels_.panel_columns, panel, packed);
+      pack_panel(source, outputs, inputs, kernels_.panel_columns, panel, packed);
     });
   }
 
-  void load_vector(const std::byte* bytes, DType type, std::uint64_t count, float* out) override {
-    convert_elements(type, {bytes, count * dtype_bytes(type)}, DType::f32,
-                     {reinterpret_cast<std::byte*>(out), count * sizeof(float)});
+  void load_vector(const VectorSource& source, std::uint64_t count, float* out) override {
+    const std::uint64_t element_bytes = dtype_bytes(source.type);
+    for (std::uint64_t i = 0; i < count; ++i) {
+      convert_elements(source.type,
+                       {source.bytes + source.rows.at(i) * element_bytes, element_bytes},
+                       DType::f32, {reinterpret_cast<std::byte*>(out + i), sizeof(float)});
+      out[i] += source.plus;
+    }
   }
 
   void linear(const LinearOp& op, std::byte* scratch, const std::stop_token& stop) override {
-    const WeightView matrix = view(op.matrix);
-    run_linear({op.x,
-                op.y,
-                op.dtype,
-                op.inputs,
-                op.outputs,
-                {matrix, matrix},
-                false,
-                0,
-                op.rows,
-                0,
-                op.outputs,
-                nullptr},
-               scratch, stop);
+    LinearTile whole{};
+    whole.x = op.x;
+    whole.y = op.y;
+    whole.dtype = op.dtype;
+    whole.inputs = op.inputs;
+    whole.outputs = op.outputs;
+    whole.matrices[0] = view(op.matrix);
+    whole.activation = op.activation;
+    whole.row_end = op.rows;
+    run_linear(whole, scratch, stop);
   }
 
   void glu(const GluOp& op, std::byte* scratch, const std::stop_token& stop) override {
-    LIB_CHECK(op.activation == Activation::silu);
-    run_linear({op.x,
-                op.y,
-                op.dtype,
-                op.inputs,
-                op.width,
-                {view(op.gate), view(op.up)},
-                true,
-                0,
-                op.rows,
-                0,
-                op.width,
-                nullptr},
-               scratch, stop);
+    LinearTile whole{};
+    whole.x = op.x;
+    whole.y = op.y;
+    whole.dtype = op.dtype;
+    whole.inputs = op.inputs;
+    whole.outputs = op.width;
+    whole.matrices[0] = view(op.gate);
+    whole.matrices[1] = view(op.up);
+    whole.activation = op.activation;
+    whole.glu = true;
+    whole.row_end = op.rows;
+    run_linear(whole, scratch, stop);
   }
 
   void attention(const AttentionOp& op, std::byte* scratch, const std::stop_token& stop) override {
@@ -141,33 +140,39 @@ class CpuDevice final : public Device {
       tile.group = group;
       tile.position_begin = segment.position + row;
       tile.position_end = segment.position + std::min(row + tile_positions, segment.rows);
+      tile.rows = segment.position + segment.rows;
+      tile.causal = op.causal;
       tile.window = op.window;
+      tile.chunk = op.chunk;
       tile.scale = op.scale;
+      tile.softcap = op.softcap;
+      tile.sinks = op.sinks == nullptr ? nullptr : op.sinks + kv_head * group;
+      tile.slopes = op.slopes == nullptr ? nullptr : op.slopes + kv_head * group;
       tile.scratch = thread_scratch(scratch, thread_floats);
       kernels_.attention(tile);
     });
   }
 
-  void rms_norm(const NormOp& op) override {
+  void norm(const NormOp& op) override {
     const std::uint64_t row_bytes = op.width * dtype_bytes(op.dtype);
     parallel_rows(op.rows, op.width, [&](std::uint64_t begin, std::uint64_t end) {
-      kernels_.rms_norm({op.x + begin * row_bytes, op.y + begin * row_bytes, op.dtype, end - begin,
-                         op.width, op.weight, op.epsilon});
+      const std::uint64_t at = begin * row_bytes;
+      kernels_.norm({op.x + at, op.addend == nullptr ? nullptr : op.addend + at, op.y + at,
+                     op.dtype, end - begin, op.width, op.kind, op.weight, op.bias, op.epsilon});
     });
   }
 
   void rope_table(const RopeTableOp& op) override {
-    const RopeSpec& rope = *op.rope;
-    const std::uint64_t half = rope.rotary_dim / 2;
+    const std::uint64_t half = op.inverse_frequency.size();
     // A sine costs about as much as a hundred simple elements.
     parallel_rows(op.rows, half * 100, [&](std::uint64_t begin, std::uint64_t end) {
       for (std::uint64_t r = begin; r < end; ++r) {
-        float* row = op.table + r * rope.rotary_dim;
+        float* row = op.table + r * 2 * half;
         const auto position = static_cast<float>(op.first_position + r);
         for (std::uint64_t i = 0; i < half; ++i) {
-          const double angle = position * rope.inverse_frequency[i];
-          row[i] = static_cast<float>(std::cos(angle)) * rope.cos_sin_multiplier;
-          row[half + i] = static_cast<float>(std::sin(angle)) * rope.cos_sin_multiplier;
+          const double angle = position * op.inverse_frequency[i];
+          row[i] = static_cast<float>(std::cos(angle)) * op.cos_sin_multiplier;
+          row[half + i] = static_cast<float>(std::sin(angle)) * op.cos_sin_multiplier;
         }
       }
     });
@@ -175,7 +180,6 @@ class CpuDevice final : public Device {
 
   void rotate(const RotateOp& op) override {
     const std::uint64_t width = static_cast<std::uint64_t>(op.heads) * op.head_dim;
-    const std::uint64_t row_bytes = width * dtype_bytes(op.dtype);
     parallel_rows(op.rows, width * 4, [&](std::uint64_t begin, std::uint64_t end) {
       const auto after = std::upper_bound(
           op.segments.begin(), op.segments.end(), begin,
@@ -185,19 +189,17 @@ class CpuDevice final : public Device {
         if (run_end <= begin) {
           continue;  // An empty segment.
         }
-        const std::uint64_t position = segment->position + begin - segment->row_begin;
-        kernels_.rotate({op.x + begin * row_bytes, op.dtype, run_end - begin, op.heads, op.head_dim,
-                         op.rotary_dim, op.norm_weight, op.epsilon,
-                         op.table + (position - op.first_position) * op.rotary_dim});
+        rotate_run(op, *segment, begin, run_end);
         begin = run_end;
       }
     });
   }
 
-  void add(std::byte* x, const std::byte* y, DType dtype, std::uint64_t count) override {
-    parallel_rows(count, 1, [&](std::uint64_t begin, std::uint64_t end) {
-      const std::uint64_t offset = begin * dtype_bytes(dtype);
-      kernels_.add(x + offset, y + offset, dtype, end - begin);
+  void add(const AddOp& op) override {
+    parallel_rows(op.count, 1, [&](std::uint64_t begin, std::uint64_t end) {
+      const std::uint64_t at = begin * dtype_bytes(op.dtype);
+      kernels_.add({op.x + at, op.y + at, op.z == nullptr ? nullptr : op.z + at, op.dtype,
+                    end - begin, op.scale});
     });
   }
 
@@ -218,6 +220,27 @@ class CpuDevice final : public Device {
   float* thread_scratch(std::byte* scratch, std::uint64_t floats) const {
     return reinterpret_cast<float*>(scratch) +
            static_cast<std::uint64_t>(pool_.thread_index()) * floats;
+  }
+
+  /// Rows [begin, end) of the block, which lie in one segment.
+  void rotate_run(const RotateOp& op, const Segment& segment, std::uint64_t begin,
+                  std::uint64_t end) const {
+    const std::uint64_t row_bytes =
+        static_cast<std::uint64_t>(op.heads) * op.head_dim * dtype_bytes(op.dtype);
+    const std::uint64_t position = segment.position + begin - segment.row_begin;
+    const std::uint64_t table_row = op.table_by_row ? begin : position - op.first_position;
+    std::vector<float> temperatures;
+    if (op.temperature_original != 0) {
+      for (std::uint64_t row = 0; row < end - begin; ++row) {
+        const std::uint64_t period = (position + row) / op.temperature_original;
+        temperatures.push_back(
+            static_cast<float>(1 + op.temperature_beta * std::log1p(static_cast<double>(period))));
+      }
+    }
+    kernels_.rotate({op.x + begin * row_bytes, op.dtype, end - begin, op.heads, op.head_dim,
+                     op.rotary_dim, op.style, op.norm, op.norm_weight, op.norm_weight_stride,
+                     op.epsilon, op.table + table_row * op.rotary_dim,
+                     temperatures.empty() ? nullptr : temperatures.data()});
   }
 
   void run_linear(const LinearTile& whole, std::byte* scratch, const std::stop_token& stop) {

@@ -12,9 +12,9 @@ constexpr CpuKernels kKernels{
     .attention_scratch_floats = attention_scratch_size,
     .linear = linear_tile,
     .attention = attention_tile,
-    .rms_norm = rms_norm_tile,
+    .norm = norm_tile,
     .rotate = rotate_tile,
-    .add = add_elements,
+    .add = add_tile,
 };
 
 }  // namespace

@@ -165,6 +165,24 @@ inline void multiply_panels(const LinearTile& tile, const WeightView& matrix, st
   }
 }
 
+inline Vec activated(Activation activation, Vec x) {
+  switch (activation) {
+    case Activation::identity:
+      return x;
+    case Activation::silu:
+      return silu(x);
+    case Activation::gelu:
+      return gelu(x);
+    case Activation::gelu_tanh:
+      return gelu_tanh(x);
+    case Activation::relu:
+      return relu(x);
+    case Activation::relu_squared:
+      return relu(x) * relu(x);
+  }
+  __builtin_unreachable();
+}
+
 /// Bias, activation and rounding of one row of the tile.
 template <typename Storage>
 inline void finish_row(const LinearTile& tile, const float* first, const float* second,
@@ -181,9 +199,9 @@ inline void finish_row(const LinearTile& tile, const float* first, const float* 
     return value;
   };
   for (std::uint64_t i = 0; i < columns; i += kLanes) {
-    Vec value = value_at(tile.matrices[0], first, i);
+    Vec value = activated(tile.activation, value_at(tile.matrices[0], first, i));
     if (tile.glu) {
-      value = silu_times(value, value_at(tile.matrices[1], second, i));
+      value = value * value_at(tile.matrices[1], second, i);
     }
     std::byte* to = y + i * Storage::kBytes;
     if (i + kLanes <= columns) {

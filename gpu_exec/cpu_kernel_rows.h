@@ -16,49 +16,93 @@ inline float lane_sum(Vec value) {
   return lane[0];
 }
 
-/// Sum of squares in an order that depends on `width` only.
+/// Rows that norms read: x, or x + addend.
 template <typename Storage>
-inline float sum_of_squares(const std::byte* x, std::uint64_t width) {
+struct NormInput {
+  const std::byte* x;
+  const std::byte* addend;  // Or null.
+  std::uint64_t width;
+
+  /// Elements from `i` on; lanes beyond the row are `fill`.
+  Vec load(std::uint64_t i, float fill) const {
+    const std::uint64_t at = i * Storage::kBytes;
+    if (i + kLanes <= width) {
+      const Vec value = Storage::load(x + at);
+      return addend == nullptr ? value : value + Storage::load(addend + at);
+    }
+    Vec value = load_part<Storage>(x + at, width - i);
+    if (addend != nullptr) {
+      value = value + load_part<Storage>(addend + at, width - i);
+    }
+    alignas(64) float lane[kLanes];
+    store_f32(value, lane);
+    for (std::uint64_t j = width - i; j < kLanes; ++j) {
+      lane[j] = fill;
+    }
+    return load_f32(lane);
+  }
+};
+
+/// Adds up term(value, sum) over the row in an order that depends on its width only. Lanes beyond
+/// the row are `fill`, for which term() must add nothing.
+template <typename Storage, typename Term>
+inline float sum_over_row(const NormInput<Storage>& in, float fill, const Term& term) {
   Vec sum[4] = {Vec(0.0F), Vec(0.0F), Vec(0.0F), Vec(0.0F)};
   std::uint64_t i = 0;
-  for (; i + 4 * kLanes <= width; i += 4 * kLanes) {
+  for (; i + 4 * kLanes <= in.width; i += 4 * kLanes) {
 #pragma GCC unroll 4
     for (std::uint64_t j = 0; j < 4; ++j) {
-      const Vec value = Storage::load(x + (i + j * kLanes) * Storage::kBytes);
-      sum[j] = multiply_add(value, value, sum[j]);
+      sum[j] = term(in.load(i + j * kLanes, fill), sum[j]);
     }
   }
-  for (; i < width; i += kLanes) {
-    const std::byte* from = x + i * Storage::kBytes;
-    const Vec value =
-        i + kLanes <= width ? Storage::load(from) : load_part<Storage>(from, width - i);
-    sum[0] = multiply_add(value, value, sum[0]);
+  for (; i < in.width; i += kLanes) {
+    sum[0] = term(in.load(i, fill), sum[0]);
   }
   return lane_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
 template <typename Storage>
-inline void norm_row(const std::byte* x, const float* weight, std::uint64_t width, float epsilon,
-                     std::byte* y) {
-  const Vec inverse(inverse_rms(sum_of_squares<Storage>(x, width), width, epsilon));
-  std::uint64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) {
-    const Vec value = Storage::load(x + i * Storage::kBytes);
-    Storage::store(normalised(value, inverse, load_f32(weight + i)), y + i * Storage::kBytes);
-  }
-  if (i < width) {
-    const Vec value = load_part<Storage>(x + i * Storage::kBytes, width - i);
-    const Vec factor = load_part<F32>(reinterpret_cast<const std::byte*>(weight + i), width - i);
-    store_part<Storage>(normalised(value, inverse, factor), y + i * Storage::kBytes, width - i);
+inline float mean_of_row(const NormInput<Storage>& in) {
+  const float sum = sum_over_row(in, 0.0F, [](Vec x, Vec total) { return total + x; });
+  return sum / static_cast<float>(in.width);
+}
+
+/// `in` may lie where `y` does: each vector is read before it is written, and the last, partial
+/// one is written alone.
+template <typename Storage>
+inline void norm_row(const NormInput<Storage>& in, NormKind kind, const float* weight,
+                     const float* bias, float epsilon, std::byte* y) {
+  const float mean = kind == NormKind::layer ? mean_of_row(in) : 0.0F;
+  const Vec centre(mean);
+  const float squares = sum_over_row(
+      in, mean, [centre](Vec x, Vec total) { return multiply_add(x - centre, x - centre, total); });
+  const Vec inverse(inverse_rms(squares, in.width, epsilon));
+  for (std::uint64_t i = 0; i < in.width; i += kLanes) {
+    const std::uint64_t count = smaller(kLanes, in.width - i);
+    const auto vector_at = [&](const float* from) {
+      return count == kLanes ? load_f32(from + i)
+                             : load_part<F32>(reinterpret_cast<const std::byte*>(from + i), count);
+    };
+    Vec value = normalised(in.load(i, 0.0F), centre, inverse, vector_at(weight));
+    if (bias != nullptr) {
+      value = value + vector_at(bias);
+    }
+    if (count == kLanes) {
+      Storage::store(value, y + i * Storage::kBytes);
+    } else {
+      store_part<Storage>(value, y + i * Storage::kBytes, count);
+    }
   }
 }
 
-void rms_norm_tile(const NormTile& tile) {
+void norm_tile(const NormTile& tile) {
   with_storage(tile.dtype, [&](auto storage) {
     using Storage = decltype(storage);
     for (std::uint64_t r = 0; r < tile.rows; ++r) {
       const std::uint64_t at = r * tile.width * Storage::kBytes;
-      norm_row<Storage>(tile.x + at, tile.weight, tile.width, tile.epsilon, tile.y + at);
+      const NormInput<Storage> in{tile.x + at, tile.addend == nullptr ? nullptr : tile.addend + at,
+                                  tile.width};
+      norm_row(in, tile.kind, tile.weight, tile.bias, tile.epsilon, tile.y + at);
     }
   });
 }
@@ -85,22 +129,48 @@ inline void turn_head(const float* in, std::uint64_t head_dim, std::uint64_t rot
   }
 }
 
+/// The same for pairs: neighbours turn together.
+inline void turn_pairs(const float* in, std::uint64_t head_dim, std::uint64_t rotary_dim,
+                       const float* table, float* out) {
+  const std::uint64_t half = rotary_dim / 2;
+  for (std::uint64_t i = 0; i < half; ++i) {
+    const float even = in[2 * i];
+    const float odd = in[2 * i + 1];
+    out[2 * i] = rope_low(even, odd, table[i], table[half + i]);
+    out[2 * i + 1] = rope_high(even, odd, table[i], table[half + i]);
+  }
+  for (std::uint64_t i = rotary_dim; i < head_dim; ++i) {
+    out[i] = in[i];
+  }
+}
+
 template <typename Storage>
 void rotate_rows(const RotateTile& tile) {
   alignas(64) float head[kHeadFloats] = {};
   alignas(64) float normed[kHeadFloats] = {};
   alignas(64) float turned[kHeadFloats];
   for (std::uint64_t r = 0; r < tile.rows; ++r) {
+    const float* table = tile.table + r * tile.rotary_dim;
     for (std::uint64_t h = 0; h < tile.heads; ++h) {
       std::byte* x = tile.x + (r * tile.heads + h) * tile.head_dim * Storage::kBytes;
       widen_row<Storage>(x, tile.head_dim, head);
       const float* values = head;
       if (tile.norm_weight != nullptr) {
-        norm_row<F32>(reinterpret_cast<const std::byte*>(head), tile.norm_weight, tile.head_dim,
-                      tile.epsilon, reinterpret_cast<std::byte*>(normed));
+        const NormInput<F32> in{reinterpret_cast<const std::byte*>(head), nullptr, tile.head_dim};
+        norm_row(in, tile.norm, tile.norm_weight + h * tile.norm_weight_stride, nullptr,
+                 tile.epsilon, reinterpret_cast<std::byte*>(normed));
         values = normed;
       }
-      turn_head(values, tile.head_dim, tile.rotary_dim, tile.table + r * tile.rotary_dim, turned);
+      if (tile.style == RopeStyle::halves) {
+        turn_head(values, tile.head_dim, tile.rotary_dim, table, turned);
+      } else {
+        turn_pairs(values, tile.head_dim, tile.rotary_dim, table, turned);
+      }
+      if (tile.temperatures != nullptr) {
+        for (std::uint64_t i = 0; i < tile.head_dim; i += kLanes) {
+          store_f32(load_f32(turned + i) * Vec(tile.temperatures[r]), turned + i);
+        }
+      }
       narrow_row<Storage>(turned, tile.head_dim, x);
     }
   }
@@ -110,21 +180,30 @@ void rotate_tile(const RotateTile& tile) {
   with_storage(tile.dtype, [&](auto storage) { rotate_rows<decltype(storage)>(tile); });
 }
 
-void add_elements(std::byte* x, const std::byte* y, DType dtype, std::uint64_t count) {
-  with_storage(dtype, [&](auto storage) {
-    using Storage = decltype(storage);
-    std::uint64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-      std::byte* at = x + i * Storage::kBytes;
-      Storage::store(Storage::load(at) + Storage::load(y + i * Storage::kBytes), at);
+template <typename Storage>
+void add_rows(const AddTile& tile) {
+  const Vec scale(tile.scale);
+  for (std::uint64_t i = 0; i < tile.count; i += kLanes) {
+    const std::uint64_t count = smaller(kLanes, tile.count - i);
+    const std::uint64_t at = i * Storage::kBytes;
+    const auto load = [&](const std::byte* from) {
+      return count == kLanes ? Storage::load(from + at) : load_part<Storage>(from + at, count);
+    };
+    Vec change = load(tile.y);
+    if (tile.z != nullptr) {
+      change = change + load(tile.z);
     }
-    if (i < count) {
-      std::byte* at = x + i * Storage::kBytes;
-      store_part<Storage>(load_part<Storage>(at, count - i) +
-                              load_part<Storage>(y + i * Storage::kBytes, count - i),
-                          at, count - i);
+    const Vec sum = load(tile.x) + change * scale;
+    if (count == kLanes) {
+      Storage::store(sum, tile.x + at);
+    } else {
+      store_part<Storage>(sum, tile.x + at, count);
     }
-  });
+  }
+}
+
+void add_tile(const AddTile& tile) {
+  with_storage(tile.dtype, [&](auto storage) { add_rows<decltype(storage)>(tile); });
 }
 
 }  // namespace

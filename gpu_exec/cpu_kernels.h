@@ -28,7 +28,8 @@ struct LinearTile {
   DType dtype;
   std::uint64_t inputs, outputs;
   WeightView matrices[2];                  ///< Gate and up, or one matrix.
-  bool glu;                                ///< y = silu(first) * second; else y = first.
+  Activation activation;                   ///< Of the first product.
+  bool glu;                                ///< y = act(first) * second; else y = act(first).
   std::uint64_t row_begin, row_end;        ///< At most tile_rows.
   std::uint64_t column_begin, column_end;  ///< At most tile_columns, begins at a multiple of it.
   float* scratch;                          ///< linear_scratch_floats, aligned to 64.
@@ -44,29 +45,50 @@ struct AttentionTile {
   std::uint64_t q_stride, kv_stride;  ///< Elements from one row to the next.
   std::uint64_t head_dim, group;
   std::uint64_t position_begin, position_end;  ///< At most attention_tile_positions(group).
-  std::uint64_t window;                        ///< 0: no limit.
-  float scale;
-  float* scratch;  ///< attention_scratch_floats(), aligned to 64.
+  std::uint64_t rows;                          ///< Of the sample; read only if not causal.
+  bool causal;
+  std::uint64_t window, chunk;  ///< See AttentionOp; 0: no limit.
+  float scale, softcap;         ///< softcap 0: none.
+  const float* sinks;           ///< Of the group's heads, or null.
+  const float* slopes;          ///< Of the group's heads, or null.
+  float* scratch;               ///< attention_scratch_floats(), aligned to 64.
 };
 
 /// A few rows of NormOp.
 struct NormTile {
   const std::byte* x;
+  const std::byte* addend;  ///< Or null.
   std::byte* y;
   DType dtype;
   std::uint64_t rows, width;
+  NormKind kind;
   const float* weight;
+  const float* bias;  ///< Or null.
   float epsilon;
 };
 
-/// A few rows of RotateOp with consecutive positions.
+/// A few rows of RotateOp whose table rows follow one another.
 struct RotateTile {
   std::byte* x;
   DType dtype;
   std::uint64_t rows, heads, head_dim, rotary_dim;
+  RopeStyle style;
+  NormKind norm;
   const float* norm_weight;  ///< Null: no norm.
+  std::uint64_t norm_weight_stride;
   float epsilon;
-  const float* table;  ///< The first row's.
+  const float* table;         ///< The first row's.
+  const float* temperatures;  ///< [rows], or null.
+};
+
+/// A run of AddOp.
+struct AddTile {
+  std::byte* x;
+  const std::byte* y;
+  const std::byte* z;  ///< Or null.
+  DType dtype;
+  std::uint64_t count;
+  float scale;
 };
 
 /// One instruction-set path.
@@ -77,9 +99,9 @@ struct CpuKernels {
   std::uint64_t (*attention_scratch_floats)(std::uint64_t head_dim, std::uint64_t group);
   void (*linear)(const LinearTile& tile);
   void (*attention)(const AttentionTile& tile);
-  void (*rms_norm)(const NormTile& tile);
+  void (*norm)(const NormTile& tile);
   void (*rotate)(const RotateTile& tile);
-  void (*add)(std::byte* x, const std::byte* y, DType dtype, std::uint64_t count);
+  void (*add)(const AddTile& tile);
 };
 
 /// Positions per attention task: about 256 rows share one conversion of keys and values.

@@ -6,8 +6,23 @@
 namespace librarian::gpu_exec {
 namespace {
 
+/// Inputs [k, k + depth) of output `row`.
 template <typename Element>
-void pack_elements(const std::byte* bytes, std::uint64_t outputs, std::uint64_t inputs,
+void load_line(const MatrixSource& source, std::uint64_t row, std::uint64_t inputs, std::uint64_t k,
+               std::uint64_t depth, Element* line) {
+  const std::uint64_t at = source.rows.at(row);
+  if (!source.transposed) {
+    std::memcpy(line, source.bytes + (at * inputs + k) * sizeof(Element), depth * sizeof(Element));
+    return;
+  }
+  for (std::uint64_t i = 0; i < depth; ++i) {
+    std::memcpy(line + i, source.bytes + ((k + i) * source.tensor_rows + at) * sizeof(Element),
+                sizeof(Element));
+  }
+}
+
+template <typename Element>
+void pack_elements(const MatrixSource& source, std::uint64_t outputs, std::uint64_t inputs,
                    std::uint64_t panel_columns, std::uint64_t panel, std::byte* packed) {
   // One cache line of each source row per step, so that every line is read once.
   constexpr std::uint64_t kStep = 64 / sizeof(Element);
@@ -19,8 +34,7 @@ void pack_elements(const std::byte* bytes, std::uint64_t outputs, std::uint64_t 
     for (std::uint64_t column = 0; column < panel_columns; ++column) {
       Element line[kStep] = {};
       if (column < present) {
-        std::memcpy(line, bytes + ((first + column) * inputs + k) * sizeof(Element),
-                    depth * sizeof(Element));
+        load_line(source, first + column, inputs, k, depth, line);
       }
       for (std::uint64_t i = 0; i < depth; ++i) {
         std::memcpy(out + ((k + i) * panel_columns + column) * sizeof(Element), line + i,
@@ -36,12 +50,12 @@ std::uint64_t packed_panel_bytes(std::uint64_t inputs, std::uint64_t panel_colum
   return inputs * panel_columns * dtype_bytes(type);
 }
 
-void pack_panel(const std::byte* bytes, DType type, std::uint64_t outputs, std::uint64_t inputs,
+void pack_panel(const MatrixSource& source, std::uint64_t outputs, std::uint64_t inputs,
                 std::uint64_t panel_columns, std::uint64_t panel, std::byte* packed) {
-  if (type == DType::f32) {
-    pack_elements<std::uint32_t>(bytes, outputs, inputs, panel_columns, panel, packed);
+  if (source.type == DType::f32) {
+    pack_elements<std::uint32_t>(source, outputs, inputs, panel_columns, panel, packed);
   } else {
-    pack_elements<std::uint16_t>(bytes, outputs, inputs, panel_columns, panel, packed);
+    pack_elements<std::uint16_t>(source, outputs, inputs, panel_columns, panel, packed);
   }
 }
 

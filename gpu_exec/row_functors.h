@@ -110,10 +110,66 @@ LIBRARIAN_ROW_FUNCTION V exp_of(V x) {
   return scale_by_power_of_two(multiply_add(p, r * r, r) + V(1.0F), n);
 }
 
-/// gate / (1 + e^-gate) * up.
+/// tanh(x), within 4 ulp; NaN for NaN.
+/// @source rational minimax approximation of degree 13 / 6 on [-7.9, 7.9] as in Eigen's
+/// MathFunctionsImpl.h
 template <typename V>
-LIBRARIAN_ROW_FUNCTION V silu_times(V gate, V up) {
-  return gate / (V(1.0F) + exp_of(V(0.0F) - gate)) * up;
+LIBRARIAN_ROW_FUNCTION V tanh_of(V x) {
+  x = maximum(V(-7.90531110763549805F), minimum(V(7.90531110763549805F), x));
+  const V z = x * x;
+  V p(-2.76076847742355e-16F);
+  p = multiply_add(p, z, V(2.00018790482477e-13F));
+  p = multiply_add(p, z, V(-8.60467152213735e-11F));
+  p = multiply_add(p, z, V(5.12229709037114e-08F));
+  p = multiply_add(p, z, V(1.48572235717979e-05F));
+  p = multiply_add(p, z, V(6.37261928875436e-04F));
+  p = multiply_add(p, z, V(4.89352455891786e-03F));
+  V q(1.19825839466702e-06F);
+  q = multiply_add(q, z, V(1.18534705686654e-04F));
+  q = multiply_add(q, z, V(2.26843463243900e-03F));
+  q = multiply_add(q, z, V(4.89352518554385e-03F));
+  return x * p / q;
+}
+
+/// erf(x), within 4e-7 absolute; NaN for NaN.
+/// @source rational minimax approximation of degree 13 / 8 on [-4, 4] as in Eigen's
+/// SpecialFunctions
+template <typename V>
+LIBRARIAN_ROW_FUNCTION V erf_of(V x) {
+  x = maximum(V(-4.0F), minimum(V(4.0F), x));
+  const V z = x * x;
+  V p(-2.72614225801306e-10F);
+  p = multiply_add(p, z, V(2.77068142495902e-08F));
+  p = multiply_add(p, z, V(-2.10102402082508e-06F));
+  p = multiply_add(p, z, V(-5.69250639462346e-05F));
+  p = multiply_add(p, z, V(-7.34990630326855e-04F));
+  p = multiply_add(p, z, V(-2.95459980854025e-03F));
+  p = multiply_add(p, z, V(-1.60960333262415e-02F));
+  V q(-1.45660718464996e-05F);
+  q = multiply_add(q, z, V(-2.13374055278905e-04F));
+  q = multiply_add(q, z, V(-1.68282697438203e-03F));
+  q = multiply_add(q, z, V(-7.37332916720468e-03F));
+  q = multiply_add(q, z, V(-1.42647390514189e-02F));
+  return x * p / q;
+}
+
+template <typename V>
+LIBRARIAN_ROW_FUNCTION V silu(V x) {
+  return x / (V(1.0F) + exp_of(V(0.0F) - x));
+}
+template <typename V>
+LIBRARIAN_ROW_FUNCTION V gelu(V x) {
+  return x * (V(0.5F) + V(0.5F) * erf_of(x * V(0.70710678118654752F)));
+}
+/// x * (1 + tanh(u)) / 2 = x / (1 + e^-2u), which loses nothing where tanh is near -1.
+template <typename V>
+LIBRARIAN_ROW_FUNCTION V gelu_tanh(V x) {
+  const V u = V(1.5957691216057308F) * (x + V(0.044715F) * x * x * x);
+  return x / (V(1.0F) + exp_of(V(0.0F) - u));
+}
+template <typename V>
+LIBRARIAN_ROW_FUNCTION V relu(V x) {
+  return maximum(V(0.0F), x);
 }
 
 /// Turns the pair (low, high) by the angle whose cosine and sine are given.
@@ -131,10 +187,10 @@ LIBRARIAN_ROW_FUNCTION float inverse_rms(float sum_of_squares, std::uint64_t wid
   return 1.0F / __builtin_sqrtf(sum_of_squares / static_cast<float>(width) + epsilon);
 }
 
-/// One element of a normalised row.
+/// One element of a normalised row; `mean` is 0 for RMS norms.
 template <typename V>
-LIBRARIAN_ROW_FUNCTION V normalised(V x, V inverse, V weight) {
-  return x * inverse * weight;
+LIBRARIAN_ROW_FUNCTION V normalised(V x, V mean, V inverse, V weight) {
+  return (x - mean) * inverse * weight;
 }
 
 }  // namespace librarian::gpu_exec
