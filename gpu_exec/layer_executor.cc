@@ -11,13 +11,26 @@
 namespace librarian::gpu_exec {
 namespace {
 
-constexpr std::size_t kRoles = static_cast<std::size_t>(WeightRole::final_norm) + 1;
-
 Error invalid(std::string message) { return {ErrorCode::invalid_argument, std::move(message)}; }
 
 bool same_rope(const RopeSpec& a, const RopeSpec& b) {
   return a.rotary_dim == b.rotary_dim && a.inverse_frequency == b.inverse_frequency &&
          a.cos_sin_multiplier == b.cos_sin_multiplier;
+}
+
+bool is_norm_weight(WeightRole role) {
+  switch (role) {
+    case WeightRole::attention_norm:
+    case WeightRole::q_norm:
+    case WeightRole::k_norm:
+    case WeightRole::attention_out_norm:
+    case WeightRole::mlp_norm:
+    case WeightRole::mlp_out_norm:
+    case WeightRole::final_norm:
+      return true;
+    default:
+      return false;
+  }
 }
 
 Result<void> unless_stopped(const std::stop_token& stop) {
@@ -42,30 +55,50 @@ class LayerExecutor::Impl {
     slots_ = place_weights(model_, *layer_, options_.weight_dtype_max, device_, plan_.layer_weights,
                            end);
     LIB_CHECK(end <= plan_.weight_bytes);
-    const PackedMatrix final_norm = weights_[index(WeightRole::final_norm)];
-    weights_ = {};
-    weights_[index(WeightRole::final_norm)] = final_norm;
+    for (std::size_t role = 0; role < index(WeightRole::final_norm); ++role) {
+      weights_[role] = {};
+    }
+    if (layer_->attention.alibi) {
+      const std::vector<float> slopes = alibi_slopes(layer_->attention.heads);
+      device_.load_vector(
+          {reinterpret_cast<const std::byte*>(slopes.data()), DType::f32, RowRuns{}, 0},
+          slopes.size(), floats(plan_.slopes));
+    }
     next_position_ = 0;
   }
 
   Result<void> load(WeightRole role, DType type, std::span<const std::byte> bytes) {
-    LIB_TRY(const WeightSlot slot, slot_of(role));
+    static const LayerSpec kNoLayer;
+    const LayerSpec& layer = layer_ == nullptr ? kNoLayer : *layer_;
     if (dtype_bytes(type) > dtype_bytes(options_.weight_dtype_max)) {
       return invalid(std::string(weight_role_name(role)) + ": " + dtype_name(type) +
                      " is wider than planned for");
     }
-    const std::uint64_t count = slot.outputs * (slot.inputs == 0 ? 1 : slot.inputs);
+    const std::vector<WeightPart> parts = weight_parts(model_, layer, role);
+    std::uint64_t count = 0;
+    std::uint64_t rows = 0;
+    for (const WeightPart& part : parts) {
+      LIB_TRY_VOID(slot_of(part.role));
+      rows += part.outputs;
+      count += part.outputs * std::max<std::uint64_t>(part.inputs, 1);
+    }
     if (bytes.size() != count * dtype_bytes(type)) {
       return invalid(std::string(weight_role_name(role)) + ": " + std::to_string(bytes.size()) +
                      " bytes for " + std::to_string(count) + " elements of " + dtype_name(type));
     }
-    std::byte* to = arena_.get() + slot.offset;
-    if (slot.inputs == 0) {
-      device_.load_vector(bytes.data(), type, count, reinterpret_cast<float*>(to));
-    } else {
-      device_.pack_matrix(bytes.data(), type, slot.outputs, slot.inputs, to);
+    for (const WeightPart& part : parts) {
+      LIB_TRY(const WeightSlot slot, slot_of(part.role));
+      std::byte* to = arena_.get() + slot.offset;
+      if (part.inputs == 0) {
+        const bool plus_one = model_.norm.one_plus && is_norm_weight(part.role);
+        device_.load_vector({bytes.data(), type, part.rows, plus_one ? 1.0F : 0.0F}, part.outputs,
+                            reinterpret_cast<float*>(to));
+      } else {
+        device_.pack_matrix({bytes.data(), type, part.rows, layer.transposed, rows}, part.outputs,
+                            part.inputs, to);
+      }
+      weights_[index(part.role)] = {to, type, nullptr};
     }
-    weights_[index(role)] = {to, type, nullptr};
     return {};
   }
 
@@ -76,10 +109,23 @@ class LayerExecutor::Impl {
       return {};
     }
     LIB_TRY_VOID(attention(block, state.data(), stop));
-    LIB_TRY_VOID(finish_half(block, state, CapturePoint::attn_out, CapturePoint::resid_mid, sink));
+    LIB_TRY_VOID(capture(CapturePoint::attn_out, attention_out(), state.size(), sink));
+    if (layer_->residual != Residual::parallel) {
+      join(block, state.data(), hidden(), WeightRole::attention_out_norm,
+           WeightRole::attention_out_norm_bias, layer_->attention_out_norm);
+      LIB_TRY_VOID(capture(CapturePoint::resid_mid, state.data(), state.size(), sink));
+    }
     LIB_TRY_VOID(unless_stopped(stop));
     LIB_TRY_VOID(mlp(block, state.data(), stop));
-    return finish_half(block, state, CapturePoint::mlp_out, CapturePoint::resid_post, sink);
+    LIB_TRY_VOID(capture(CapturePoint::mlp_out, hidden(), state.size(), sink));
+    if (layer_->residual == Residual::parallel) {
+      device_.add({state.data(), attention_out(), hidden(), options_.dtype,
+                   block.rows * model_.hidden_size, layer_->residual_multiplier});
+    } else {
+      join(block, state.data(), hidden(), WeightRole::mlp_out_norm, WeightRole::mlp_out_norm_bias,
+           layer_->mlp_out_norm);
+    }
+    return capture(CapturePoint::resid_post, state.data(), state.size(), sink);
   }
 
   Result<void> run_final_norm(std::span<const std::byte> rows, std::span<std::byte> normed) {
@@ -88,10 +134,16 @@ class LayerExecutor::Impl {
       return invalid("final norm: " + std::to_string(rows.size()) + " bytes in, " +
                      std::to_string(normed.size()) + " out, rows of " + std::to_string(row_bytes));
     }
-    if (weights_[index(WeightRole::final_norm)].packed == nullptr) {
-      return invalid("final_norm is not loaded");
+    for (const WeightRole role : final_roles(model_)) {
+      if (weights_[index(role)].packed == nullptr) {
+        return invalid(std::string(weight_role_name(role)) + " is not loaded");
+      }
     }
-    norm(rows.data(), WeightRole::final_norm, rows.size() / row_bytes, normed.data());
+    if (!model_.final_norm) {
+      return invalid("the model has no final norm");
+    }
+    norm(rows.data(), WeightRole::final_norm, WeightRole::final_norm_bias, rows.size() / row_bytes,
+         normed.data());
     return {};
   }
 
@@ -99,13 +151,21 @@ class LayerExecutor::Impl {
   static std::size_t index(WeightRole role) { return static_cast<std::size_t>(role); }
 
   std::byte* hidden() const { return arena_.get() + plan_.hidden; }
+  std::byte* attention_out() const {
+    return layer_->residual == Residual::parallel ? arena_.get() + plan_.attention_out : hidden();
+  }
   std::byte* wide() const { return arena_.get() + plan_.wide; }
   std::byte* scratch() const { return arena_.get() + plan_.scratch; }
-  float* rope_table() const { return reinterpret_cast<float*>(arena_.get() + plan_.rope_table); }
+  float* floats(std::uint64_t offset) const {
+    return reinterpret_cast<float*>(arena_.get() + offset);
+  }
 
   Result<WeightSlot> slot_of(WeightRole role) const {
-    if (role == WeightRole::final_norm) {
+    if (role == WeightRole::final_norm && model_.final_norm) {
       return WeightSlot{role, plan_.final_norm, model_.hidden_size, 0};
+    }
+    if (role == WeightRole::final_norm_bias && model_.final_norm && model_.norm.bias) {
+      return WeightSlot{role, plan_.final_norm_bias, model_.hidden_size, 0};
     }
     for (const WeightSlot& slot : slots_) {
       if (slot.role == role) {
@@ -146,6 +206,11 @@ class LayerExecutor::Impl {
                        " instead of " + std::to_string(row));
       }
       row += segment.rows;
+      if (!layer_->attention.causal && segment.rows != sample_rows(segment)) {
+        return invalid("attention that is not causal needs whole samples, not " +
+                       std::to_string(segment.rows) + " of " +
+                       std::to_string(sample_rows(segment)) + " rows");
+      }
       if (segment.position > 0 &&
           (block.segments.size() != 1 || segment.position != next_position_ ||
            segment.position + segment.rows > plan_.kv_rows)) {
@@ -161,28 +226,57 @@ class LayerExecutor::Impl {
     return {};
   }
 
-  void norm(const std::byte* x, WeightRole weight, std::uint64_t rows, std::byte* y) {
+  NormOp norm_op(const std::byte* x, WeightRole weight, WeightRole bias, std::uint64_t rows,
+                 std::byte* y) const {
     NormOp op;
     op.x = x;
     op.y = y;
     op.dtype = options_.dtype;
     op.rows = rows;
     op.width = model_.hidden_size;
+    op.kind = model_.norm.kind;
     op.weight = vector(weight);
-    op.epsilon = model_.norm_epsilon;
-    device_.rms_norm(op);
+    op.bias = vector(bias);
+    op.epsilon = model_.norm.epsilon;
+    return op;
+  }
+  void norm(const std::byte* x, WeightRole weight, WeightRole bias, std::uint64_t rows,
+            std::byte* y) {
+    device_.norm(norm_op(x, weight, bias, rows, y));
   }
 
   Result<void> linear(const std::byte* x, std::uint64_t rows, std::uint64_t inputs,
                       std::uint64_t outputs, WeightRole weight, WeightRole bias, std::byte* y,
-                      const std::stop_token& stop) {
-    device_.linear({x, y, options_.dtype, rows, inputs, outputs, matrix(weight, bias)}, scratch(),
-                   stop);
+                      const std::stop_token& stop, Activation activation = Activation::identity) {
+    device_.linear({x, y, options_.dtype, rows, inputs, outputs, matrix(weight, bias), activation},
+                   scratch(), stop);
     return unless_stopped(stop);
   }
 
-  /// The table for this block's positions; kept while blocks begin at the same position.
-  std::uint64_t prepare_rope_table(const Block& block, const RopeSpec& rope) {
+  static std::uint64_t sample_rows(const Segment& segment) {
+    return segment.sample_rows != 0 ? segment.sample_rows : segment.position + segment.rows;
+  }
+
+  /// The table for this block; kept while blocks begin at the same position. Where frequencies
+  /// depend on the sample, each segment has rows of its own.
+  struct RopeTable {
+    std::uint64_t first_position = 0;
+    bool by_row = false;
+  };
+  RopeTable prepare_rope_table(const Block& block, const RopeSpec& rope) {
+    if (rope.rotary_dim == 0) {
+      return {};
+    }
+    float* table = floats(plan_.rope_table);
+    if (rope.short_rows_max != 0) {
+      for (const Segment& segment : block.segments) {
+        const std::vector<float> frequencies = rope_frequencies(rope, sample_rows(segment));
+        device_.rope_table({frequencies, rope.cos_sin_multiplier, segment.position, segment.rows,
+                            table + segment.row_begin * rope.rotary_dim});
+      }
+      table_rope_ = nullptr;
+      return {0, true};
+    }
     const std::uint64_t first = block.segments.size() == 1 ? block.segments[0].position : 0;
     std::uint64_t rows = 0;
     for (const Segment& segment : block.segments) {
@@ -190,17 +284,24 @@ class LayerExecutor::Impl {
     }
     if (table_rope_ == nullptr || !same_rope(*table_rope_, rope) || table_first_ != first ||
         table_rows_ < rows) {
-      device_.rope_table({&rope, first, rows, rope_table()});
+      device_.rope_table({rope.inverse_frequency, rope.cos_sin_multiplier, first, rows, table});
       table_rope_ = &rope;
       table_first_ = first;
       table_rows_ = rows;
     }
-    return first;
+    return {first, false};
   }
 
+  /// Norm, rotation and temperature of q or k, as far as the layer has them.
   void rotate(const Block& block, std::byte* x, std::uint32_t heads, WeightRole norm_weight,
-              std::uint64_t first_position) {
+              const RopeTable& table) {
     const AttentionSpec& spec = layer_->attention;
+    if (spec.qk_norm == QkNorm::full) {
+      NormOp op = norm_op(x, norm_weight, norm_weight, block.rows, x);
+      op.width = std::uint64_t{heads} * spec.head_dim;
+      op.bias = nullptr;
+      device_.norm(op);
+    }
     RotateOp op;
     op.x = x;
     op.dtype = options_.dtype;
@@ -208,15 +309,25 @@ class LayerExecutor::Impl {
     op.heads = heads;
     op.head_dim = spec.head_dim;
     op.rotary_dim = spec.rope.rotary_dim;
-    op.norm_weight = vector(norm_weight);
-    op.epsilon = model_.norm_epsilon;
+    op.style = spec.rope.style;
+    op.norm = model_.norm.kind;
+    op.norm_weight = spec.qk_norm == QkNorm::full ? nullptr : vector(norm_weight);
+    op.norm_weight_stride = spec.qk_norm == QkNorm::head_each ? spec.head_dim : 0;
+    op.epsilon = model_.norm.epsilon;
     op.segments = block.segments;
-    op.table = rope_table();
-    op.first_position = first_position;
-    device_.rotate(op);
+    op.table = floats(plan_.rope_table);
+    op.first_position = table.first_position;
+    op.table_by_row = table.by_row;
+    if (norm_weight == WeightRole::q_norm) {  // Only queries have a temperature.
+      op.temperature_beta = spec.temperature_beta;
+      op.temperature_original = spec.temperature_original;
+    }
+    if (op.rotary_dim != 0 || op.norm_weight != nullptr || op.temperature_original != 0) {
+      device_.rotate(op);
+    }
   }
 
-  /// hidden() = attention module's output.
+  /// attention_out() = attention module's output.
   Result<void> attention(const Block& block, const std::byte* state, const std::stop_token& stop) {
     const AttentionSpec& spec = layer_->attention;
     const std::uint64_t rows = block.rows;
@@ -229,16 +340,20 @@ class LayerExecutor::Impl {
     const std::uint64_t kv_offset = kv_row * kv_width * dtype_bytes(options_.dtype);
     next_position_ = 0;  // Until this tile is complete, none can follow it.
 
-    norm(state, WeightRole::attention_norm, rows, hidden());
-    LIB_TRY_VOID(linear(hidden(), rows, width, q_width, WeightRole::q_weight, WeightRole::q_bias,
+    const std::byte* input = state;
+    if (layer_->attention_norm) {
+      norm(state, WeightRole::attention_norm, WeightRole::attention_norm_bias, rows, hidden());
+      input = hidden();
+    }
+    LIB_TRY_VOID(linear(input, rows, width, q_width, WeightRole::q_weight, WeightRole::q_bias,
                         wide(), stop));
-    LIB_TRY_VOID(linear(hidden(), rows, width, kv_width, WeightRole::k_weight, WeightRole::k_bias,
+    LIB_TRY_VOID(linear(input, rows, width, kv_width, WeightRole::k_weight, WeightRole::k_bias,
                         keys + kv_offset, stop));
-    LIB_TRY_VOID(linear(hidden(), rows, width, kv_width, WeightRole::v_weight, WeightRole::v_bias,
+    LIB_TRY_VOID(linear(input, rows, width, kv_width, WeightRole::v_weight, WeightRole::v_bias,
                         values + kv_offset, stop));
-    const std::uint64_t first_position = prepare_rope_table(block, spec.rope);
-    rotate(block, wide(), spec.heads, WeightRole::q_norm, first_position);
-    rotate(block, keys + kv_offset, spec.kv_heads, WeightRole::k_norm, first_position);
+    const RopeTable table = prepare_rope_table(block, spec.rope);
+    rotate(block, wide(), spec.heads, WeightRole::q_norm, table);
+    rotate(block, keys + kv_offset, spec.kv_heads, WeightRole::k_norm, table);
 
     AttentionOp op;
     op.q = wide();
@@ -249,7 +364,12 @@ class LayerExecutor::Impl {
     op.kv_heads = spec.kv_heads;
     op.head_dim = spec.head_dim;
     op.scale = spec.scale;
+    op.causal = spec.causal;
     op.window = spec.window;
+    op.chunk = spec.chunk;
+    op.softcap = spec.softcap;
+    op.sinks = vector(WeightRole::sinks);
+    op.slopes = spec.alibi ? floats(plan_.slopes) : nullptr;
     op.segments = block.segments;
     device_.attention(op, scratch(), stop);
     LIB_TRY_VOID(unless_stopped(stop));
@@ -257,39 +377,59 @@ class LayerExecutor::Impl {
       next_position_ = kv_row + rows;
     }
     return linear(wide(), rows, q_width, width, WeightRole::out_weight, WeightRole::out_bias,
-                  hidden(), stop);
+                  attention_out(), stop);
   }
 
   /// hidden() = MLP module's output.
   Result<void> mlp(const Block& block, const std::byte* state, const std::stop_token& stop) {
-    norm(state, WeightRole::mlp_norm, block.rows, hidden());
-    GluOp op;
-    op.x = hidden();
-    op.y = wide();
-    op.dtype = options_.dtype;
-    op.rows = block.rows;
-    op.inputs = model_.hidden_size;
-    op.width = layer_->mlp.width;
-    op.gate = matrix(WeightRole::gate_weight, WeightRole::gate_bias);
-    op.up = matrix(WeightRole::up_weight, WeightRole::up_bias);
-    op.activation = layer_->mlp.activation;
-    device_.glu(op, scratch(), stop);
-    LIB_TRY_VOID(unless_stopped(stop));
-    return linear(wide(), block.rows, layer_->mlp.width, model_.hidden_size,
-                  WeightRole::down_weight, WeightRole::down_bias, hidden(), stop);
+    const MlpSpec& spec = layer_->mlp;
+    const std::byte* input = state;
+    if (layer_->mlp_norm) {
+      norm(state, WeightRole::mlp_norm, WeightRole::mlp_norm_bias, block.rows, hidden());
+      input = hidden();
+    } else if (layer_->residual == Residual::parallel && layer_->attention_norm) {
+      input = hidden();  // attention()'s input is still there.
+    }
+    if (spec.gated) {
+      GluOp op;
+      op.x = input;
+      op.y = wide();
+      op.dtype = options_.dtype;
+      op.rows = block.rows;
+      op.inputs = model_.hidden_size;
+      op.width = spec.width;
+      op.gate = matrix(WeightRole::gate_weight, WeightRole::gate_bias);
+      op.up = matrix(WeightRole::up_weight, WeightRole::up_bias);
+      op.activation = spec.activation;
+      device_.glu(op, scratch(), stop);
+      LIB_TRY_VOID(unless_stopped(stop));
+    } else {
+      LIB_TRY_VOID(linear(input, block.rows, model_.hidden_size, spec.width, WeightRole::up_weight,
+                          WeightRole::up_bias, wide(), stop, spec.activation));
+    }
+    return linear(wide(), block.rows, spec.width, model_.hidden_size, WeightRole::down_weight,
+                  WeightRole::down_bias, hidden(), stop);
   }
 
-  /// Captures hidden(), adds it to the residual and captures that.
-  Result<void> finish_half(const Block& block, std::span<std::byte> state, CapturePoint output,
-                           CapturePoint residual, CaptureSink& sink) {
-    if (sink.wants(output)) {
-      LIB_TRY_VOID(sink.capture(output, {hidden(), state.size()}));
+  static Result<void> capture(CapturePoint point, const std::byte* rows, std::uint64_t bytes,
+                              CaptureSink& sink) {
+    return sink.wants(point) ? sink.capture(point, {rows, bytes}) : Result<void>();
+  }
+
+  /// Adds a half's output to the residual stream, with its norm before or after the addition.
+  void join(const Block& block, std::byte* state, std::byte* output, WeightRole weight,
+            WeightRole bias, bool has_norm) {
+    if (layer_->residual == Residual::norm_after) {
+      NormOp op = norm_op(state, weight, bias, block.rows, state);
+      op.addend = output;
+      device_.norm(op);
+      return;
     }
-    device_.add(state.data(), hidden(), options_.dtype, block.rows * model_.hidden_size);
-    if (sink.wants(residual)) {
-      LIB_TRY_VOID(sink.capture(residual, state));
+    if (has_norm) {
+      norm(output, weight, bias, block.rows, output);
     }
-    return {};
+    device_.add({state, output, nullptr, options_.dtype, block.rows * model_.hidden_size,
+                 layer_->residual_multiplier});
   }
 
   const ModelSpec& model_;
@@ -299,7 +439,7 @@ class LayerExecutor::Impl {
   DeviceMemory arena_;
   const LayerSpec* layer_ = nullptr;
   std::vector<WeightSlot> slots_;
-  std::array<PackedMatrix, kRoles> weights_{};  ///< By role; `packed` null: not loaded.
+  std::array<PackedMatrix, kWeightRoles> weights_{};  ///< By role; `packed` null: not loaded.
   std::uint64_t next_position_ = 0;  ///< Where a further tile of the last sample would begin.
   const RopeSpec* table_rope_ = nullptr;
   std::uint64_t table_first_ = 0;

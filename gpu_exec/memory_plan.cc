@@ -22,12 +22,13 @@ std::vector<WeightSlot> place_weights(const ModelSpec& model, const LayerSpec& l
                                       DType weight_dtype_max, const Device& device,
                                       std::uint64_t offset, std::uint64_t& end) {
   std::vector<WeightSlot> slots;
-  for (const WeightRole role : weight_roles(layer)) {
-    const std::vector<std::uint64_t> shape = weight_shape(model, layer, role);
-    const bool is_matrix = shape.size() == 2;
-    slots.push_back({role, offset, shape[0], is_matrix ? shape[1] : 0});
-    offset += aligned(is_matrix ? device.packed_bytes(shape[0], shape[1], weight_dtype_max)
-                                : shape[0] * sizeof(float));
+  for (const WeightRole role : weight_roles(model, layer)) {
+    for (const WeightPart& part : weight_parts(model, layer, role)) {
+      slots.push_back({part.role, offset, part.outputs, part.inputs});
+      offset += aligned(part.inputs == 0
+                            ? part.outputs * sizeof(float)
+                            : device.packed_bytes(part.outputs, part.inputs, weight_dtype_max));
+    }
   }
   end = offset;
   return slots;
@@ -36,11 +37,15 @@ std::vector<WeightSlot> place_weights(const ModelSpec& model, const LayerSpec& l
 MemoryPlan make_memory_plan(const ModelSpec& model, const ExecutorOptions& options,
                             const Device& device) {
   MemoryPlan plan;
-  plan.layer_weights = aligned(model.hidden_size * sizeof(float));
+  const std::uint64_t norm_bytes = aligned(model.hidden_size * sizeof(float));
+  plan.final_norm_bias = norm_bytes;
+  plan.layer_weights = model.norm.bias ? 2 * norm_bytes : norm_bytes;
   plan.weight_bytes = plan.layer_weights;
   std::uint64_t wide = 0;
   std::uint64_t kv_width = 0;
+  std::uint64_t slopes = 0;
   std::uint32_t rotary_dim = 0;
+  bool parallel = false;
   ScratchNeeds needs;
   for (const LayerSpec& layer : model.layers) {
     std::uint64_t end = 0;
@@ -50,19 +55,24 @@ MemoryPlan make_memory_plan(const ModelSpec& model, const ExecutorOptions& optio
     const std::uint64_t head_dim = attention.head_dim;
     wide = std::max({wide, attention.heads * head_dim, std::uint64_t{layer.mlp.width}});
     kv_width = std::max(kv_width, attention.kv_heads * head_dim);
+    slopes = std::max<std::uint64_t>(slopes, attention.alibi ? attention.heads : 0);
     rotary_dim = std::max(rotary_dim, attention.rope.rotary_dim);
+    parallel = parallel || layer.residual == Residual::parallel;
     needs.head_dim_max = std::max(needs.head_dim_max, attention.head_dim);
     needs.group_max = std::max(needs.group_max, attention.heads / std::max(1U, attention.kv_heads));
   }
   plan.kv_rows = std::max(options.block_rows_max, options.sample_rows_max);
   const std::uint64_t element_bytes = dtype_bytes(options.dtype);
+  const std::uint64_t hidden_bytes = options.block_rows_max * model.hidden_size * element_bytes;
   std::uint64_t at = plan.weight_bytes;
   const auto place = [&at](std::uint64_t bytes) {
     const std::uint64_t offset = at;
     at += aligned(bytes);
     return offset;
   };
-  plan.hidden = place(options.block_rows_max * model.hidden_size * element_bytes);
+  plan.slopes = place(slopes * sizeof(float));
+  plan.hidden = place(hidden_bytes);
+  plan.attention_out = parallel ? place(hidden_bytes) : plan.hidden;
   plan.wide = place(options.block_rows_max * wide * element_bytes);
   plan.keys = place(plan.kv_rows * kv_width * element_bytes);
   plan.values = place(plan.kv_rows * kv_width * element_bytes);
@@ -89,11 +99,23 @@ Result<void> check_spec(const ModelSpec& model, const ExecutorOptions& options) 
                               std::to_string(kHeadDimMax));
     }
     if (rope.rotary_dim > attention.head_dim || rope.rotary_dim % 2 != 0 ||
-        rope.inverse_frequency.size() != rope.rotary_dim / 2) {
+        rope.inverse_frequency.size() != rope.rotary_dim / 2 ||
+        (!rope.long_inverse_frequency.empty() &&
+         rope.long_inverse_frequency.size() != rope.rotary_dim / 2)) {
       return bad_layer(
           i, "rotary_dim=" + std::to_string(rope.rotary_dim) + " with " +
                  std::to_string(rope.inverse_frequency.size()) +
                  " frequencies does not fit head_dim=" + std::to_string(attention.head_dim));
+    }
+    if (attention.storage == QkvStorage::per_head && attention.heads != attention.kv_heads) {
+      return bad_layer(i, "q, k and v stored by head need as many kv_heads as heads");
+    }
+    if (model.layers[i].residual == Residual::norm_after &&
+        (!model.layers[i].attention_out_norm || !model.layers[i].mlp_out_norm)) {
+      return bad_layer(i, "norm_after needs both out norms");
+    }
+    if (model.layers[i].mlp.activation == Activation::identity) {
+      return bad_layer(i, "the MLP has no activation");
     }
     if (model.layers[i].mlp.width == 0) {
       return bad_layer(i, "the MLP has no width");
