@@ -45,9 +45,10 @@ Json memory_to_json(const MemoryPlan& memory) {
 
 Json plan_to_json(const PreparedJob& job, double flops_per_second) {
   const std::int32_t layers = job.checkpoint().layer_count();
+  const ingest::CaptureShape shape = ingest::capture_shape(job.checkpoint().spec());
   Json captures = Json::array();
   for (const std::string& name : job.captures().requested) {
-    const ingest::CaptureNotations other = ingest::capture_notations(name, layers);
+    const ingest::CaptureNotations other = ingest::capture_notations(name, shape);
     const auto alias = job.captures().aliases.find(name);
     captures.push_back({{"name", name},
                         {"array", alias == job.captures().aliases.end() ? name : alias->second},
@@ -84,11 +85,11 @@ Json plan_to_json(const PreparedJob& job, double flops_per_second) {
 }
 
 void print_captures(const PreparedJob& job) {
-  const std::int32_t layers = job.checkpoint().layer_count();
+  const ingest::CaptureShape shape = ingest::capture_shape(job.checkpoint().spec());
   const std::vector<std::string>& names = job.captures().requested;
   print("captures (" + std::to_string(job.captures().array_count()) + " arrays)\n");
   for (const std::string& name : names) {
-    const ingest::CaptureNotations other = ingest::capture_notations(name, layers);
+    const ingest::CaptureNotations other = ingest::capture_notations(name, shape);
     const auto alias = job.captures().aliases.find(name);
     std::string text = "transformers " + other.hf + "  vLLM " + other.vllm + "  TransformerLens " +
                        other.transformer_lens;

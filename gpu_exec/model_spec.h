@@ -123,6 +123,7 @@ struct LayerSpec {
 /// The first layer's input: norm(word * multiplier + position + type).
 struct EmbeddingSpec {
   float multiplier = 1.0F;
+  bool multiplier_in_dtype = false;   ///< The multiplier is rounded to the compute type first.
   std::uint32_t positions = 0;        ///< Rows of the learned position table; 0: none.
   std::uint32_t position_offset = 0;  ///< Row of position 0.
   std::uint32_t types = 0;            ///< Rows of the token type table, of which row 0 is added.

@@ -48,7 +48,7 @@ std::optional<std::int64_t> parse_integer(std::string_view text) {
 
 class Parser {
  public:
-  explicit Parser(std::int32_t layer_count) : layer_count_(layer_count) {}
+  explicit Parser(const CaptureShape& shape) : shape_(shape), layer_count_(shape.layer_count) {}
 
   Result<void> add(std::string_view text) {
     std::string_view name = text;
@@ -65,7 +65,7 @@ class Parser {
     if (const std::optional<Point> point = parse_point(name)) {
       LIB_TRY(const std::vector<std::int32_t> indices, parse_layers(text, layers.value_or("all")));
       for (const std::int32_t layer : indices) {
-        places_.insert({layer, *point});
+        LIB_TRY_VOID(insert(text, {layer, *point}));
       }
       return {};
     }
@@ -126,6 +126,23 @@ class Parser {
            kPointNames[static_cast<std::size_t>(place.point)];
   }
 
+  /// @error invalid_argument  the model has no such tensor.
+  Result<void> insert(std::string_view text, Place place) {
+    const std::vector<std::int32_t>& parallel = shape_.without_mid;
+    if (place.point == Point::resid_mid && place.layer < layer_count_ &&
+        std::binary_search(parallel.begin(), parallel.end(), place.layer)) {
+      return wrong(text, "layer " + std::to_string(place.layer) +
+                             " adds attention and MLP in one step: it has no resid_mid");
+    }
+    if (place == post_norm() && !shape_.final_norm) {
+      return wrong(text,
+                   "this model has no norm after its last layer; its last state is "
+                   "final.pre_norm");
+    }
+    places_.insert(place);
+    return {};
+  }
+
   Result<void> add_single(std::string_view text, std::string_view name) {
     if (name == "embed" || name == "hook_embed") {
       places_.insert(embed());
@@ -136,8 +153,7 @@ class Parser {
       return {};
     }
     if (name == "final.post_norm") {
-      places_.insert(post_norm());
-      return {};
+      return insert(text, post_norm());
     }
     if (name.starts_with("hf:") || name.starts_with("vllm:")) {
       return add_hidden_state(text, name);
@@ -163,7 +179,8 @@ class Parser {
       return wrong(text, "the index must be 0 to " + std::to_string(layer_count_));
     }
     if (index == layer_count_) {
-      places_.insert(hf ? post_norm() : pre_norm());
+      // transformers' last state is the norm's output, where there is a norm.
+      places_.insert(hf && shape_.final_norm ? post_norm() : pre_norm());
     } else {
       places_.insert({static_cast<std::int32_t>(index), Point::resid_pre});
     }
@@ -185,8 +202,7 @@ class Parser {
                    "attn_out, mlp_out");
     }
     LIB_TRY(const std::int32_t index, layer_index(text, *layer));
-    places_.insert({index, *point});
-    return {};
+    return insert(text, {index, *point});
   }
 
   Result<std::int32_t> layer_index(std::string_view text, std::int64_t layer) const {
@@ -271,6 +287,7 @@ class Parser {
     return text;
   }
 
+  const CaptureShape& shape_;
   std::int32_t layer_count_;
   std::set<Place> places_;
 };
@@ -303,6 +320,18 @@ constexpr std::array kPointsInOrder{CapturePoint::attn_out, CapturePoint::resid_
                                     CapturePoint::mlp_out, CapturePoint::resid_post};
 
 }  // namespace
+
+CaptureShape capture_shape(const gpu_exec::ModelSpec& model) {
+  CaptureShape shape;
+  shape.layer_count = static_cast<std::int32_t>(model.layers.size());
+  shape.final_norm = model.final_norm;
+  for (std::int32_t layer = 0; layer < shape.layer_count; ++layer) {
+    if (model.layers[static_cast<std::size_t>(layer)].residual == gpu_exec::Residual::parallel) {
+      shape.without_mid.push_back(layer);
+    }
+  }
+  return shape;
+}
 
 std::string capture_array_name(std::int32_t layer, CapturePoint point) {
   const char* name = point == CapturePoint::attn_out    ? "attn_out"
@@ -362,8 +391,8 @@ std::size_t CaptureList::array_count() const {
 }
 
 Result<CaptureList> parse_captures(const std::vector<std::string>& arguments,
-                                   std::int32_t layer_count) {
-  Parser parser(layer_count);
+                                   const CaptureShape& shape) {
+  Parser parser(shape);
   for (const std::string& argument : arguments) {
     LIB_TRY(const std::vector<std::string_view> items, split_captures(argument));
     for (const std::string_view item : items) {
@@ -377,10 +406,11 @@ Result<CaptureList> parse_captures(const std::vector<std::string>& arguments,
   return list;
 }
 
-CaptureNotations capture_notations(const std::string& canonical, std::int32_t layer_count) {
+CaptureNotations capture_notations(const std::string& canonical, const CaptureShape& shape) {
   CaptureNotations names{"-", "-", "-"};
+  const std::int32_t layer_count = shape.layer_count;
   const auto numbered = [&](std::int32_t i) {
-    names.hf = i < layer_count ? "hf:" + std::to_string(i) : "-";
+    names.hf = i < layer_count || !shape.final_norm ? "hf:" + std::to_string(i) : "-";
     names.vllm = "vllm:" + std::to_string(i);
   };
   if (canonical == "embed") {

@@ -14,6 +14,14 @@
 
 namespace librarian::ingest {
 
+/// What a model's captures depend on.
+struct CaptureShape {
+  std::int32_t layer_count = 0;
+  bool final_norm = true;                   ///< Else there is no final.post_norm.
+  std::vector<std::int32_t> without_mid{};  ///< Layers without resid_mid: parallel ones. Sorted.
+};
+CaptureShape capture_shape(const gpu_exec::ModelSpec& model);
+
 /// Captures of one job, resolved for a model of a given depth.
 struct CaptureList {
   /// Canonical names as asked for, e.g. "blocks.12.resid_pre", in order of computation.
@@ -43,7 +51,7 @@ std::string capture_array_name(std::int32_t layer, gpu_exec::CapturePoint point)
 ///   LAYERS  all (the default), 12, -1, [0,8,-1], 0..3 (inclusive), every:8, spread:8
 /// @error invalid_argument  Quotes the part that is wrong and says what is allowed.
 Result<CaptureList> parse_captures(const std::vector<std::string>& arguments,
-                                   std::int32_t layer_count);
+                                   const CaptureShape& shape);
 
 /// The names that other tools use for a canonical capture: transformers, vLLM, TransformerLens;
 /// "-" where a tool has none. For `plan`.
@@ -52,6 +60,6 @@ struct CaptureNotations {
   std::string vllm;
   std::string transformer_lens;
 };
-CaptureNotations capture_notations(const std::string& canonical, std::int32_t layer_count);
+CaptureNotations capture_notations(const std::string& canonical, const CaptureShape& shape);
 
 }  // namespace librarian::ingest

@@ -72,14 +72,23 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   LIB_TRY(checkpoint_, weightmap::Checkpoint::open(*fetcher_, model_uri_, stop));
 
   dtype_ = options_.dtype.value_or(checkpoint_->dtype());
-  LIB_TRY(captures_, parse_captures(options_.captures, checkpoint_->layer_count()));
+  LIB_TRY(captures_, parse_captures(options_.captures, capture_shape(checkpoint_->spec())));
   TokenLimits limits;
   limits.vocab_size = checkpoint_->spec().vocab_size;
   limits.max_length = options_.max_length;
   limits.samples_max = options_.num_samples;
   LIB_TRY(tokens_, read_token_file(*environment_.files, options_.tokens, limits));
+  const gpu_exec::EmbeddingSpec& embedding = checkpoint_->spec().embedding;
+  const std::uint32_t learned = embedding.positions - embedding.position_offset;
+  if (embedding.positions != 0 && tokens_.longest_sample() > learned) {
+    return Error(ErrorCode::bad_input, options_.tokens + ": the longest sample has " +
+                                           format_count(tokens_.longest_sample()) +
+                                           " tokens, and the model has learned only " +
+                                           format_count(learned) + " positions; --max-length " +
+                                           std::to_string(learned) + " cuts it");
+  }
   const std::uint32_t positions = checkpoint_->spec().max_positions;
-  if (positions != 0 && tokens_.longest_sample() > positions) {
+  if (embedding.positions == 0 && positions != 0 && tokens_.longest_sample() > positions) {
     warnings_.push_back("the longest sample has " + format_count(tokens_.longest_sample()) +
                         " tokens, beyond the " + format_count(positions) +
                         " positions the model was made for; --max-length " +
@@ -239,7 +248,7 @@ Result<double> PreparedJob::measure_flops() const {
     const bool high = i % element == element - 1;
     noise[i] = static_cast<std::byte>(high ? 0x3C | (state >> 24U & 0x81U) : state >> 24U);
   }
-  device_->pack_matrix(noise.data(), dtype_, kWidth, kWidth, memory.get());
+  device_->pack_matrix({noise.data(), dtype_, {}, false, 0}, kWidth, kWidth, memory.get());
   std::copy_n(noise.begin(), rows, memory.get() + packed);
   constexpr double kFlops = 2.0 * kRows * kWidth * kWidth;
   double best = 0;

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "base/units.h"
+#include "gpu_exec/embedding.h"
 #include "ingest/residual_state.h"
 #include "ingest/stored_type.h"
 #include "weightmap/host_ring.h"
@@ -60,7 +61,12 @@ std::uint64_t table_bytes(const MemoryInputs& in) {
   const std::uint64_t files = in.captures->array_count() * (shards + 1);
   // A part's tokens are copied once while they are written.
   const std::uint64_t part_copy = in.part_tokens_max * 2 * sizeof(std::int64_t);
-  return in.token_bytes + part_copy + tensors * kBytesPerTensorEntry + files * kBytesPerFileRecord;
+  // While the embedding runs: what is added to its rows, and the position of each.
+  const std::uint64_t embedding =
+      gpu_exec::EmbeddingStage::memory_bytes(in.checkpoint->spec(), in.sample_tokens_max) +
+      in.part_tokens_max * sizeof(std::uint32_t);
+  return in.token_bytes + std::max(part_copy, embedding) + tensors * kBytesPerTensorEntry +
+         files * kBytesPerFileRecord;
 }
 
 MemoryPlan plan_with(const MemoryInputs& in, std::uint64_t block_tokens, bool whole_layer,
@@ -110,6 +116,13 @@ MemoryPlan plan_with(const MemoryInputs& in, std::uint64_t block_tokens, bool wh
   return plan;
 }
 
+/// Whether some layer's attention looks ahead, so that no sample may be cut into tiles.
+bool whole_samples(const MemoryInputs& in) {
+  const std::vector<gpu_exec::LayerSpec>& layers = in.checkpoint->spec().layers;
+  return std::any_of(layers.begin(), layers.end(),
+                     [](const gpu_exec::LayerSpec& layer) { return !layer.attention.causal; });
+}
+
 std::optional<std::uint64_t> read_number(const char* path) {
   std::ifstream file(path);
   std::uint64_t number = 0;
@@ -122,10 +135,20 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
   const std::uint64_t arrays = in.captures->arrays_per_layer_max();
   const std::uint64_t slots_min = 2 * arrays + 2;
   const std::uint64_t slots = slots_min + 2 * static_cast<std::uint64_t>(in.threads);
+  const std::uint64_t block_min = whole_samples(in) ? in.sample_tokens_max : 1;
+  if (in.block_tokens != 0 && in.block_tokens < block_min) {
+    return Error(ErrorCode::invalid_argument,
+                 "--block-tokens " + std::to_string(in.block_tokens) +
+                     ": this model's tokens attend to those behind them, so a block must hold the "
+                     "longest sample, " +
+                     std::to_string(block_min) + " tokens");
+  }
   std::vector<std::uint64_t> blocks;
-  for (const std::uint64_t block : kBlockChoices) {
+  for (const std::uint64_t choice : kBlockChoices) {
+    const std::uint64_t block = std::max(choice, block_min);
     // A larger block than the largest part only costs memory.
-    if (block / 2 < in.part_tokens_max || block == kBlockChoices.back()) {
+    if ((block / 2 < in.part_tokens_max || choice == kBlockChoices.back()) &&
+        (blocks.empty() || block < blocks.back())) {
       blocks.push_back(block);
     }
   }
@@ -134,7 +157,7 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
     blocks = {std::min(in.block_tokens, std::max<std::uint64_t>(in.part_tokens_max, 1))};
   }
   // Small blocks slow every layer down, so they come after everything else was tried.
-  for (const std::uint64_t block_min : {kEfficientBlock, std::uint64_t{0}}) {
+  for (const std::uint64_t efficient : {kEfficientBlock, std::uint64_t{0}}) {
     for (const bool whole_layer : {true, false}) {
       for (const bool state_in_memory : {true, false}) {
         if ((state_in_memory && in.state == StateMode::disk) ||
@@ -142,7 +165,7 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
           continue;
         }
         for (const std::uint64_t block : blocks) {
-          if (block < std::min(block_min, blocks.front())) {
+          if (block < std::min(efficient, blocks.front())) {
             continue;
           }
           MemoryPlan plan =

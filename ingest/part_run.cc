@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "gpu_exec/embedding.h"
 #include "ingest/nonfinite.h"
 #include "ingest/part_work.h"
 #include "ingest/stored_type.h"
@@ -231,6 +232,17 @@ Result<void> PartRun::load_weights(const PartTools& tools, LayerWork& work,
   return take_weights(tools, work, work.times.load_busy, load, stop);
 }
 
+std::vector<std::uint32_t> PartRun::row_positions() const {
+  std::vector<std::uint32_t> positions;
+  positions.reserve(range_.tokens);
+  for (std::size_t sample = 0; sample + 1 < offsets_.size(); ++sample) {
+    for (std::int64_t row = offsets_[sample]; row < offsets_[sample + 1]; ++row) {
+      positions.push_back(static_cast<std::uint32_t>(row - offsets_[sample]));
+    }
+  }
+  return positions;
+}
+
 Result<void> PartRun::run_embedding(const PartTools& tools, LayerWork& work,
                                     const std::stop_token& stop) {
   LIB_TRY_VOID(state_->begin_embedding(covering_array(work.layer)));
@@ -240,7 +252,13 @@ Result<void> PartRun::run_embedding(const PartTools& tools, LayerWork& work,
   const auto first_token = static_cast<std::size_t>(context_.tokens.offsets[range_.first_sample]);
   const std::span<const std::int32_t> ids =
       std::span(context_.tokens.input_ids).subspan(first_token, range_.tokens);
+  gpu_exec::EmbeddingStage stage(context_.checkpoint.spec(), context_.dtype,
+                                 context_.tokens.longest_sample());
+  const std::vector<std::uint32_t> positions = row_positions();
   const auto gather = [&](const weightmap::ArrivedPiece& piece) -> Result<void> {
+    if (piece.tensor->role != gpu_exec::WeightRole::embedding) {
+      return stage.load(piece.tensor->role, piece.tensor->dtype, piece.bytes);
+    }
     const gpu_exec::DType table_type = piece.tensor->dtype;
     const std::uint64_t table_row = hidden * gpu_exec::dtype_bytes(table_type);
     const std::uint64_t begin = piece.offset / table_row;
@@ -248,9 +266,8 @@ Result<void> PartRun::run_embedding(const PartTools& tools, LayerWork& work,
     for (std::uint64_t row = 0; row < ids.size(); ++row) {
       const auto id = static_cast<std::uint64_t>(ids[row]);
       if (id >= begin && id < end) {
-        gpu_exec::convert_elements(table_type,
-                                   piece.bytes.subspan((id - begin) * table_row, table_row),
-                                   context_.dtype, converted);
+        stage.finish(table_type, piece.bytes.subspan((id - begin) * table_row, table_row),
+                     positions[row], converted);
         LIB_TRY_VOID(state_->put_row(row, converted));
       }
     }

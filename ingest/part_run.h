@@ -121,6 +121,7 @@ class PartRun {
   const char* verified() const;
   Result<activation_store::FileRecord> write_weights_file();
 
+  std::vector<std::uint32_t> row_positions() const;  ///< Of each row in its sample.
   std::string covering_array(std::int32_t layer) const;
   bool durable_state_due() const;
 

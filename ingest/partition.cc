@@ -33,7 +33,7 @@ std::vector<BlockRange> plan_blocks(std::span<const std::int64_t> offsets,
     if (rows > block_rows) {
       for (std::uint64_t position = 0; position < rows; position += block_rows) {
         const std::uint64_t tile = std::min(block_rows, rows - position);
-        blocks.push_back({begin + position, tile, {{0, tile, position}}});
+        blocks.push_back({begin + position, tile, {{0, tile, position, rows}}});
       }
       open = false;
       continue;
@@ -42,7 +42,7 @@ std::vector<BlockRange> plan_blocks(std::span<const std::int64_t> offsets,
       blocks.push_back({begin, 0, {}});
       open = true;
     }
-    blocks.back().segments.push_back({blocks.back().rows, rows, 0});
+    blocks.back().segments.push_back({blocks.back().rows, rows, 0, rows});
     blocks.back().rows += rows;
   }
   return blocks;

@@ -4,6 +4,7 @@
 #include <array>
 #include <map>
 #include <set>
+#include <tuple>
 #include <utility>
 
 #include "base/digest.h"
@@ -157,6 +158,20 @@ Result<void> Checkpoint::read_headers(remote::Fetcher& fetcher, const std::stop_
   return plan_layers(std::move(tensors));
 }
 
+const gpu_exec::LayerSpec& Checkpoint::layer_spec(std::int32_t layer) const {
+  static const gpu_exec::LayerSpec kNoLayer;
+  return layer >= 0 && layer < layer_count() ? spec().layers[static_cast<std::size_t>(layer)]
+                                             : kNoLayer;
+}
+
+std::vector<gpu_exec::WeightRole> Checkpoint::roles_of(std::int32_t layer) const {
+  if (layer == kEmbeddingLayer) {
+    return gpu_exec::embedding_roles(spec());
+  }
+  return layer == layer_count() ? gpu_exec::final_roles(spec())
+                                : gpu_exec::weight_roles(spec(), layer_spec(layer));
+}
+
 Result<void> Checkpoint::plan_layers(std::vector<std::pair<std::uint32_t, TensorInfo>> tensors) {
   const std::int32_t layers = layer_count();
   const std::string_view prefix = name_prefix(tensors);
@@ -173,15 +188,9 @@ Result<void> Checkpoint::plan_layers(std::vector<std::pair<std::uint32_t, Tensor
     if (named.kind == NamedTensor::Kind::unused) {
       continue;
     }
-    static const gpu_exec::LayerSpec kNoLayer;
-    const gpu_exec::LayerSpec& spec_of_layer =
-        named.layer >= 0 && named.layer < layers
-            ? spec().layers[static_cast<std::size_t>(named.layer)]
-            : kNoLayer;
-    const std::vector<gpu_exec::WeightRole> wanted = gpu_exec::weight_roles(spec_of_layer);
+    const std::vector<gpu_exec::WeightRole> wanted = roles_of(named.layer);
     const bool needed = named.kind == NamedTensor::Kind::weight &&
-                        (named.layer < 0 || named.layer == layers ||
-                         std::find(wanted.begin(), wanted.end(), named.role) != wanted.end());
+                        std::find(wanted.begin(), wanted.end(), named.role) != wanted.end();
     if (!needed) {
       return Error(ErrorCode::bad_input,
                    where + " is not one that model_type '" + config_.model_type +
@@ -193,7 +202,7 @@ Result<void> Checkpoint::plan_layers(std::vector<std::pair<std::uint32_t, Tensor
                    where + " has dtype " + tensor.dtype + "; built in: BF16, F16, F32");
     }
     const std::vector<std::uint64_t> shape =
-        gpu_exec::weight_shape(spec(), spec_of_layer, named.role);
+        gpu_exec::weight_shape(spec(), layer_spec(named.layer), named.role);
     if (tensor.shape != shape) {
       return Error(ErrorCode::bad_input, where + " has shape " + shape_text(tensor.shape) +
                                              " where config.json asks for " + shape_text(shape));
@@ -218,21 +227,23 @@ Result<void> Checkpoint::plan_layers(std::vector<std::pair<std::uint32_t, Tensor
                                            tensor_name(prefix, layer, role) +
                                            "' is missing from the checkpoint");
   };
-  LIB_TRY_VOID(require(kEmbeddingLayer, gpu_exec::WeightRole::embedding));
-  for (std::int32_t layer = 0; layer < layers; ++layer) {
-    for (const gpu_exec::WeightRole role :
-         gpu_exec::weight_roles(spec().layers[static_cast<std::size_t>(layer)])) {
+  for (std::int32_t layer = kEmbeddingLayer; layer <= layers; ++layer) {
+    for (const gpu_exec::WeightRole role : roles_of(layer)) {
       LIB_TRY_VOID(require(layer, role));
     }
   }
-  LIB_TRY_VOID(require(layers, gpu_exec::WeightRole::final_norm));
 
   const auto commonest = std::max_element(bytes_of_dtype.begin(), bytes_of_dtype.end());
   commonest_dtype_ = static_cast<DType>(commonest - bytes_of_dtype.begin());
   for (LayerPlan& plan : layers_) {
     std::sort(plan.tensors.begin(), plan.tensors.end(),
               [](const WeightTensor& a, const WeightTensor& b) {
-                return std::pair(a.file, a.bytes.begin) < std::pair(b.file, b.bytes.begin);
+                // The table comes last: its rows need what else belongs to the embedding.
+                const auto key = [](const WeightTensor& tensor) {
+                  return std::tuple(tensor.role == gpu_exec::WeightRole::embedding, tensor.file,
+                                    tensor.bytes.begin);
+                };
+                return key(a) < key(b);
               });
   }
   return {};

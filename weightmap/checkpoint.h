@@ -36,7 +36,8 @@ struct WeightTensor {
 /// Layers are numbered as in the journal: -1 is the embedding, 0..L-1 the layers, L what follows.
 inline constexpr std::int32_t kEmbeddingLayer = -1;
 
-/// What one step of a pass needs, in the order it lies in the files.
+/// What one step of a pass needs, in the order it is fetched: as it lies in the files, except that
+/// the embedding table comes behind everything else of its step.
 struct LayerPlan {
   std::int32_t layer = kEmbeddingLayer;
   std::vector<WeightTensor> tensors;
@@ -66,7 +67,7 @@ class Checkpoint {
   /// Widest type among the weights.
   gpu_exec::DType widest_dtype() const { return widest_dtype_; }
 
-  /// @param layer  kEmbeddingLayer to L; L is the final norm.
+  /// @param layer  kEmbeddingLayer to L; L is the final norm, and empty if there is none.
   const LayerPlan& layer(std::int32_t layer) const;
   std::int32_t layer_count() const { return static_cast<std::int32_t>(spec().layers.size()); }
   std::uint64_t weight_bytes() const { return weight_bytes_; }
@@ -76,6 +77,8 @@ class Checkpoint {
  private:
   Result<void> read_config(remote::Fetcher& fetcher, const std::stop_token& stop);
   Result<void> read_headers(remote::Fetcher& fetcher, const std::stop_token& stop);
+  const gpu_exec::LayerSpec& layer_spec(std::int32_t layer) const;
+  std::vector<gpu_exec::WeightRole> roles_of(std::int32_t layer) const;
   Result<void> plan_layers(std::vector<std::pair<std::uint32_t, TensorInfo>> tensors);
 
   remote::Uri directory_;

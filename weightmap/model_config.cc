@@ -201,7 +201,7 @@ Result<gpu_exec::AttentionSpec> read_attention(ConfigReader& config, const Famil
     return config.refuse("head_dim", "is odd; rotary embedding turns pairs of dimensions");
   }
   attention.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(attention.head_dim)));
-  attention.qk_norm = family.qk_norm;
+  attention.qk_norm = family.qk_norm ? gpu_exec::QkNorm::head : gpu_exec::QkNorm::none;
   if (family.attention_bias == AttentionBias::by_key) {
     LIB_TRY(attention.qkv_bias, config.flag("attention_bias", false));
     attention.out_bias = attention.qkv_bias;
@@ -221,8 +221,8 @@ Result<ModelConfig> read_config(ConfigReader& config, const Family& family) {
   LIB_TRY(spec.max_positions,
           config.count("max_position_embeddings", 1, kPositionsMax, family.max_positions));
   LIB_TRY(const double epsilon, config.number("rms_norm_eps", 0.0, 1.0, 1e-6));
-  spec.norm_epsilon = static_cast<float>(epsilon);
-  LIB_TRY(spec.tied_embeddings, config.flag("tie_word_embeddings", false));
+  spec.norm.epsilon = static_cast<float>(epsilon);
+  LIB_TRY(spec.head.tied, config.flag("tie_word_embeddings", false));
 
   LayerSpec layer;
   LIB_TRY(layer.attention, read_attention(config, family, spec.hidden_size));

@@ -60,7 +60,7 @@ void bench_linear(CpuIsa isa, const Options& options, std::uint64_t rows, std::u
   const DeviceMemory packed = aligned_memory(device->packed_bytes(outputs, inputs, type));
   const DeviceMemory scratch = aligned_memory(device->scratch_bytes({}));
   const double pack_begin = wall_seconds();
-  device->pack_matrix(weights.data(), type, outputs, inputs, packed.get());
+  device->pack_matrix({weights.data(), type, {}, false, 0}, outputs, inputs, packed.get());
   const double pack_seconds = wall_seconds() - pack_begin;
   LinearOp op;
   op.x = x.data();

@@ -19,7 +19,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   }
   const gpu_exec::ModelSpec& spec = config->spec;
   LIB_CHECK(spec.hidden_size > 0 && spec.vocab_size > 0 && !spec.layers.empty());
-  LIB_CHECK(std::isfinite(spec.norm_epsilon) && spec.norm_epsilon >= 0);
+  LIB_CHECK(std::isfinite(spec.norm.epsilon) && spec.norm.epsilon >= 0);
   for (const gpu_exec::LayerSpec& layer : spec.layers) {
     const gpu_exec::AttentionSpec& attention = layer.attention;
     LIB_CHECK(attention.kv_heads > 0 && attention.heads % attention.kv_heads == 0);
@@ -30,7 +30,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     for (const float frequency : attention.rope.inverse_frequency) {
       LIB_CHECK(std::isfinite(frequency) && frequency >= 0);
     }
-    for (const gpu_exec::WeightRole role : gpu_exec::weight_roles(layer)) {
+    for (const gpu_exec::WeightRole role : gpu_exec::weight_roles(spec, layer)) {
       for (const std::uint64_t extent : gpu_exec::weight_shape(spec, layer, role)) {
         LIB_CHECK(extent > 0 && extent < 1ULL << 32U);
       }

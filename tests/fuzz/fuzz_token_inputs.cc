@@ -38,7 +38,7 @@ void check_tokens(const std::string& name, const std::string& text) {
 }
 
 void check_captures(const std::string& text) {
-  const auto list = parse_captures({text}, kLayers);
+  const auto list = parse_captures({text}, {kLayers});
   if (!list) {
     return;
   }
@@ -46,9 +46,9 @@ void check_captures(const std::string& text) {
   LIB_CHECK(list->last_layer() >= -1 && list->last_layer() <= kLayers);
   for (const std::string& name : list->requested) {
     // A canonical name is a capture again, and means itself.
-    const auto again = parse_captures({name}, kLayers);
+    const auto again = parse_captures({name}, {kLayers});
     LIB_CHECK(again.has_value() && again->requested.size() == 1 && again->requested[0] == name);
-    static_cast<void>(capture_notations(name, kLayers));
+    static_cast<void>(capture_notations(name, {kLayers}));
   }
 }
 

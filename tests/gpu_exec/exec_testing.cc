@@ -80,30 +80,128 @@ LayerSpec awkward_layer() {
   layer.attention.scale = 0.25F;
   layer.attention.qkv_bias = true;
   layer.attention.out_bias = true;
-  layer.attention.qk_norm = true;
+  layer.attention.qk_norm = QkNorm::head;
   layer.attention.rope = default_rope(12);
   layer.mlp.width = 301;
   layer.mlp.bias = true;
   return layer;
 }
 
-TestLayer make_layer(std::uint32_t hidden, LayerSpec layer, DType weight_type, std::uint64_t seed) {
+namespace {
+
+constexpr NormSpec kRms{NormKind::rms, false, false, 1e-5F};
+constexpr NormSpec kLayerNorm{NormKind::layer, true, false, 1e-5F};
+
+/// Norms behind the modules only, q and k normalised as wholes.
+Flavour post_norms() {
+  Flavour flavour{"post_norms", awkward_layer(), kRms};
+  flavour.layer.attention_norm = flavour.layer.mlp_norm = false;
+  flavour.layer.attention_out_norm = flavour.layer.mlp_out_norm = true;
+  flavour.layer.attention.qk_norm = QkNorm::full;
+  return flavour;
+}
+
+Flavour sandwich() {
+  Flavour flavour{"sandwich", awkward_layer(), {NormKind::rms, false, true, 1e-5F}};
+  flavour.layer.attention_out_norm = flavour.layer.mlp_out_norm = true;
+  flavour.layer.mlp.activation = Activation::gelu_tanh;
+  return flavour;
+}
+
+Flavour parallel_shared() {
+  Flavour flavour{"parallel_shared", awkward_layer(), {NormKind::layer, false, false, 1e-5F}};
+  flavour.layer.residual = Residual::parallel;
+  flavour.layer.mlp_norm = false;
+  flavour.layer.attention.qk_norm = QkNorm::head_each;
+  flavour.layer.attention.rope.style = RopeStyle::pairs;
+  return flavour;
+}
+
+Flavour parallel_two() {
+  Flavour flavour{"parallel_two", awkward_layer(), kLayerNorm};
+  flavour.layer.residual = Residual::parallel;
+  flavour.layer.attention.kv_heads = flavour.layer.attention.heads;
+  flavour.layer.attention.storage = QkvStorage::per_head;
+  flavour.layer.attention.qk_norm = QkNorm::none;
+  flavour.layer.mlp.gated = false;
+  flavour.layer.mlp.activation = Activation::gelu;
+  return flavour;
+}
+
+Flavour norm_after() {
+  Flavour flavour{"norm_after", awkward_layer(), kLayerNorm};
+  flavour.layer.residual = Residual::norm_after;
+  flavour.layer.attention_norm = flavour.layer.mlp_norm = false;
+  flavour.layer.attention_out_norm = flavour.layer.mlp_out_norm = true;
+  flavour.layer.attention.rope = {};
+  flavour.layer.attention.qk_norm = QkNorm::none;
+  flavour.layer.mlp.gated = false;
+  flavour.layer.mlp.activation = Activation::relu;
+  return flavour;
+}
+
+Flavour grouped() {
+  Flavour flavour{"grouped", awkward_layer(), kLayerNorm};
+  flavour.layer.attention.storage = QkvStorage::grouped;
+  flavour.layer.mlp.gated = false;
+  flavour.layer.mlp.activation = Activation::relu_squared;
+  return flavour;
+}
+
+Flavour transposed() {
+  Flavour flavour{"transposed", awkward_layer(), kLayerNorm};
+  flavour.layer.transposed = true;
+  flavour.layer.attention.storage = QkvStorage::concat;
+  flavour.layer.mlp.fused = true;
+  flavour.layer.residual_multiplier = 0.3F;
+  return flavour;
+}
+
+/// Samples of more than 40 tokens turn by other angles; queries are scaled by position.
+Flavour by_length() {
+  Flavour flavour{"by_length", awkward_layer(), kRms};
+  AttentionSpec& attention = flavour.layer.attention;
+  attention.storage = QkvStorage::concat;
+  attention.rope.short_rows_max = 40;
+  for (const float frequency : attention.rope.inverse_frequency) {
+    attention.rope.long_inverse_frequency.push_back(frequency * 0.4F);
+  }
+  attention.temperature_beta = 0.5F;
+  attention.temperature_original = 20;
+  return flavour;
+}
+
+bool is_norm_weight(WeightRole role) {
+  const std::string name = weight_role_name(role);
+  return name.ends_with("_norm");
+}
+
+}  // namespace
+
+std::vector<Flavour> flavours() {
+  return {post_norms(), sandwich(), parallel_shared(), parallel_two(),
+          norm_after(), grouped(),  transposed(),      by_length()};
+}
+
+TestLayer make_layer(std::uint32_t hidden, LayerSpec layer, DType weight_type, std::uint64_t seed,
+                     NormSpec norm) {
   TestLayer test;
   test.model.hidden_size = hidden;
-  test.model.norm_epsilon = 1e-5F;
+  test.model.norm = norm;
   test.weight_type = weight_type;
   TestRandom random(seed);
-  std::vector<WeightRole> roles = weight_roles(layer);
-  roles.push_back(WeightRole::final_norm);
+  std::vector<WeightRole> roles = weight_roles(test.model, layer);
+  for (const WeightRole role : final_roles(test.model)) {
+    roles.push_back(role);
+  }
   for (const WeightRole role : roles) {
     const auto shape = weight_shape(test.model, layer, role);
-    const bool is_matrix = shape.size() == 2;
-    const std::size_t count = shape[0] * (is_matrix ? shape[1] : 1);
-    const bool is_norm = role == WeightRole::attention_norm || role == WeightRole::mlp_norm ||
-                         role == WeightRole::q_norm || role == WeightRole::k_norm ||
-                         role == WeightRole::final_norm;
-    const float scale = is_matrix ? 2.0F / std::sqrt(static_cast<float>(shape[1])) : 0.3F;
-    test.weights[role] = rounded(random.vector(count, scale, is_norm ? 1.0F : 0.0F), weight_type);
+    const bool is_matrix = shape.size() == 2 && !is_norm_weight(role);
+    const std::size_t count = shape[0] * (shape.size() == 2 ? shape[1] : 1);
+    const std::size_t inputs = is_matrix ? shape[layer.transposed ? 0 : 1] : 1;
+    const float scale = is_matrix ? 2.0F / std::sqrt(static_cast<float>(inputs)) : 0.3F;
+    const float centre = is_norm_weight(role) && !norm.one_plus ? 1.0F : 0.0F;
+    test.weights[role] = rounded(random.vector(count, scale, centre), weight_type);
   }
   test.model.layers.push_back(std::move(layer));
   return test;
@@ -145,7 +243,7 @@ std::vector<Segment> segments_of(const std::vector<std::uint64_t>& lengths) {
   std::vector<Segment> segments;
   std::uint64_t row = 0;
   for (const std::uint64_t length : lengths) {
-    segments.push_back({row, length, 0});
+    segments.push_back({row, length, 0, length});
     row += length;
   }
   return segments;

@@ -53,7 +53,14 @@ struct TestLayer {
 LayerSpec awkward_layer();
 /// Random weights for `layer` in a model of width `hidden`.
 TestLayer make_layer(std::uint32_t hidden, LayerSpec layer, DType weight_type,
-                     std::uint64_t seed = 1);
+                     std::uint64_t seed = 1, NormSpec norm = {NormKind::rms, false, false, 1e-5F});
+/// Layers that together have every flag of LayerSpec outside of attention's masks and scores.
+struct Flavour {
+  const char* name;
+  LayerSpec layer;
+  NormSpec norm;
+};
+std::vector<Flavour> flavours();
 RopeSpec default_rope(std::uint32_t rotary_dim);
 
 /// Keeps what it is given.

@@ -27,8 +27,9 @@ class Product {
       matrix->weight = rounded(random.vector(kInputs * kOutputs, 0.06F), weight_type);
       matrix->bias = random.vector(kOutputs, 0.5F);
       matrix->packed = aligned_memory(device_->packed_bytes(kOutputs, kInputs, weight_type));
-      device_->pack_matrix(to_bytes(matrix->weight, weight_type).data(), weight_type, kOutputs,
-                           kInputs, matrix->packed.get());
+      const Bytes bytes = to_bytes(matrix->weight, weight_type);
+      device_->pack_matrix({bytes.data(), weight_type, {}, false, 0}, kOutputs, kInputs,
+                           matrix->packed.get());
     }
   }
 
@@ -45,10 +46,12 @@ class Product {
       op.width = kOutputs;
       op.gate = first.view();
       op.up = second.view();
+      op.activation = Activation::silu;
       device_->glu(op, scratch_.get(), {});
     } else {
-      device_->linear({x.data(), y.data(), dtype_, rows, kInputs, kOutputs, first.view()},
-                      scratch_.get(), {});
+      device_->linear(
+          {x.data(), y.data(), dtype_, rows, kInputs, kOutputs, first.view(), Activation::identity},
+          scratch_.get(), {});
     }
     return y;
   }

@@ -36,12 +36,12 @@ class CanaryDevice final : public Device {
   std::uint64_t scratch_bytes(const ScratchNeeds& needs) const override {
     return inner_->scratch_bytes(needs);
   }
-  void pack_matrix(const std::byte* bytes, DType type, std::uint64_t outputs, std::uint64_t inputs,
+  void pack_matrix(const MatrixSource& source, std::uint64_t outputs, std::uint64_t inputs,
                    std::byte* packed) override {
-    inner_->pack_matrix(bytes, type, outputs, inputs, packed);
+    inner_->pack_matrix(source, outputs, inputs, packed);
   }
-  void load_vector(const std::byte* bytes, DType type, std::uint64_t count, float* out) override {
-    inner_->load_vector(bytes, type, count, out);
+  void load_vector(const VectorSource& source, std::uint64_t count, float* out) override {
+    inner_->load_vector(source, count, out);
   }
   void linear(const LinearOp& op, std::byte* scratch, const std::stop_token& stop) override {
     inner_->linear(op, scratch, stop);
@@ -52,15 +52,13 @@ class CanaryDevice final : public Device {
   void attention(const AttentionOp& op, std::byte* scratch, const std::stop_token& stop) override {
     inner_->attention(op, scratch, stop);
   }
-  void rms_norm(const NormOp& op) override { inner_->rms_norm(op); }
+  void norm(const NormOp& op) override { inner_->norm(op); }
   void rope_table(const RopeTableOp& op) override {
     ++rope_tables;
     inner_->rope_table(op);
   }
   void rotate(const RotateOp& op) override { inner_->rotate(op); }
-  void add(std::byte* x, const std::byte* y, DType dtype, std::uint64_t count) override {
-    inner_->add(x, y, dtype, count);
-  }
+  void add(const AddOp& op) override { inner_->add(op); }
 
   bool canary_is_alive() const {
     for (std::size_t i = 0; i < kCanaryBytes; ++i) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 namespace librarian::gpu_exec {
 
@@ -51,40 +52,74 @@ Rows reference_linear(const Rows& x, const std::vector<float>& weight,
   return y;
 }
 
-Rows reference_norm(const Rows& x, const std::vector<float>& weight, double epsilon) {
+Rows reference_norm(const Rows& x, const std::vector<float>& weight, const std::vector<float>* bias,
+                    const NormSpec& spec) {
   Rows y = x;
   for (auto& row : y) {
+    const auto width = static_cast<double>(row.size());
+    double mean = 0;
+    for (const double value : row) {
+      mean += spec.kind == NormKind::layer ? value / width : 0;
+    }
     double squares = 0;
     for (const double value : row) {
-      squares += value * value;
+      squares += (value - mean) * (value - mean);
     }
-    const double inverse = 1 / std::sqrt(squares / static_cast<double>(row.size()) + epsilon);
+    const double inverse = 1 / std::sqrt(squares / width + spec.epsilon);
     for (std::size_t i = 0; i < row.size(); ++i) {
-      row[i] *= inverse * weight[i];
+      const double factor = spec.one_plus ? 1.0 + weight[i] : weight[i];
+      row[i] = (row[i] - mean) * inverse * factor + (bias == nullptr ? 0 : (*bias)[i]);
     }
   }
   return y;
 }
 
+namespace {
+
+/// Norm of q or k as one row of all its heads.
+std::vector<double> norm_heads(const std::vector<double>& row, std::uint32_t heads,
+                               const AttentionSpec& spec, const std::vector<float>& weight,
+                               const NormSpec& norm) {
+  if (spec.qk_norm == QkNorm::full) {
+    return reference_norm({row}, weight, nullptr, norm)[0];
+  }
+  std::vector<double> out;
+  for (std::size_t h = 0; h < heads; ++h) {
+    const auto begin = row.begin() + static_cast<std::ptrdiff_t>(h * spec.head_dim);
+    const auto from =
+        weight.begin() +
+        static_cast<std::ptrdiff_t>(spec.qk_norm == QkNorm::head_each ? h * spec.head_dim : 0);
+    const std::vector<float> own(from, from + spec.head_dim);
+    const Rows head =
+        reference_norm({std::vector<double>(begin, begin + spec.head_dim)}, own, nullptr, norm);
+    out.insert(out.end(), head[0].begin(), head[0].end());
+  }
+  return out;
+}
+
+}  // namespace
+
 Rows reference_rotate(Rows x, std::uint32_t heads, const AttentionSpec& spec,
-                      const std::vector<float>* weight, double epsilon) {
+                      const std::vector<float>* weight, const NormSpec& norm) {
   const std::size_t half = spec.rope.rotary_dim / 2;
+  const std::vector<float> frequencies = rope_frequencies(spec.rope, x.size());
   for (std::size_t position = 0; position < x.size(); ++position) {
+    if (weight != nullptr) {
+      x[position] = norm_heads(x[position], heads, spec, *weight, norm);
+    }
     for (std::size_t h = 0; h < heads; ++h) {
-      const auto begin = x[position].begin() + static_cast<std::ptrdiff_t>(h * spec.head_dim);
-      std::vector<double> head(begin, begin + spec.head_dim);
-      if (weight != nullptr) {
-        head = reference_norm({head}, *weight, epsilon)[0];
-      }
-      std::vector<double> turned = head;
+      double* head = x[position].data() + h * spec.head_dim;
+      const std::vector<double> before(head, head + spec.head_dim);
       for (std::size_t i = 0; i < half; ++i) {
-        const float angle = static_cast<float>(position) * spec.rope.inverse_frequency[i];
+        const bool pairs = spec.rope.style == RopeStyle::pairs;
+        const std::size_t low = pairs ? 2 * i : i;
+        const std::size_t high = pairs ? 2 * i + 1 : half + i;
+        const float angle = static_cast<float>(position) * frequencies[i];
         const double cosine = std::cos(static_cast<double>(angle)) * spec.rope.cos_sin_multiplier;
         const double sine = std::sin(static_cast<double>(angle)) * spec.rope.cos_sin_multiplier;
-        turned[i] = head[i] * cosine - head[half + i] * sine;
-        turned[half + i] = head[half + i] * cosine + head[i] * sine;
+        head[low] = before[low] * cosine - before[high] * sine;
+        head[high] = before[high] * cosine + before[low] * sine;
       }
-      std::copy(turned.begin(), turned.end(), begin);
     }
   }
   return x;
@@ -124,13 +159,80 @@ Rows reference_attention(const Rows& q, const Rows& k, const Rows& v, const Atte
 
 namespace {
 
-Rows sum_of(Rows a, const Rows& b) {
+/// a + b * scale.
+Rows sum_of(Rows a, const Rows& b, double scale) {
   for (std::size_t i = 0; i < a.size(); ++i) {
     for (std::size_t j = 0; j < a[i].size(); ++j) {
-      a[i][j] += b[i][j];
+      a[i][j] += b[i][j] * scale;
     }
   }
   return a;
+}
+
+double activated(Activation activation, double x) {
+  switch (activation) {
+    case Activation::identity:
+      return x;
+    case Activation::silu:
+      return x / (1 + std::exp(-x));
+    case Activation::gelu:
+      return x * (1 + std::erf(x / std::sqrt(2.0))) / 2;
+    case Activation::gelu_tanh:
+      return x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))) / 2;
+    case Activation::relu:
+      return std::max(x, 0.0);
+    case Activation::relu_squared:
+      return std::max(x, 0.0) * std::max(x, 0.0);
+  }
+  return NAN;
+}
+
+/// One layer's tensors, fused ones taken apart and transposed ones turned.
+class Weights {
+ public:
+  explicit Weights(const TestLayer& layer) {
+    const LayerSpec& spec = layer.model.layers[0];
+    for (const auto& [role, values] : layer.weights) {
+      const std::vector<std::uint64_t> shape = weight_shape(layer.model, spec, role);
+      for (const WeightPart& part : weight_parts(layer.model, spec, role)) {
+        const std::uint64_t inputs = std::max<std::uint64_t>(part.inputs, 1);
+        std::vector<float>& to = parts_[part.role];
+        for (std::uint64_t n = 0; n < part.outputs; ++n) {
+          for (std::uint64_t k = 0; k < inputs; ++k) {
+            const std::uint64_t row = part.rows.at(n);
+            const bool turned = spec.transposed && part.inputs != 0;
+            to.push_back(values[turned ? k * shape[1] + row : row * inputs + k]);
+          }
+        }
+      }
+    }
+  }
+  const std::vector<float>* find(WeightRole role) const {
+    const auto found = parts_.find(role);
+    return found == parts_.end() ? nullptr : &found->second;
+  }
+  Rows linear(const Rows& x, WeightRole weight, WeightRole bias) const {
+    const std::vector<float>& matrix = parts_.at(weight);
+    return reference_linear(x, matrix, find(bias), matrix.size() / x[0].size());
+  }
+  /// `x` where the layer has no such norm.
+  Rows norm(const Rows& x, WeightRole weight, WeightRole bias, const NormSpec& spec) const {
+    return find(weight) == nullptr ? x : reference_norm(x, *find(weight), find(bias), spec);
+  }
+
+ private:
+  std::map<WeightRole, std::vector<float>> parts_;
+};
+
+Rows reference_mlp(const Weights& weights, const MlpSpec& spec, const Rows& x) {
+  const Rows up = weights.linear(x, WeightRole::up_weight, WeightRole::up_bias);
+  Rows act = spec.gated ? weights.linear(x, WeightRole::gate_weight, WeightRole::gate_bias) : up;
+  for (std::size_t i = 0; i < act.size(); ++i) {
+    for (std::size_t j = 0; j < act[i].size(); ++j) {
+      act[i][j] = activated(spec.activation, act[i][j]) * (spec.gated ? up[i][j] : 1);
+    }
+  }
+  return weights.linear(act, WeightRole::down_weight, WeightRole::down_bias);
 }
 
 }  // namespace
@@ -138,37 +240,46 @@ Rows sum_of(Rows a, const Rows& b) {
 ReferenceLayer reference_layer(const TestLayer& layer, const Rows& x) {
   const LayerSpec& spec = layer.model.layers[0];
   const AttentionSpec& attention = spec.attention;
-  const double epsilon = layer.model.norm_epsilon;
-  const auto optional = [&](WeightRole role) {
-    const auto found = layer.weights.find(role);
-    return found == layer.weights.end() ? nullptr : &found->second;
-  };
-  const auto linear = [&](const Rows& in, WeightRole weight, WeightRole bias) {
-    return reference_linear(in, layer.weights.at(weight), optional(bias),
-                            weight_shape(layer.model, spec, weight)[0]);
+  const NormSpec& norm = layer.model.norm;
+  const Weights weights(layer);
+  const auto join = [&](const Rows& residual, const Rows& output, WeightRole weight,
+                        WeightRole bias) {
+    if (spec.residual == Residual::norm_after) {
+      return weights.norm(sum_of(residual, output, 1), weight, bias, norm);
+    }
+    return sum_of(residual, weights.norm(output, weight, bias, norm), spec.residual_multiplier);
   };
   ReferenceLayer out;
-  const Rows h = reference_norm(x, layer.weights.at(WeightRole::attention_norm), epsilon);
-  const Rows q =
-      reference_rotate(linear(h, WeightRole::q_weight, WeightRole::q_bias), attention.heads,
-                       attention, optional(WeightRole::q_norm), epsilon);
-  const Rows k =
-      reference_rotate(linear(h, WeightRole::k_weight, WeightRole::k_bias), attention.kv_heads,
-                       attention, optional(WeightRole::k_norm), epsilon);
-  const Rows v = linear(h, WeightRole::v_weight, WeightRole::v_bias);
-  out.attn_out =
-      linear(reference_attention(q, k, v, attention), WeightRole::out_weight, WeightRole::out_bias);
-  out.resid_mid = sum_of(x, out.attn_out);
-  const Rows m = reference_norm(out.resid_mid, layer.weights.at(WeightRole::mlp_norm), epsilon);
-  Rows gate = linear(m, WeightRole::gate_weight, WeightRole::gate_bias);
-  const Rows up = linear(m, WeightRole::up_weight, WeightRole::up_bias);
-  for (std::size_t i = 0; i < gate.size(); ++i) {
-    for (std::size_t j = 0; j < gate[i].size(); ++j) {
-      gate[i][j] = gate[i][j] / (1 + std::exp(-gate[i][j])) * up[i][j];
-    }
+  const Rows h = weights.norm(x, WeightRole::attention_norm, WeightRole::attention_norm_bias, norm);
+  Rows q = reference_rotate(weights.linear(h, WeightRole::q_weight, WeightRole::q_bias),
+                            attention.heads, attention, weights.find(WeightRole::q_norm), norm);
+  for (std::size_t i = 0; attention.temperature_original != 0 && i < q.size(); ++i) {
+    const double factor =
+        1 + attention.temperature_beta *
+                std::log(1.0 + static_cast<double>(i / attention.temperature_original));
+    std::for_each(q[i].begin(), q[i].end(), [factor](double& value) { value *= factor; });
   }
-  out.mlp_out = linear(gate, WeightRole::down_weight, WeightRole::down_bias);
-  out.resid_post = sum_of(out.resid_mid, out.mlp_out);
+  const Rows k =
+      reference_rotate(weights.linear(h, WeightRole::k_weight, WeightRole::k_bias),
+                       attention.kv_heads, attention, weights.find(WeightRole::k_norm), norm);
+  const Rows v = weights.linear(h, WeightRole::v_weight, WeightRole::v_bias);
+  out.attn_out = weights.linear(reference_attention(q, k, v, attention), WeightRole::out_weight,
+                                WeightRole::out_bias);
+  if (spec.residual == Residual::parallel) {
+    const Rows m =
+        spec.mlp_norm ? weights.norm(x, WeightRole::mlp_norm, WeightRole::mlp_norm_bias, norm) : h;
+    out.mlp_out = reference_mlp(weights, spec.mlp, m);
+    out.resid_post = sum_of(sum_of(x, out.attn_out, spec.residual_multiplier), out.mlp_out,
+                            spec.residual_multiplier);
+    return out;
+  }
+  out.resid_mid =
+      join(x, out.attn_out, WeightRole::attention_out_norm, WeightRole::attention_out_norm_bias);
+  out.mlp_out = reference_mlp(
+      weights, spec.mlp,
+      weights.norm(out.resid_mid, WeightRole::mlp_norm, WeightRole::mlp_norm_bias, norm));
+  out.resid_post =
+      join(out.resid_mid, out.mlp_out, WeightRole::mlp_out_norm, WeightRole::mlp_out_norm_bias);
   return out;
 }
 

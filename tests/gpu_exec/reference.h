@@ -16,12 +16,14 @@ double worst_row_error(const std::vector<float>& actual, const Rows& expected);
 
 Rows reference_linear(const Rows& x, const std::vector<float>& weight,
                       const std::vector<float>* bias, std::size_t outputs);
-Rows reference_norm(const Rows& x, const std::vector<float>& weight, double epsilon);
+/// @param bias  Null: none. Weights are multiplied as NormSpec::one_plus says.
+Rows reference_norm(const Rows& x, const std::vector<float>& weight, const std::vector<float>* bias,
+                    const NormSpec& spec);
 /// q [rows, heads * head_dim], k and v [rows, kv_heads * head_dim] of one sample, causal.
 Rows reference_attention(const Rows& q, const Rows& k, const Rows& v, const AttentionSpec& spec);
-/// Norm (if `weight`) and rotation of each head, positions from 0.
+/// Norm (if `weight`), rotation and temperature of each head, positions from 0.
 Rows reference_rotate(Rows x, std::uint32_t heads, const AttentionSpec& spec,
-                      const std::vector<float>* weight, double epsilon);
+                      const std::vector<float>* weight, const NormSpec& norm);
 
 struct ReferenceLayer {
   Rows attn_out, resid_mid, mlp_out, resid_post;

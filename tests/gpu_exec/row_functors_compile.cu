@@ -16,7 +16,7 @@ __global__ void norm_rows(const std::uint16_t* x, const float* weight, std::uint
   }
   const float inverse = inverse_rms(squares, width, epsilon);
   for (std::uint64_t i = threadIdx.x; i < width; i += blockDim.x) {
-    y[blockIdx.x * width + i] = f32_to_bf16(normalised(bf16_to_f32(row[i]), inverse, weight[i]));
+    y[blockIdx.x * width + i] = f32_to_bf16(normalised(bf16_to_f32(row[i]), 0.0F, inverse, weight[i]));
   }
 }
 
@@ -24,7 +24,7 @@ __global__ void gate_and_turn(const std::uint16_t* gate, const std::uint16_t* up
                               float* high, const float* cosine, const float* sine,
                               std::uint16_t* y) {
   const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-  y[i] = f32_to_f16(silu_times(f16_to_f32(gate[i]), f16_to_f32(up[i])));
+  y[i] = f32_to_f16(silu(f16_to_f32(gate[i])) * f16_to_f32(up[i]));
   const float turned_low = rope_low(low[i], high[i], cosine[i], sine[i]);
   const float turned_high = rope_high(low[i], high[i], cosine[i], sine[i]);
   low[i] = maximum(turned_low, minimum(turned_high, exp_of(turned_low)));

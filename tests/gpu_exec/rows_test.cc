@@ -9,10 +9,12 @@
 namespace librarian::gpu_exec {
 namespace {
 
+constexpr NormSpec kRms{NormKind::rms, false, false, 1e-5F};
+
 class RowsOnPath : public testing::TestWithParam<CpuIsa> {};
 
-Bytes rms_norm(Device& device, const Bytes& x, DType type, std::uint64_t width,
-               const std::vector<float>& weight) {
+Bytes norm(Device& device, const Bytes& x, DType type, std::uint64_t width,
+           const std::vector<float>& weight) {
   Bytes y(x.size());
   NormOp op;
   op.x = x.data();
@@ -22,7 +24,7 @@ Bytes rms_norm(Device& device, const Bytes& x, DType type, std::uint64_t width,
   op.width = width;
   op.weight = weight.data();
   op.epsilon = 1e-5F;
-  device.rms_norm(op);
+  device.norm(op);
   return y;
 }
 
@@ -33,10 +35,10 @@ TEST_P(RowsOnPath, NormIsAccurate) {
     TestRandom random(width);
     const auto x = random.vector(width * 9, 20.0F);
     const auto weight = random.vector(width, 0.5F, 1.0F);
-    const auto y = rms_norm(*device, to_bytes(x, DType::f32), DType::f32, width, weight);
-    EXPECT_LE(
-        worst_row_error(to_floats(y, DType::f32), reference_norm(to_rows(x, width), weight, 1e-5)),
-        1e-6)
+    const auto y = norm(*device, to_bytes(x, DType::f32), DType::f32, width, weight);
+    EXPECT_LE(worst_row_error(to_floats(y, DType::f32),
+                              reference_norm(to_rows(x, width), weight, nullptr, kRms)),
+              1e-6)
         << width;
   }
 }
@@ -48,12 +50,12 @@ TEST_P(RowsOnPath, NormGivesARowTheSameBitsInAnyCompany) {
   for (const DType type : {DType::bf16, DType::f16, DType::f32}) {
     const Bytes x = to_bytes(random.vector(kWidth * 777, 3.0F), type);
     const std::size_t row_bytes = kWidth * dtype_bytes(type);
-    const Bytes whole = rms_norm(*cpu_device(GetParam(), 2), x, type, kWidth, weight);
+    const Bytes whole = norm(*cpu_device(GetParam(), 2), x, type, kWidth, weight);
     for (const std::size_t row : {0, 1, 98, 500, 776}) {
       const auto begin = static_cast<std::ptrdiff_t>(row * row_bytes);
       const auto end = begin + static_cast<std::ptrdiff_t>(row_bytes);
-      const Bytes alone = rms_norm(*cpu_device(GetParam(), 1),
-                                   Bytes(x.begin() + begin, x.begin() + end), type, kWidth, weight);
+      const Bytes alone = norm(*cpu_device(GetParam(), 1),
+                               Bytes(x.begin() + begin, x.begin() + end), type, kWidth, weight);
       EXPECT_EQ(alone, Bytes(whole.begin() + begin, whole.begin() + end)) << row;
     }
   }
@@ -69,7 +71,8 @@ Bytes rotate(Device& device, Bytes x, DType type, const AttentionSpec& spec, std
     table_rows = std::max(table_rows, segment.position + segment.rows - first_position);
   }
   std::vector<float> table(rope_table_floats(table_rows, spec.rope.rotary_dim));
-  device.rope_table({&spec.rope, first_position, table_rows, table.data()});
+  device.rope_table({spec.rope.inverse_frequency, spec.rope.cos_sin_multiplier, first_position,
+                     table_rows, table.data()});
   RotateOp op;
   op.x = x.data();
   op.dtype = type;
@@ -111,14 +114,14 @@ TEST_P(RowsOnPath, RotationIsAccurate) {
     TestRandom random(shape.head_dim);
     const auto x = random.vector(std::size_t{3} * shape.head_dim * 70, 2.0F);
     const auto weight = random.vector(shape.head_dim, 0.5F, 1.0F);
-    for (const std::vector<float>* norm :
+    for (const std::vector<float>* head_norm :
          {static_cast<const std::vector<float>*>(nullptr), &weight}) {
-      const Bytes y =
-          rotate(*device, to_bytes(x, DType::f32), DType::f32, spec, 3, norm, segments_of({70}), 0);
+      const Bytes y = rotate(*device, to_bytes(x, DType::f32), DType::f32, spec, 3, head_norm,
+                             segments_of({70}), 0);
       const Rows expected =
-          reference_rotate(to_rows(x, std::size_t{3} * shape.head_dim), 3, spec, norm, 1e-5);
+          reference_rotate(to_rows(x, std::size_t{3} * shape.head_dim), 3, spec, head_norm, kRms);
       EXPECT_LE(worst_row_error(to_floats(y, DType::f32), expected), 1e-6)
-          << shape.head_dim << "/" << shape.rotary_dim << (norm != nullptr ? " norm" : "");
+          << shape.head_dim << "/" << shape.rotary_dim << (head_norm != nullptr ? " norm" : "");
     }
   }
 }
@@ -151,7 +154,7 @@ TEST_P(RowsOnPath, RotationFollowsThePosition) {
 TEST_P(RowsOnPath, RopeAnglesAreRoundedToF32First) {
   RopeSpec rope = default_rope(64);
   std::vector<float> table(rope_table_floats(1, 64));
-  cpu_device(GetParam(), 1)->rope_table({&rope, 100001, 1, table.data()});
+  cpu_device(GetParam(), 1)->rope_table({rope.inverse_frequency, 1.0F, 100001, 1, table.data()});
   bool differs = false;
   for (std::size_t i = 0; i < 32; ++i) {
     const float angle = 100001.0F * rope.inverse_frequency[i];
@@ -177,7 +180,8 @@ TEST_P(RowsOnPath, AddRoundsOnceAndTouchesNothingElse) {
       }
       Bytes x = to_bytes(a, type);
       x.push_back(std::byte{0x77});
-      device->add(x.data(), to_bytes(b, type).data(), type, count);
+      const Bytes change = to_bytes(b, type);
+      device->add({x.data(), change.data(), nullptr, type, count, 1.0F});
       EXPECT_EQ(x.back(), std::byte{0x77});
       x.pop_back();
       EXPECT_EQ(x, to_bytes(sum, type)) << count << dtype_name(type);

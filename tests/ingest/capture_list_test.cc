@@ -95,7 +95,7 @@ TEST(Captures, BecomeTheirCanonicalNames) {
   };
   for (const GoodCase& row : cases) {
     SCOPED_TRACE(row.arguments[0]);
-    const auto list = parse_captures(row.arguments, kLayers);
+    const auto list = parse_captures(row.arguments, {kLayers});
     ASSERT_TRUE(list) << list.error().message();
     EXPECT_THAT(list->requested, ElementsAreArray(row.requested));
     EXPECT_THAT(arrays_of(*list), ElementsAreArray(row.arrays));
@@ -188,24 +188,24 @@ TEST(Captures, ThatMeanNothingAreRefusedAndQuoted) {
            "hook_resid_post",
            "hf:-9223372036854775808",
        }) {
-    const auto list = parse_captures({text}, kLayers);
+    const auto list = parse_captures({text}, {kLayers});
     ASSERT_FALSE(list) << text;
     EXPECT_EQ(list.error().code(), ErrorCode::invalid_argument) << text;
     EXPECT_NE(list.error().message().find("--capture"), std::string::npos) << text;
   }
-  EXPECT_FALSE(parse_captures({}, kLayers));
-  EXPECT_FALSE(parse_captures({std::string("resid_post\0@1", 13)}, kLayers));
+  EXPECT_FALSE(parse_captures({}, {kLayers}));
+  EXPECT_FALSE(parse_captures({std::string("resid_post\0@1", 13)}, {kLayers}));
 }
 
 // Catches: spread that repeats a layer or misses the last one, for any depth.
 TEST(Captures, SpreadAndEveryHoldForAnyDepth) {
   for (std::int32_t layers = 1; layers <= 130; ++layers) {
     for (std::int32_t n = 1; n <= layers; ++n) {
-      const auto spread = parse_captures({"resid_post@spread:" + std::to_string(n)}, layers);
+      const auto spread = parse_captures({"resid_post@spread:" + std::to_string(n)}, {layers});
       ASSERT_TRUE(spread);
       ASSERT_EQ(spread->requested.size(), static_cast<std::size_t>(n)) << layers;
       ASSERT_EQ(spread->last_layer(), layers - 1);
-      const auto every = parse_captures({"resid_post@every:" + std::to_string(n)}, layers);
+      const auto every = parse_captures({"resid_post@every:" + std::to_string(n)}, {layers});
       ASSERT_TRUE(every);
       ASSERT_EQ(every->requested.size(), static_cast<std::size_t>(layers / n));
     }
@@ -217,7 +217,7 @@ TEST(Captures, SayWhichStepIsTheLast) {
       {"embed", -1},         {"resid_pre@0", -1},    {"resid_pre@3", 2}, {"attn_out@5", 5},
       {"final.pre_norm", 7}, {"final.post_norm", 8}, {"hf:-1", 8}};
   for (const auto& [text, last] : rows) {
-    EXPECT_EQ(parse_captures({text}, kLayers)->last_layer(), last) << text;
+    EXPECT_EQ(parse_captures({text}, {kLayers})->last_layer(), last) << text;
   }
 }
 
@@ -240,12 +240,12 @@ TEST(Notations, OfOtherToolsAreThoseOfTheTools) {
            NotationCase{"blocks.3.attn_out", "-", "-", "blocks.3.hook_attn_out"},
            NotationCase{"final.pre_norm", "-", "vllm:8", "-"},
        }) {
-    const CaptureNotations names = capture_notations(row.canonical, kLayers);
+    const CaptureNotations names = capture_notations(row.canonical, {kLayers});
     EXPECT_EQ(names.hf, row.hf) << row.canonical;
     EXPECT_EQ(names.vllm, row.vllm) << row.canonical;
     EXPECT_EQ(names.transformer_lens, row.transformer_lens) << row.canonical;
   }
-  EXPECT_EQ(capture_notations("final.post_norm", kLayers).hf, "hf:8");
+  EXPECT_EQ(capture_notations("final.post_norm", {kLayers}).hf, "hf:8");
 }
 
 // Goal: what `plan` prints can be given back, and means the same array.
@@ -253,11 +253,11 @@ TEST(Notations, GoThereAndBack) {
   for (const char* point : {"resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"}) {
     for (int layer = 0; layer < kLayers; ++layer) {
       const std::string canonical = "blocks." + std::to_string(layer) + "." + point;
-      const Names arrays = arrays_of(*parse_captures({canonical}, kLayers));
-      const CaptureNotations names = capture_notations(canonical, kLayers);
+      const Names arrays = arrays_of(*parse_captures({canonical}, {kLayers}));
+      const CaptureNotations names = capture_notations(canonical, {kLayers});
       for (const std::string& name : {names.hf, names.vllm, names.transformer_lens}) {
         if (name != "-") {
-          const auto back = parse_captures({name}, kLayers);
+          const auto back = parse_captures({name}, {kLayers});
           ASSERT_TRUE(back) << name;
           EXPECT_EQ(arrays_of(*back), arrays) << canonical << " as " << name;
         }

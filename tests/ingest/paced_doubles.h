@@ -51,13 +51,12 @@ class PacedDevice final : public gpu_exec::Device {
   std::uint64_t scratch_bytes(const gpu_exec::ScratchNeeds& needs) const override {
     return inner_->scratch_bytes(needs);
   }
-  void pack_matrix(const std::byte* bytes, gpu_exec::DType type, std::uint64_t outputs,
+  void pack_matrix(const gpu_exec::MatrixSource& source, std::uint64_t outputs,
                    std::uint64_t inputs, std::byte* packed) override {
-    inner_->pack_matrix(bytes, type, outputs, inputs, packed);
+    inner_->pack_matrix(source, outputs, inputs, packed);
   }
-  void load_vector(const std::byte* bytes, gpu_exec::DType type, std::uint64_t count,
-                   float* out) override {
-    inner_->load_vector(bytes, type, count, out);
+  void load_vector(const gpu_exec::VectorSource& source, std::uint64_t count, float* out) override {
+    inner_->load_vector(source, count, out);
   }
   void linear(const gpu_exec::LinearOp& op, std::byte* scratch,
               const std::stop_token& stop) override {
@@ -72,12 +71,10 @@ class PacedDevice final : public gpu_exec::Device {
                  const std::stop_token& stop) override {
     inner_->attention(op, scratch, stop);
   }
-  void rms_norm(const gpu_exec::NormOp& op) override { inner_->rms_norm(op); }
+  void norm(const gpu_exec::NormOp& op) override { inner_->norm(op); }
   void rope_table(const gpu_exec::RopeTableOp& op) override { inner_->rope_table(op); }
   void rotate(const gpu_exec::RotateOp& op) override { inner_->rotate(op); }
-  void add(std::byte* x, const std::byte* y, gpu_exec::DType dtype, std::uint64_t count) override {
-    inner_->add(x, y, dtype, count);
-  }
+  void add(const gpu_exec::AddOp& op) override { inner_->add(op); }
 
  private:
   void spend(std::uint64_t rows, std::uint64_t inputs, std::uint64_t outputs,

@@ -114,7 +114,7 @@ class MemoryWorld {
         checkpoint_(weightmap::Checkpoint::open(
                         fetcher_, *weightmap::remote::parse_uri(testing::kModelUri), {})
                         .value()),
-        captures_(parse_captures({"resid_post@all,attn_out@all"}, 6).value()),
+        captures_(parse_captures({"resid_post@all,attn_out@all"}, {6}).value()),
         device_(gpu_exec::make_cpu_device(gpu_exec::CpuIsa::portable, 1).value()) {
     inputs.checkpoint = &checkpoint_;
     inputs.captures = &captures_;

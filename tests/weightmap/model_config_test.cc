@@ -49,8 +49,8 @@ bool same_spec(const ModelConfig& a, const ModelConfig& b) {
   return a.dtype == b.dtype && a.rope_type == b.rope_type &&
          a.spec.hidden_size == b.spec.hidden_size && a.spec.vocab_size == b.spec.vocab_size &&
          a.spec.max_positions == b.spec.max_positions &&
-         a.spec.norm_epsilon == b.spec.norm_epsilon &&
-         a.spec.tied_embeddings == b.spec.tied_embeddings &&
+         a.spec.norm.epsilon == b.spec.norm.epsilon &&
+         a.spec.head.tied == b.spec.head.tied &&
          std::equal(a.spec.layers.begin(), a.spec.layers.end(), b.spec.layers.begin(),
                     b.spec.layers.end(), same_layer);
 }
@@ -70,12 +70,12 @@ TEST(ModelConfig, OfEveryFamilyHasItsOwnFlags) {
     EXPECT_FLOAT_EQ(attention.scale, static_cast<float>(1 / std::sqrt(32.0)));
     EXPECT_EQ(attention.qkv_bias, family == "qwen2");
     EXPECT_FALSE(attention.out_bias);
-    EXPECT_EQ(attention.qk_norm, family == "qwen3");
+    EXPECT_EQ(attention.qk_norm == gpu_exec::QkNorm::head, family == "qwen3");
     EXPECT_EQ(attention.window, family == "mistral" ? 4096U : 0U);
     EXPECT_EQ(config.spec.layers[3].mlp.width, 512U);
     EXPECT_FALSE(config.spec.layers[3].mlp.bias);
-    EXPECT_FLOAT_EQ(config.spec.norm_epsilon, 1e-5F);
-    EXPECT_FALSE(config.spec.tied_embeddings);
+    EXPECT_FLOAT_EQ(config.spec.norm.epsilon, 1e-5F);
+    EXPECT_FALSE(config.spec.head.tied);
     EXPECT_FALSE(config.dtype.has_value());
     EXPECT_EQ(config.rope_type, "default");
   }

@@ -99,7 +99,7 @@ TEST_P(PublishedConfig, IsTheModelItIs) {
   const gpu_exec::ModelSpec& spec = config->spec;
   EXPECT_EQ(spec.hidden_size, want.hidden);
   EXPECT_EQ(spec.vocab_size, want.vocab);
-  EXPECT_EQ(spec.tied_embeddings, want.tied);
+  EXPECT_EQ(spec.head.tied, want.tied);
   EXPECT_EQ(config->dtype, gpu_exec::DType::bf16);
   EXPECT_EQ(config->rope_type, want.rope_type);
   ASSERT_EQ(spec.layers.size(), want.layers);
@@ -109,7 +109,7 @@ TEST_P(PublishedConfig, IsTheModelItIs) {
     EXPECT_EQ(layer.attention.head_dim, want.head_dim);
     EXPECT_EQ(layer.attention.window, want.window);
     EXPECT_EQ(layer.attention.qkv_bias, want.qkv_bias);
-    EXPECT_EQ(layer.attention.qk_norm, want.qk_norm);
+    EXPECT_EQ(layer.attention.qk_norm == gpu_exec::QkNorm::head, want.qk_norm);
     EXPECT_FALSE(layer.attention.out_bias);
     EXPECT_EQ(layer.mlp.width, want.width);
     ASSERT_EQ(layer.attention.rope.inverse_frequency.size(), want.head_dim / 2);
