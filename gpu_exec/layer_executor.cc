@@ -1,11 +1,11 @@
 #include "gpu_exec/layer_executor.h"
 
 #include <algorithm>
-#include <array>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "gpu_exec/layer_weights.h"
 #include "gpu_exec/memory_plan.h"
 
 namespace librarian::gpu_exec {
@@ -16,21 +16,6 @@ Error invalid(std::string message) { return {ErrorCode::invalid_argument, std::m
 bool same_rope(const RopeSpec& a, const RopeSpec& b) {
   return a.rotary_dim == b.rotary_dim && a.inverse_frequency == b.inverse_frequency &&
          a.cos_sin_multiplier == b.cos_sin_multiplier;
-}
-
-bool is_norm_weight(WeightRole role) {
-  switch (role) {
-    case WeightRole::attention_norm:
-    case WeightRole::q_norm:
-    case WeightRole::k_norm:
-    case WeightRole::attention_out_norm:
-    case WeightRole::mlp_norm:
-    case WeightRole::mlp_out_norm:
-    case WeightRole::final_norm:
-      return true;
-    default:
-      return false;
-  }
 }
 
 Result<void> unless_stopped(const std::stop_token& stop) {
@@ -46,60 +31,22 @@ class LayerExecutor::Impl {
  public:
   Impl(const ModelSpec& model, const ExecutorOptions& options, Device& device,
        const MemoryPlan& plan, DeviceMemory arena)
-      : model_(model), options_(options), device_(device), plan_(plan), arena_(std::move(arena)) {}
+      : model_(model),
+        options_(options),
+        device_(device),
+        plan_(plan),
+        arena_(std::move(arena)),
+        weights_(model, options.weight_dtype_max, device, plan_, arena_.get()) {}
 
   void begin_layer(std::uint32_t layer_index) {
     LIB_CHECK(layer_index < model_.layers.size());
     layer_ = &model_.layers[layer_index];
-    std::uint64_t end = 0;
-    slots_ = place_weights(model_, *layer_, options_.weight_dtype_max, device_, plan_.layer_weights,
-                           end);
-    LIB_CHECK(end <= plan_.weight_bytes);
-    for (std::size_t role = 0; role < index(WeightRole::final_norm); ++role) {
-      weights_[role] = {};
-    }
-    if (layer_->attention.alibi) {
-      const std::vector<float> slopes = alibi_slopes(layer_->attention.heads);
-      device_.load_vector(
-          {reinterpret_cast<const std::byte*>(slopes.data()), DType::f32, RowRuns{}, 0},
-          slopes.size(), floats(plan_.slopes));
-    }
+    weights_.begin_layer(*layer_);
     next_position_ = 0;
   }
 
   Result<void> load(WeightRole role, DType type, std::span<const std::byte> bytes) {
-    static const LayerSpec kNoLayer;
-    const LayerSpec& layer = layer_ == nullptr ? kNoLayer : *layer_;
-    if (dtype_bytes(type) > dtype_bytes(options_.weight_dtype_max)) {
-      return invalid(std::string(weight_role_name(role)) + ": " + dtype_name(type) +
-                     " is wider than planned for");
-    }
-    const std::vector<WeightPart> parts = weight_parts(model_, layer, role);
-    std::uint64_t count = 0;
-    std::uint64_t rows = 0;
-    for (const WeightPart& part : parts) {
-      LIB_TRY_VOID(slot_of(part.role));
-      rows += part.outputs;
-      count += part.outputs * std::max<std::uint64_t>(part.inputs, 1);
-    }
-    if (bytes.size() != count * dtype_bytes(type)) {
-      return invalid(std::string(weight_role_name(role)) + ": " + std::to_string(bytes.size()) +
-                     " bytes for " + std::to_string(count) + " elements of " + dtype_name(type));
-    }
-    for (const WeightPart& part : parts) {
-      LIB_TRY(const WeightSlot slot, slot_of(part.role));
-      std::byte* to = arena_.get() + slot.offset;
-      if (part.inputs == 0) {
-        const bool plus_one = model_.norm.one_plus && is_norm_weight(part.role);
-        device_.load_vector({bytes.data(), type, part.rows, plus_one ? 1.0F : 0.0F}, part.outputs,
-                            reinterpret_cast<float*>(to));
-      } else {
-        device_.pack_matrix({bytes.data(), type, part.rows, layer.transposed, rows}, part.outputs,
-                            part.inputs, to);
-      }
-      weights_[index(part.role)] = {to, type, nullptr};
-    }
-    return {};
+    return weights_.load(role, type, bytes);
   }
 
   Result<void> run(const Block& block, std::span<std::byte> state, CaptureSink& sink,
@@ -134,22 +81,13 @@ class LayerExecutor::Impl {
       return invalid("final norm: " + std::to_string(rows.size()) + " bytes in, " +
                      std::to_string(normed.size()) + " out, rows of " + std::to_string(row_bytes));
     }
-    for (const WeightRole role : final_roles(model_)) {
-      if (weights_[index(role)].packed == nullptr) {
-        return invalid(std::string(weight_role_name(role)) + " is not loaded");
-      }
-    }
-    if (!model_.final_norm) {
-      return invalid("the model has no final norm");
-    }
+    LIB_TRY_VOID(weights_.check_final_loaded());
     norm(rows.data(), WeightRole::final_norm, WeightRole::final_norm_bias, rows.size() / row_bytes,
          normed.data());
     return {};
   }
 
  private:
-  static std::size_t index(WeightRole role) { return static_cast<std::size_t>(role); }
-
   std::byte* hidden() const { return arena_.get() + plan_.hidden; }
   std::byte* attention_out() const {
     return layer_->residual == Residual::parallel ? arena_.get() + plan_.attention_out : hidden();
@@ -160,39 +98,8 @@ class LayerExecutor::Impl {
     return reinterpret_cast<float*>(arena_.get() + offset);
   }
 
-  Result<WeightSlot> slot_of(WeightRole role) const {
-    if (role == WeightRole::final_norm && model_.final_norm) {
-      return WeightSlot{role, plan_.final_norm, model_.hidden_size, 0};
-    }
-    if (role == WeightRole::final_norm_bias && model_.final_norm && model_.norm.bias) {
-      return WeightSlot{role, plan_.final_norm_bias, model_.hidden_size, 0};
-    }
-    for (const WeightSlot& slot : slots_) {
-      if (slot.role == role) {
-        return slot;
-      }
-    }
-    return invalid(std::string("the layer has no ") + weight_role_name(role));
-  }
-
-  const float* vector(WeightRole role) const {
-    return reinterpret_cast<const float*>(weights_[index(role)].packed);  // Null if absent.
-  }
-  PackedMatrix matrix(WeightRole role, WeightRole bias) const {
-    PackedMatrix result = weights_[index(role)];
-    result.bias = vector(bias);
-    return result;
-  }
-
   Result<void> check_block(const Block& block, std::uint64_t state_bytes) const {
-    if (layer_ == nullptr) {
-      return invalid("run() before begin_layer()");
-    }
-    for (const WeightSlot& slot : slots_) {
-      if (weights_[index(slot.role)].packed == nullptr) {
-        return invalid(std::string(weight_role_name(slot.role)) + " is not loaded");
-      }
-    }
+    LIB_TRY_VOID(weights_.check_layer_loaded());
     if (block.rows > options_.block_rows_max ||
         state_bytes != block.rows * model_.hidden_size * dtype_bytes(options_.dtype)) {
       return invalid("block of " + std::to_string(block.rows) + " rows with " +
@@ -235,8 +142,8 @@ class LayerExecutor::Impl {
     op.rows = rows;
     op.width = model_.hidden_size;
     op.kind = model_.norm.kind;
-    op.weight = vector(weight);
-    op.bias = vector(bias);
+    op.weight = weights_.vector(weight);
+    op.bias = weights_.vector(bias);
     op.epsilon = model_.norm.epsilon;
     return op;
   }
@@ -248,8 +155,9 @@ class LayerExecutor::Impl {
   Result<void> linear(const std::byte* x, std::uint64_t rows, std::uint64_t inputs,
                       std::uint64_t outputs, WeightRole weight, WeightRole bias, std::byte* y,
                       const std::stop_token& stop, Activation activation = Activation::identity) {
-    device_.linear({x, y, options_.dtype, rows, inputs, outputs, matrix(weight, bias), activation},
-                   scratch(), stop);
+    device_.linear(
+        {x, y, options_.dtype, rows, inputs, outputs, weights_.matrix(weight, bias), activation},
+        scratch(), stop);
     return unless_stopped(stop);
   }
 
@@ -311,7 +219,7 @@ class LayerExecutor::Impl {
     op.rotary_dim = spec.rope.rotary_dim;
     op.style = spec.rope.style;
     op.norm = model_.norm.kind;
-    op.norm_weight = spec.qk_norm == QkNorm::full ? nullptr : vector(norm_weight);
+    op.norm_weight = spec.qk_norm == QkNorm::full ? nullptr : weights_.vector(norm_weight);
     op.norm_weight_stride = spec.qk_norm == QkNorm::head_each ? spec.head_dim : 0;
     op.epsilon = model_.norm.epsilon;
     op.segments = block.segments;
@@ -368,8 +276,8 @@ class LayerExecutor::Impl {
     op.window = spec.window;
     op.chunk = spec.chunk;
     op.softcap = spec.softcap;
-    op.sinks = vector(WeightRole::sinks);
-    op.slopes = spec.alibi ? floats(plan_.slopes) : nullptr;
+    op.sinks = weights_.vector(WeightRole::sinks);
+    op.slopes = weights_.alibi_slopes();
     op.segments = block.segments;
     device_.attention(op, scratch(), stop);
     LIB_TRY_VOID(unless_stopped(stop));
@@ -398,8 +306,8 @@ class LayerExecutor::Impl {
       op.rows = block.rows;
       op.inputs = model_.hidden_size;
       op.width = spec.width;
-      op.gate = matrix(WeightRole::gate_weight, WeightRole::gate_bias);
-      op.up = matrix(WeightRole::up_weight, WeightRole::up_bias);
+      op.gate = weights_.matrix(WeightRole::gate_weight, WeightRole::gate_bias);
+      op.up = weights_.matrix(WeightRole::up_weight, WeightRole::up_bias);
       op.activation = spec.activation;
       device_.glu(op, scratch(), stop);
       LIB_TRY_VOID(unless_stopped(stop));
@@ -437,9 +345,8 @@ class LayerExecutor::Impl {
   Device& device_;
   const MemoryPlan plan_;
   DeviceMemory arena_;
+  LayerWeights weights_;
   const LayerSpec* layer_ = nullptr;
-  std::vector<WeightSlot> slots_;
-  std::array<PackedMatrix, kWeightRoles> weights_{};  ///< By role; `packed` null: not loaded.
   std::uint64_t next_position_ = 0;  ///< Where a further tile of the last sample would begin.
   const RopeSpec* table_rope_ = nullptr;
   std::uint64_t table_first_ = 0;

@@ -261,6 +261,8 @@ TEST(LayerExecutor, RefusesTensorsThatDoNotFit) {
   EXPECT_FALSE(executor->load(WeightRole::mlp_norm, DType::f32, Bytes(kHidden * 4)));
   EXPECT_FALSE(executor->load(WeightRole::q_bias, DType::bf16, bytes));
   EXPECT_FALSE(executor->load(WeightRole::embedding, DType::bf16, bytes));
+  EXPECT_FALSE(executor->load(WeightRole::qkv_weight, DType::bf16, bytes));
+  EXPECT_FALSE(executor->load(WeightRole::final_norm_bias, DType::bf16, bytes));
 }
 
 TEST(ModelSpec, NamesRolesInTheOrderOfTheArithmetic) {
