@@ -146,6 +146,27 @@ TEST_P(LayerOnPath, GivesARowTheSameBitsInAnyBlock) {
   }
 }
 
+// Goal: the number of rows in a block changes nothing, from one to thousands.
+// Method: samples of 1 to 4096 rows alone on one thread, then all in one block on three.
+TEST_P(LayerOnPath, GivesSamplesOfAnyLengthTheSameBits) {
+  const std::vector<std::uint64_t> lengths = {1, 7, 33, 128, 777, 4096};
+  const TestLayer layer = make_layer(kHidden, windowed_layer(), DType::bf16);
+  const auto one = cpu_device(GetParam(), 1);
+  const auto three = cpu_device(GetParam(), 3);
+  const auto alone = loaded_executor(layer, *one, DType::bf16, 4096, 4096);
+  const auto together = loaded_executor(layer, *three, DType::bf16, 5042, 4096);
+  Bytes all;
+  Bytes expected;
+  RecordingSink ignored;
+  for (const std::uint64_t length : lengths) {
+    const Bytes sample = to_bytes(TestRandom(length).vector(length * kHidden, 2.0F), DType::bf16);
+    all.insert(all.end(), sample.begin(), sample.end());
+    const Bytes state = run_block(*alone, segments_of({length}), sample, ignored);
+    expected.insert(expected.end(), state.begin(), state.end());
+  }
+  EXPECT_EQ(run_block(*together, segments_of(lengths), all, ignored), expected);
+}
+
 INSTANTIATE_TEST_SUITE_P(Paths, LayerOnPath, testing::ValuesIn(machine_isas()),
                          [](const auto& isa) { return std::string(cpu_isa_name(isa.param)); });
 
