@@ -3,117 +3,43 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdlib>
 
-#include "gpu_exec/device.h"
+#include "weightmap/attention_config.h"
+#include "weightmap/config_keys.h"
 #include "weightmap/config_reader.h"
+#include "weightmap/family.h"
 #include "weightmap/rope_config.h"
 
 namespace librarian::weightmap {
 namespace {
 
+using gpu_exec::Activation;
 using gpu_exec::DType;
 using gpu_exec::LayerSpec;
 using gpu_exec::ModelSpec;
 
 constexpr std::uint32_t kWidthMax = 1U << 20U;
 constexpr std::uint32_t kLayersMax = 4096;
-constexpr std::uint32_t kHeadsMax = 4096;
 constexpr std::uint32_t kPositionsMax = 1U << 30U;
+constexpr double kMultiplierMax = 1e9;
 
-/// How a family decides which layers attend through a window.
-enum class WindowRule : std::uint8_t {
-  none,         ///< `sliding_window` is not a key of this family.
-  every_layer,  ///< Wherever `sliding_window` is a number.
-  upper_layers  ///< use_sliding_window, from layer max_window_layers on; layer_types overrides.
+struct ActivationName {
+  const char* name;
+  Activation activation;
 };
-/// Where a family has biases in its attention.
-enum class AttentionBias : std::uint8_t { by_key, qkv_always, never };
-
-/// What transformers fills in when a key is absent, and what differs between the families.
-struct Family {
-  const char* model_type;
-  std::uint32_t max_positions;
-  double rope_theta;
-  std::uint32_t head_dim;        ///< 0: hidden_size / heads.
-  std::uint32_t kv_heads;        ///< 0: as many as heads.
-  std::uint32_t sliding_window;  ///< When the key is absent; 0: none.
-  AttentionBias attention_bias;
-  bool mlp_bias_key;
-  bool qk_norm;
-  WindowRule window_rule;
-};
-constexpr std::array<Family, 4> kFamilies{{
-    {"llama", 2048, 10000.0, 0, 0, 0, AttentionBias::by_key, true, false, WindowRule::none},
-    {"mistral", 131072, 10000.0, 0, 8, 4096, AttentionBias::never, false, false,
-     WindowRule::every_layer},
-    {"qwen2", 32768, 10000.0, 0, 32, 4096, AttentionBias::qkv_always, false, false,
-     WindowRule::upper_layers},
-    {"qwen3", 32768, 10000.0, 128, 32, 4096, AttentionBias::by_key, false, true,
-     WindowRule::upper_layers},
-}};
-
-/// Keys that say nothing about the arithmetic of a forward pass: training, generation, file and
-/// library bookkeeping.
-constexpr std::array kHarmlessKeys{"_attn_implementation",
-                                   "_attn_implementation_autoset",
-                                   "_commit_hash",
-                                   "_name_or_path",
-                                   "add_cross_attention",
-                                   "architectures",
-                                   "attention_dropout",
-                                   "bad_words_ids",
-                                   "begin_suppress_tokens",
-                                   "bos_token_id",
-                                   "chunk_size_feed_forward",
-                                   "cross_attention_hidden_size",
-                                   "decoder_start_token_id",
-                                   "diversity_penalty",
-                                   "do_sample",
-                                   "early_stopping",
-                                   "encoder_no_repeat_ngram_size",
-                                   "eos_token_id",
-                                   "exponential_decay_length_penalty",
-                                   "finetuning_task",
-                                   "forced_bos_token_id",
-                                   "forced_eos_token_id",
-                                   "id2label",
-                                   "initializer_range",
-                                   "is_decoder",
-                                   "is_encoder_decoder",
-                                   "label2id",
-                                   "length_penalty",
-                                   "max_length",
-                                   "min_length",
-                                   "no_repeat_ngram_size",
-                                   "num_beam_groups",
-                                   "num_beams",
-                                   "num_return_sequences",
-                                   "output_attentions",
-                                   "output_hidden_states",
-                                   "output_scores",
-                                   "pad_token_id",
-                                   "prefix",
-                                   "problem_type",
-                                   "remove_invalid_values",
-                                   "repetition_penalty",
-                                   "return_dict",
-                                   "return_dict_in_generate",
-                                   "sep_token_id",
-                                   "suppress_tokens",
-                                   "task_specific_params",
-                                   "temperature",
-                                   "tf_legacy_loss",
-                                   "tie_encoder_decoder",
-                                   "tokenizer_class",
-                                   "top_k",
-                                   "top_p",
-                                   "torchscript",
-                                   "transformers_version",
-                                   "typical_p",
-                                   "unsloth_fixed",
-                                   "unsloth_version",
-                                   "use_bfloat16",
-                                   "use_cache"};
+// The spellings of one function differ by less than the last bit of f32.
+constexpr std::array<ActivationName, 11> kActivations{{{"silu", Activation::silu},
+                                                       {"swish", Activation::silu},
+                                                       {"gelu", Activation::gelu},
+                                                       {"gelu_python", Activation::gelu},
+                                                       {"gelu_new", Activation::gelu_tanh},
+                                                       {"gelu_fast", Activation::gelu_tanh},
+                                                       {"gelu_accurate", Activation::gelu_tanh},
+                                                       {"gelu_python_tanh", Activation::gelu_tanh},
+                                                       {"gelu_pytorch_tanh", Activation::gelu_tanh},
+                                                       {"relu", Activation::relu},
+                                                       {"relu2", Activation::relu_squared}}};
 
 std::optional<DType> parse_dtype(const std::string& text) {
   if (text == "bfloat16") {
@@ -143,120 +69,308 @@ Result<std::optional<DType>> read_dtype(ConfigReader& config) {
   return type;
 }
 
-/// Window of each layer, 0 where it sees everything.
-Result<std::vector<std::uint32_t>> read_windows(ConfigReader& config, const Family& family,
-                                                std::uint32_t layers) {
-  std::vector<std::uint32_t> windows(layers, 0);
-  if (family.window_rule == WindowRule::none) {
-    return windows;
+/// 4.56 and later 4 write `dtype` too, so the version counts first.
+Dialect dialect_of(const Json& document) {
+  const auto version = document.find("transformers_version");
+  if (version != document.end() && version->is_string()) {
+    return std::atoi(version->get_ref<const std::string&>().c_str()) >= 5 ? Dialect::v5
+                                                                          : Dialect::v4;
   }
-  // A null means no window; an absent key means the family's default.
-  const std::uint32_t fallback = config.is_null("sliding_window") ? 0 : family.sliding_window;
-  LIB_TRY(const std::uint32_t window, config.count("sliding_window", 1, kPositionsMax, fallback));
-  if (family.window_rule == WindowRule::every_layer) {
-    std::fill(windows.begin(), windows.end(), window);
-    return windows;
+  return document.contains("rope_parameters") || document.contains("dtype") ? Dialect::v5
+                                                                            : Dialect::v4;
+}
+
+Result<float> read_multiplier(ConfigReader& config, const NumberKey& number) {
+  if (number.key == nullptr) {
+    return static_cast<float>(number.value);
   }
-  LIB_TRY(const bool use_window, config.flag("use_sliding_window", false));
-  LIB_TRY(const std::uint32_t first, config.count("max_window_layers", 0, kLayersMax, 28U));
-  const Json& types = config.raw("layer_types");
-  if (!types.is_null() && (!types.is_array() || types.size() != layers)) {
-    return config.refuse("layer_types", "is not a list of one entry per layer");
+  LIB_TRY(const double value, config.number(number.key, 0, kMultiplierMax, number.value));
+  return static_cast<float>(value);
+}
+
+Result<Activation> read_activation(ConfigReader& config, const MlpForm& form) {
+  std::string name = form.activation;
+  if (form.activation_key) {
+    LIB_TRY(name, config.text("hidden_act", name));
   }
-  for (std::uint32_t layer = 0; layer < layers; ++layer) {
-    bool sliding = layer >= first;
-    if (types.is_array()) {
-      if (types[layer] != "sliding_attention" && types[layer] != "full_attention") {
-        return config.refuse("layer_types", "has " +
-                                                types[layer].dump(-1, ' ', true).substr(0, 64) +
-                                                "; built in: full_attention, sliding_attention");
+  if (form.hidden_activation) {
+    if (name == "gelu") {
+      name = "gelu_pytorch_tanh";
+      if (!config.has("hidden_activation")) {
+        config.warn("hidden_act",
+                    "is 'gelu': taken for the tanh approximation that this family "
+                    "was trained with, as transformers 5 does");
       }
-      sliding = types[layer] == "sliding_attention";
     }
-    windows[layer] = use_window && sliding ? window : 0;
+    LIB_TRY(name, config.text("hidden_activation", name));
   }
-  return windows;
+  std::string known;
+  for (const ActivationName& row : kActivations) {
+    if (name == row.name) {
+      return row.activation;
+    }
+    known += (known.empty() ? "" : ", ") + std::string(row.name);
+  }
+  return config.refuse(form.hidden_activation && config.has("hidden_activation")
+                           ? "hidden_activation"
+                           : "hidden_act",
+                       "is '" + name.substr(0, 32) + "', which is not built in (" + known + ")");
 }
 
-Result<gpu_exec::AttentionSpec> read_attention(ConfigReader& config, const Family& family,
-                                               std::uint32_t hidden) {
-  gpu_exec::AttentionSpec attention;
-  LIB_TRY(attention.heads, config.count("num_attention_heads", 1, kHeadsMax));
-  // A null means one per head; an absent key means the family's default.
-  const bool one_per_head = family.kv_heads == 0 || config.is_null("num_key_value_heads");
-  const std::uint32_t kv_default = one_per_head ? attention.heads : family.kv_heads;
-  LIB_TRY(attention.kv_heads, config.count("num_key_value_heads", 1, kHeadsMax, kv_default));
-  const bool derived_dim = family.head_dim == 0 || config.is_null("head_dim");
-  const std::uint32_t dim_default = derived_dim ? hidden / attention.heads : family.head_dim;
-  LIB_TRY(attention.head_dim, config.count("head_dim", 2, gpu_exec::kHeadDimMax, dim_default));
-  if (attention.head_dim < 2 || attention.head_dim > gpu_exec::kHeadDimMax) {
-    return config.refuse("head_dim", "(hidden_size / num_attention_heads) is " +
-                                         std::to_string(attention.head_dim) + ", outside 2 to " +
-                                         std::to_string(gpu_exec::kHeadDimMax));
-  }
-  if (attention.heads % attention.kv_heads != 0) {
-    return config.refuse("num_key_value_heads", "does not divide num_attention_heads");
-  }
-  if (attention.head_dim % 2 != 0) {
-    return config.refuse("head_dim", "is odd; rotary embedding turns pairs of dimensions");
-  }
-  attention.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(attention.head_dim)));
-  attention.qk_norm = family.qk_norm ? gpu_exec::QkNorm::head : gpu_exec::QkNorm::none;
-  if (family.attention_bias == AttentionBias::by_key) {
-    LIB_TRY(attention.qkv_bias, config.flag("attention_bias", false));
-    attention.out_bias = attention.qkv_bias;
-  } else {
-    attention.qkv_bias = family.attention_bias == AttentionBias::qkv_always;
-  }
-  return attention;
-}
-
-Result<ModelConfig> read_config(ConfigReader& config, const Family& family) {
-  ModelConfig result;
-  result.model_type = family.model_type;
-  ModelSpec& spec = result.spec;
-  LIB_TRY(spec.hidden_size, config.count("hidden_size", 1, kWidthMax));
-  LIB_TRY(spec.vocab_size, config.count("vocab_size", 1, 1U << 28U));
-  LIB_TRY(const std::uint32_t layers, config.count("num_hidden_layers", 1, kLayersMax));
-  LIB_TRY(spec.max_positions,
-          config.count("max_position_embeddings", 1, kPositionsMax, family.max_positions));
-  LIB_TRY(const double epsilon, config.number("rms_norm_eps", 0.0, 1.0, 1e-6));
-  spec.norm.epsilon = static_cast<float>(epsilon);
-  LIB_TRY(spec.head.tied, config.flag("tie_word_embeddings", false));
-
+Result<LayerSpec> read_layer(ConfigReader& config, const Family& family, const ModelSpec& spec) {
   LayerSpec layer;
   LIB_TRY(layer.attention, read_attention(config, family, spec.hidden_size));
-  LIB_TRY(layer.mlp.width, config.count("intermediate_size", 1, kWidthMax * 4));
-  if (family.mlp_bias_key) {
-    LIB_TRY(layer.mlp.bias, config.flag("mlp_bias", false));
+  layer.mlp.gated = family.mlp.gated;
+  layer.mlp.fused = family.mlp.fused;
+  layer.mlp.width = 4 * spec.hidden_size;
+  if (family.mlp.width_key && family.sizes.width != 0) {
+    LIB_TRY(layer.mlp.width,
+            config.size("intermediate_size", 1, kWidthMax * 4, family.sizes.width));
+  } else if (family.mlp.width_key) {
+    LIB_TRY(layer.mlp.width, config.count("intermediate_size", 1, kWidthMax * 4, layer.mlp.width));
   }
-  LIB_TRY(const std::string activation, config.text("hidden_act", "silu"));
-  if (activation != "silu" && activation != "swish") {
-    return config.refuse("hidden_act",
-                         "is '" + activation.substr(0, 32) + "', which is not built in (silu)");
-  }
-  LIB_TRY(RopeConfig rope,
-          parse_rope(config, layer.attention.head_dim, spec.max_positions, family.rope_theta));
-  result.rope_type = rope.type;
-  layer.attention.rope = std::move(rope.spec);
-  LIB_TRY(const std::vector<std::uint32_t> windows, read_windows(config, family, layers));
-  for (const std::uint32_t window : windows) {
-    spec.layers.push_back(layer);
-    spec.layers.back().attention.window = window;
-  }
+  LIB_TRY(layer.mlp.activation, read_activation(config, family.mlp));
+  LIB_TRY(layer.mlp.bias, read_flag(config, family.mlp.bias));
+  LIB_TRY(const bool parallel, read_flag(config, family.parallel));
+  const LayerForm& form = parallel ? family.parallel_layer : family.layer;
+  layer.residual = form.residual;
+  layer.attention_norm = form.attention_norm;
+  layer.attention_out_norm = form.attention_out_norm;
+  layer.mlp_norm = form.mlp_norm;
+  layer.mlp_out_norm = form.mlp_out_norm;
+  layer.transposed = family.transposed;
+  LIB_TRY(layer.residual_multiplier,
+          read_multiplier(config, {family.residual_multiplier_key, 1.0}));
+  return layer;
+}
 
-  LIB_TRY(const std::uint32_t pretraining_tp, config.count("pretraining_tp", 0, 1024, 1U));
-  if (pretraining_tp > 1) {
-    return config.refuse("pretraining_tp", "is above 1: that splits sums and changes the bits");
+Result<void> read_embedding(ConfigReader& config, const EmbeddingForm& form, ModelSpec& spec) {
+  gpu_exec::EmbeddingSpec& embedding = spec.embedding;
+  LIB_TRY(embedding.multiplier, read_multiplier(config, {form.multiplier_key, 1.0}));
+  if (form.sqrt_hidden) {
+    embedding.multiplier = static_cast<float>(std::sqrt(static_cast<double>(spec.hidden_size)));
+    embedding.multiplier_in_dtype = true;
   }
+  if (form.positions) {
+    embedding.positions = spec.max_positions + form.position_offset;
+    embedding.position_offset = form.position_offset;
+  }
+  if (form.types != 0) {
+    LIB_TRY(embedding.types, config.count("type_vocab_size", 1, kWidthMax, form.types));
+  }
+  embedding.norm = form.norm;
+  return {};
+}
+
+Result<void> read_head(ConfigReader& config, const HeadForm& form, gpu_exec::HeadSpec& head) {
+  LIB_TRY(head.tied, config.flag("tie_word_embeddings", form.tied));
+  LIB_TRY(head.multiplier, read_multiplier(config, form.multiplier));
+  LIB_TRY(const float divisor, read_multiplier(config, form.divisor));
+  if (!(divisor > 0)) {
+    return config.refuse(form.divisor.key, "is 0, and logits are divided by it");
+  }
+  head.multiplier /= divisor;
+  if (form.softcap.key != nullptr && !config.is_null(form.softcap.key)) {
+    LIB_TRY(head.softcap, read_multiplier(config, form.softcap));
+  }
+  return {};
+}
+
+std::string shown(const std::variant<bool, double, std::string_view>& value) {
+  if (const auto* flag = std::get_if<bool>(&value)) {
+    return *flag ? "true" : "false";
+  }
+  if (const auto* number = std::get_if<double>(&value)) {
+    return std::to_string(static_cast<std::int64_t>(*number));
+  }
+  return "'" + std::string(std::get<std::string_view>(value)) + "'";
+}
+
+bool equals(const Json& json, const std::variant<bool, double, std::string_view>& value) {
+  if (const auto* flag = std::get_if<bool>(&value)) {
+    return json.is_boolean() && json.get<bool>() == *flag;
+  }
+  if (const auto* number = std::get_if<double>(&value)) {
+    return json.is_number() && json.get<double>() == *number;
+  }
+  return json.is_string() &&
+         json.get_ref<const std::string&>() == std::get<std::string_view>(value);
+}
+
+/// Keys that we know, and that must say what we compute.
+Result<void> check_fixed(ConfigReader& config, std::span<const FixedKey> rows) {
+  for (const FixedKey& row : rows) {
+    const Json& value = config.raw(row.key);
+    if (!value.is_null() && !equals(value, row.value)) {
+      return config.refuse(row.key, "is " + value.dump(-1, ' ', true).substr(0, 64) + ", not " +
+                                        shown(row.value) + ": that needs " + row.missing +
+                                        ", which is not built in");
+    }
+  }
+  return {};
+}
+
+constexpr std::array kFixedOfAll{FixedKey{"is_encoder_decoder", false, "an encoder and a decoder"}};
+
+Result<void> check_common(ConfigReader& config, const Family& family) {
+  LIB_TRY_VOID(check_fixed(config, kFixedOfAll));
+  LIB_TRY_VOID(check_fixed(config, family.fixed));
   if (config.has("quantization_config")) {
     return config.refuse("quantization_config", "says the weights are quantised: not built in yet");
   }
-  LIB_TRY(const bool multimodal_rope, config.flag("use_mrope", false));
-  if (multimodal_rope) {
-    return config.refuse("use_mrope", "is true: positions of images are not built in");
+  const Json& pruned = config.raw("pruned_heads");
+  if (!pruned.is_null() && !(pruned.is_object() && pruned.empty())) {
+    return config.refuse("pruned_heads", "is not empty: layers of other shapes are not built in");
+  }
+  if (config.has("auto_map")) {
+    config.warn("auto_map", std::string("names code of the repository: computed is transformers' "
+                                        "own '") +
+                                family.model_type + "'");
+  }
+  for (const char* key : harmless_keys()) {
+    config.ignore(key);
+  }
+  for (const char* key : family.harmless) {
+    config.ignore(key);
+  }
+  const std::vector<std::string> rest = config.unused();
+  // Written for families that never have them, too.
+  for (const char* key : {"attention_bias", "mlp_bias"}) {
+    if (std::find(rest.begin(), rest.end(), key) != rest.end() && config.raw(key) != false) {
+      return config.refuse(key, "is not false, and model_type '" + std::string(family.model_type) +
+                                    "' has no such biases");
+    }
+  }
+  return {};
+}
+
+Result<ModelConfig> read_config(ConfigReader& config, const Family& family, Dialect dialect) {
+  for (const KeyAlias& row : family.aliases) {
+    LIB_TRY_VOID(config.add_spelling(row.key, row.spelling));
+  }
+  ModelConfig result;
+  result.model_type = family.model_type;
+  result.names.family = family.names;
+  ModelSpec& spec = result.spec;
+  const FamilySizes& sizes = family.sizes;
+  LIB_TRY(spec.hidden_size, config.size("hidden_size", 1, kWidthMax, sizes.hidden));
+  LIB_TRY(spec.vocab_size, config.size("vocab_size", 1, 1U << 28U, sizes.vocab));
+  LIB_TRY(const std::uint32_t layers,
+          config.size("num_hidden_layers", 1, kLayersMax, sizes.layers));
+  if (sizes.positions != 0) {
+    LIB_TRY(spec.max_positions,
+            config.count("max_position_embeddings", 1, kPositionsMax, sizes.positions));
+  }
+  spec.norm = family.norm;
+  LIB_TRY(spec.norm.epsilon, read_multiplier(config, family.epsilon));
+  if (spec.norm.epsilon > 1) {
+    return config.refuse(family.epsilon.key, "is above 1");
+  }
+  spec.final_norm = family.final_norm;
+  LIB_TRY_VOID(read_embedding(config, family.embedding, spec));
+  LIB_TRY_VOID(read_head(config, family.head, spec.head));
+
+  LIB_TRY(LayerSpec layer, read_layer(config, family, spec));
+  if (family.adjust != nullptr) {
+    LIB_TRY_VOID(family.adjust(config, spec, layer));
+  }
+  LIB_TRY(const RopeConfig rope,
+          read_rope(config, family.rope, dialect, layer.attention.head_dim, spec.max_positions));
+  result.rope_type = rope.type;
+  layer.attention.temperature_beta = static_cast<float>(rope.temperature_beta);
+  layer.attention.temperature_original = rope.temperature_original;
+  LIB_TRY(const std::vector<LayerKind> kinds, read_layer_kinds(config, family, layers));
+  for (const LayerKind& kind : kinds) {
+    spec.layers.push_back(layer);
+    gpu_exec::AttentionSpec& attention = spec.layers.back().attention;
+    attention.window = kind.window;
+    if (kind.rope) {
+      attention.rope = kind.local ? rope.local : rope.spec;
+    }
   }
   LIB_TRY(result.dtype, read_dtype(config));
+  LIB_TRY_VOID(check_common(config, family));
+  for (const std::string& unknown : config.unused()) {
+    return config.refuse(unknown.substr(0, 128),
+                         "is a key that is neither used nor known to be harmless for model_type '" +
+                             result.model_type + "'");
+  }
+  return result;
+}
+
+Error unknown_family(ConfigReader& config, const std::string& model_type) {
+  for (const UnsupportedFamily& row : unsupported_families()) {
+    if (model_type == row.model_type) {
+      return config.refuse(
+          "model_type", "is '" + model_type + "', which needs " + row.missing + ": not built in");
+    }
+  }
+  std::string known;
+  for (const std::string& name : supported_model_types()) {
+    known += (known.empty() ? "" : ", ") + name;
+  }
+  return config.refuse("model_type", "is '" + model_type.substr(0, 64) +
+                                         "', a family that is not built in (built in: " + known +
+                                         ")");
+}
+
+/// The family of a document that is one model's, or of the text part of one.
+Result<ModelConfig> read_text_model(ConfigReader& config, const std::string& fallback_type,
+                                    Dialect dialect) {
+  LIB_TRY(const std::string model_type, config.text("model_type", fallback_type));
+  const Family* family = find_family(model_type);
+  if (family == nullptr) {
+    return unknown_family(config, model_type);
+  }
+  LIB_TRY(ModelConfig result, read_config(config, *family, dialect));
+  result.warnings = config.warnings();
+  return result;
+}
+
+void warn_of_sizes(const ConfigReader& config, ModelConfig& result) {
+  std::string taken;
+  for (const std::string& size : config.sizes_taken()) {
+    taken += (taken.empty() ? "" : ", ") + size;
+  }
+  if (!taken.empty()) {
+    result.warnings.push_back(config.what() + ": absent, so taken as transformers' '" +
+                              result.model_type + "' has it: " + taken);
+  }
+}
+
+Result<ModelConfig> read_wrapped(ConfigReader& outer, const Wrapper& wrapper, Dialect dialect) {
+  const Json& text = outer.raw("text_config");
+  if (!text.is_object()) {
+    return outer.refuse("text_config", "is not an object; the text model of a '" +
+                                           std::string(wrapper.model_type) + "' is read from it");
+  }
+  ConfigReader config(text, outer.what() + ": 'text_config'");
+  LIB_TRY(ModelConfig result, read_text_model(config, wrapper.text_type, dialect));
+  warn_of_sizes(config, result);
+  result.names.multimodal = true;
+  LIB_TRY(const std::optional<DType> dtype, read_dtype(outer));
+  if (!result.dtype) {
+    result.dtype = dtype;
+  }
+  LIB_TRY(const bool tied, outer.flag("tie_word_embeddings", result.spec.head.tied));
+  if (!config.has("tie_word_embeddings")) {
+    result.spec.head.tied = tied;
+  }
+  if (outer.has("quantization_config")) {
+    return outer.refuse("quantization_config", "says the weights are quantised: not built in yet");
+  }
+  LIB_TRY_VOID(check_fixed(outer, kFixedOfAll));
+  for (const char* key : harmless_keys()) {
+    outer.ignore(key);
+  }
+  for (const char* key : harmless_wrapper_keys()) {
+    outer.ignore(key);
+  }
+  for (const std::string& unknown : outer.unused()) {
+    return outer.refuse(unknown.substr(0, 128),
+                        "is a key that is neither used nor known to be harmless for model_type '" +
+                            std::string(wrapper.model_type) + "'");
+  }
   return result;
 }
 
@@ -264,8 +378,11 @@ Result<ModelConfig> read_config(ConfigReader& config, const Family& family) {
 
 std::vector<std::string> supported_model_types() {
   std::vector<std::string> names;
-  for (const Family& family : kFamilies) {
+  for (const Family& family : families()) {
     names.emplace_back(family.model_type);
+  }
+  for (const Wrapper& wrapper : wrappers()) {
+    names.emplace_back(wrapper.model_type);
   }
   std::sort(names.begin(), names.end());
   return names;
@@ -275,27 +392,14 @@ Result<ModelConfig> parse_model_config(std::string_view json, const std::string&
   LIB_TRY(const Json document, parse_json(json, what));
   ConfigReader config(document, what);
   LIB_TRY(const std::string model_type, config.text("model_type", ""));
-  const auto* family = std::find_if(kFamilies.begin(), kFamilies.end(), [&](const Family& row) {
-    return model_type == row.model_type;
-  });
-  if (family == kFamilies.end()) {
-    std::string known;
-    for (const std::string& name : supported_model_types()) {
-      known += (known.empty() ? "" : ", ") + name;
+  const Dialect dialect = dialect_of(document);
+  for (const Wrapper& wrapper : wrappers()) {
+    if (model_type == wrapper.model_type) {
+      return read_wrapped(config, wrapper, dialect);
     }
-    return config.refuse("model_type", "is '" + model_type.substr(0, 64) +
-                                           "', a family that is not built in (built in: " + known +
-                                           ")");
   }
-  for (const char* key : kHarmlessKeys) {
-    config.ignore(key);
-  }
-  LIB_TRY(ModelConfig result, read_config(config, *family));
-  for (const std::string& unknown : config.unused()) {
-    return config.refuse(unknown.substr(0, 128),
-                         "is a key that is neither used nor known to be harmless for model_type '" +
-                             model_type + "'");
-  }
+  LIB_TRY(ModelConfig result, read_text_model(config, "", dialect));
+  warn_of_sizes(config, result);
   return result;
 }
 

@@ -11,90 +11,134 @@ namespace {
 
 using gpu_exec::WeightRole;
 
-struct RoleName {
-  WeightRole role;
-  std::string_view name;
-};
-constexpr std::array<RoleName, 18> kLayerRoles{{
-    {WeightRole::attention_norm, "input_layernorm.weight"},
-    {WeightRole::q_weight, "self_attn.q_proj.weight"},
-    {WeightRole::q_bias, "self_attn.q_proj.bias"},
-    {WeightRole::k_weight, "self_attn.k_proj.weight"},
-    {WeightRole::k_bias, "self_attn.k_proj.bias"},
-    {WeightRole::v_weight, "self_attn.v_proj.weight"},
-    {WeightRole::v_bias, "self_attn.v_proj.bias"},
-    {WeightRole::q_norm, "self_attn.q_norm.weight"},
-    {WeightRole::k_norm, "self_attn.k_norm.weight"},
-    {WeightRole::out_weight, "self_attn.o_proj.weight"},
-    {WeightRole::out_bias, "self_attn.o_proj.bias"},
-    {WeightRole::mlp_norm, "post_attention_layernorm.weight"},
-    {WeightRole::gate_weight, "mlp.gate_proj.weight"},
-    {WeightRole::gate_bias, "mlp.gate_proj.bias"},
-    {WeightRole::up_weight, "mlp.up_proj.weight"},
-    {WeightRole::up_bias, "mlp.up_proj.bias"},
-    {WeightRole::down_weight, "mlp.down_proj.weight"},
-    {WeightRole::down_bias, "mlp.down_proj.bias"},
-}};
-constexpr std::string_view kEmbeddingName = "embed_tokens.weight";
-constexpr std::string_view kFinalNormName = "norm.weight";
+/// Before the text model's own prefix in checkpoints of a larger model, newest writer first.
+constexpr std::array<std::string_view, 3> kTextPrefixes{"model.language_model.",
+                                                        "language_model.model.", "language_model."};
+/// Everything of a larger model that no text passes through.
+constexpr std::array<std::string_view, 16> kOtherParts{"language_model.lm_head.",
+                                                       "model.vision_tower.",
+                                                       "vision_tower.",
+                                                       "model.multi_modal_projector.",
+                                                       "model.mm_projector.",
+                                                       "multi_modal_projector.",
+                                                       "mm_projector.",
+                                                       "model.visual.",
+                                                       "visual.",
+                                                       "model.vision_model.",
+                                                       "vision_model.",
+                                                       "model.image_newline",
+                                                       "image_newline",
+                                                       "vision_encoder.",
+                                                       "vision_language_adapter.",
+                                                       "patch_merger."};
+
+const RoleName* find_role(std::span<const RoleName> rows, WeightRole role) {
+  const auto found =
+      std::find_if(rows.begin(), rows.end(), [&](const RoleName& row) { return row.role == role; });
+  return found == rows.end() ? nullptr : &*found;
+}
+
+const RoleName* find_name(std::span<const RoleName> rows, std::string_view name) {
+  const auto found =
+      std::find_if(rows.begin(), rows.end(), [&](const RoleName& row) { return row.name == name; });
+  return found == rows.end() ? nullptr : &*found;
+}
+
+bool listed(std::span<const std::string_view> rows, std::string_view name) {
+  return std::find(rows.begin(), rows.end(), name) != rows.end();
+}
+
+/// `rows` hold whole names, and starts of names that end in a dot.
+bool covered(std::span<const std::string_view> rows, std::string_view name) {
+  return std::any_of(rows.begin(), rows.end(), [&](std::string_view row) {
+    return row.ends_with('.') ? name.starts_with(row) : name == row;
+  });
+}
 
 bool is_buffer(std::string_view name) {
   return name.ends_with("rotary_emb.inv_freq") || name.ends_with(".masked_bias");
 }
 
+bool is_final(WeightRole role) {
+  return role == WeightRole::final_norm || role == WeightRole::final_norm_bias;
+}
+
+/// The number at the start of `name`, which a dot must follow, and the length of both; 0: none.
+std::size_t read_layer(std::string_view name, std::int32_t& layer) {
+  const auto [end, status] = std::from_chars(name.data(), name.data() + name.size(), layer);
+  const auto digits = static_cast<std::size_t>(end - name.data());
+  const bool good = status == std::errc() && layer >= 0 && digits < name.size() &&
+                    name[digits] == '.' && (digits == 1 || name.front() != '0');
+  return good ? digits + 1 : 0;
+}
+
 }  // namespace
 
-NamedTensor classify_tensor(std::string_view name, std::string_view prefix, std::int32_t layers) {
+std::string base_prefix(const NameScheme& scheme, std::span<const std::string_view> names) {
+  const RoleName* embedding = find_role(scheme.family->outside, WeightRole::embedding);
+  LIB_CHECK(embedding != nullptr && !scheme.family->prefixes.empty());
+  std::vector<std::string_view> candidates;
+  if (scheme.multimodal) {
+    candidates.assign(kTextPrefixes.begin(), kTextPrefixes.end());
+  }
+  candidates.insert(candidates.end(), scheme.family->prefixes.begin(),
+                    scheme.family->prefixes.end());
+  for (const std::string_view prefix : candidates) {
+    const std::string wanted = std::string(prefix).append(embedding->name);
+    if (std::find(names.begin(), names.end(), wanted) != names.end()) {
+      return std::string(prefix);
+    }
+  }
+  return std::string(candidates.front());
+}
+
+NamedTensor classify_tensor(std::string_view name, const NameScheme& scheme,
+                            std::string_view prefix, std::int32_t layers) {
   using Kind = NamedTensor::Kind;
-  if (name == "lm_head.weight" || is_buffer(name)) {
+  const TensorNames& family = *scheme.family;
+  if (covered(family.heads, name) || is_buffer(name) ||
+      (scheme.multimodal && covered(kOtherParts, name))) {
     return {Kind::unused, 0, {}};
   }
   if (!name.starts_with(prefix)) {
     return {};
   }
   name.remove_prefix(prefix.size());
-  if (name == kEmbeddingName) {
-    return {Kind::weight, -1, WeightRole::embedding};
+  if (const RoleName* row = find_name(family.outside, name)) {
+    return {Kind::weight, is_final(row->role) ? layers : -1, row->role};
   }
-  if (name == kFinalNormName) {
-    return {Kind::weight, layers, WeightRole::final_norm};
+  if (listed(family.buffers_outside, name)) {
+    return {Kind::unused, 0, {}};
   }
-  static constexpr std::string_view kLayers = "layers.";
-  if (!name.starts_with(kLayers)) {
+  if (!name.starts_with(family.layers)) {
     return {};
   }
-  name.remove_prefix(kLayers.size());
+  name.remove_prefix(family.layers.size());
   std::int32_t layer = -1;
-  const auto [end, status] = std::from_chars(name.data(), name.data() + name.size(), layer);
-  const auto digits = static_cast<std::size_t>(end - name.data());
-  if (status != std::errc() || layer < 0 || digits >= name.size() || name[digits] != '.' ||
-      (digits > 1 && name.front() == '0')) {
-    return {};
+  const std::size_t digits = read_layer(name, layer);
+  if (digits == 0 || layer >= layers) {
+    return {};  // A layer beyond: config.json is of another model.
   }
-  if (layer >= layers) {
-    return {};  // These families have no layers beyond: config.json is of another model.
+  name.remove_prefix(digits);
+  if (const RoleName* row = find_name(family.inside, name)) {
+    return {Kind::weight, layer, row->role};
   }
-  name.remove_prefix(digits + 1);
-  const auto* found = std::find_if(kLayerRoles.begin(), kLayerRoles.end(),
-                                   [&](const RoleName& row) { return row.name == name; });
-  if (found == kLayerRoles.end()) {
-    return {};
+  if (listed(family.buffers_inside, name)) {
+    return {Kind::unused, 0, {}};
   }
-  return {Kind::weight, layer, found->role};
+  return {};
 }
 
-std::string tensor_name(std::string_view prefix, std::int32_t layer, WeightRole role) {
+std::string tensor_name(const NameScheme& scheme, std::string_view prefix, std::int32_t layer,
+                        WeightRole role) {
+  const TensorNames& family = *scheme.family;
   std::string name(prefix);
-  if (role == WeightRole::embedding) {
-    return name += kEmbeddingName;
+  if (const RoleName* row = find_role(family.outside, role)) {
+    return name.append(row->name);
   }
-  if (role == WeightRole::final_norm) {
-    return name += kFinalNormName;
-  }
-  const auto* found = std::find_if(kLayerRoles.begin(), kLayerRoles.end(),
-                                   [&](const RoleName& row) { return row.role == role; });
-  LIB_CHECK(found != kLayerRoles.end());
-  return name.append("layers.").append(std::to_string(layer)).append(".").append(found->name);
+  const RoleName* row = find_role(family.inside, role);
+  LIB_CHECK(row != nullptr);
+  return name.append(family.layers).append(std::to_string(layer)).append(".").append(row->name);
 }
 
 }  // namespace librarian::weightmap

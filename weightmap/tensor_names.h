@@ -1,20 +1,47 @@
 #pragma once
-/// Tensor names of the Llama layout -> what the tensor is to the model.
+/// Tensor names -> what the tensor is to the model. A table per family; no name is guessed.
 
 #include <cstdint>
-#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "gpu_exec/model_spec.h"
 
 namespace librarian::weightmap {
 
+struct RoleName {
+  gpu_exec::WeightRole role;
+  std::string_view name;
+};
+
+/// The names of one family. Where a role stands twice, checkpoints have it under either name, and
+/// the first is the one we write.
+struct TensorNames {
+  /// What may stand before everything below, longest first.
+  std::span<const std::string_view> prefixes;
+  std::string_view layers;            ///< Before a layer's number, which a dot follows.
+  std::span<const RoleName> outside;  ///< Of embedding_roles() and final_roles().
+  std::span<const RoleName> inside;   ///< Of weight_roles(), after the number's dot.
+  /// Known and not needed: heads (without prefix; all names below one that ends in a dot), and
+  /// buffers with the prefix, outside and inside of layers.
+  std::span<const std::string_view> heads;
+  std::span<const std::string_view> buffers_outside;
+  std::span<const std::string_view> buffers_inside;
+};
+
+/// What the checkpoints of one config.json call their tensors.
+struct NameScheme {
+  const TensorNames* family = nullptr;
+  bool multimodal = false;  ///< The text part of a larger model, whose other parts are not needed.
+};
+
 /// What a tensor is, from its name alone.
 struct NamedTensor {
   enum class Kind : std::uint8_t {
-    weight,   ///< `role` of `layer` (kEmbeddingLayer and L included).
-    unused,   ///< Known and not needed: lm_head, rotary buffers.
+    weight,   ///< `role` of `layer`: -1 before the first, the number of layers after the last.
+    unused,   ///< Known and not needed: heads, buffers, towers of a multimodal model.
     unknown,  ///< Nothing we know: refused, it may change the numbers.
   };
   Kind kind = Kind::unknown;
@@ -22,11 +49,18 @@ struct NamedTensor {
   gpu_exec::WeightRole role{};
 };
 
-/// @param prefix  "model." or "", whatever this checkpoint puts before `layers.0...`.
-/// @param layers  Number of layers; a tensor of a layer beyond is unknown.
-NamedTensor classify_tensor(std::string_view name, std::string_view prefix, std::int32_t layers);
+/// What this checkpoint puts before its names: the prefix under which one of `names` is the token
+/// embedding; the most usual one if none is.
+std::string base_prefix(const NameScheme& scheme, std::span<const std::string_view> names);
 
-/// The name that `role` of `layer` must have.
-std::string tensor_name(std::string_view prefix, std::int32_t layer, gpu_exec::WeightRole role);
+/// @param prefix  base_prefix() of the checkpoint.
+/// @param layers  Number of layers; a tensor of a layer beyond is unknown.
+NamedTensor classify_tensor(std::string_view name, const NameScheme& scheme,
+                            std::string_view prefix, std::int32_t layers);
+
+/// The name that `role` must have; `layer` counts for roles of weight_roles() only, which the
+/// family must have.
+std::string tensor_name(const NameScheme& scheme, std::string_view prefix, std::int32_t layer,
+                        gpu_exec::WeightRole role);
 
 }  // namespace librarian::weightmap

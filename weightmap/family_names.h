@@ -1,0 +1,23 @@
+#pragma once
+/// The tensor names of every family. Families that name alike share a table.
+
+#include "weightmap/tensor_names.h"
+
+namespace librarian::weightmap {
+
+extern const TensorNames kLlamaNames;     ///< Also qwen, mistral, gemma, granite, cohere, ...
+extern const TensorNames kSandwichNames;  ///< gemma2, gemma3: norms before and after each part.
+extern const TensorNames kPostNormNames;  ///< olmo2, olmo3, exaone4: after each part only.
+extern const TensorNames kPhi3Names;
+extern const TensorNames kGlm4Names;
+extern const TensorNames kLayerNormNames;  ///< stablelm, nemotron: llama with biases of norms.
+extern const TensorNames kStarcoder2Names;
+extern const TensorNames kPhiNames;
+extern const TensorNames kGptNeoxNames;
+extern const TensorNames kFalconNames;
+extern const TensorNames kBloomNames;
+extern const TensorNames kGpt2Names;
+extern const TensorNames kOptNames;
+extern const TensorNames kBertNames;
+
+}  // namespace librarian::weightmap
