@@ -63,12 +63,15 @@ Result<std::string> read_header(remote::Fetcher& fetcher, const remote::Fetcher:
   return header;
 }
 
-/// What this checkpoint puts before "layers.0.": models saved without their head have nothing.
-std::string_view name_prefix(const std::vector<std::pair<std::uint32_t, TensorInfo>>& tensors) {
-  const bool plain = std::any_of(tensors.begin(), tensors.end(), [](const auto& entry) {
-    return entry.second.name == "embed_tokens.weight";
-  });
-  return plain ? "" : "model.";
+/// What this checkpoint puts before its names.
+std::string name_prefix(const NameScheme& scheme,
+                        const std::vector<std::pair<std::uint32_t, TensorInfo>>& tensors) {
+  std::vector<std::string_view> names;
+  names.reserve(tensors.size());
+  for (const auto& [file, tensor] : tensors) {
+    names.emplace_back(tensor.name);
+  }
+  return base_prefix(scheme, names);
 }
 
 }  // namespace
@@ -174,7 +177,8 @@ std::vector<gpu_exec::WeightRole> Checkpoint::roles_of(std::int32_t layer) const
 
 Result<void> Checkpoint::plan_layers(std::vector<std::pair<std::uint32_t, TensorInfo>> tensors) {
   const std::int32_t layers = layer_count();
-  const std::string_view prefix = name_prefix(tensors);
+  const NameScheme& scheme = config_.names;
+  const std::string prefix = name_prefix(scheme, tensors);
   layers_.resize(static_cast<std::size_t>(layers) + 2);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     layers_[i].layer = static_cast<std::int32_t>(i) - 1;
@@ -182,7 +186,7 @@ Result<void> Checkpoint::plan_layers(std::vector<std::pair<std::uint32_t, Tensor
   std::array<std::uint64_t, 3> bytes_of_dtype{};
   std::set<std::pair<std::int32_t, gpu_exec::WeightRole>> present;
   for (auto& [file, tensor] : tensors) {
-    const NamedTensor named = classify_tensor(tensor.name, prefix, layers);
+    const NamedTensor named = classify_tensor(tensor.name, scheme, prefix, layers);
     const std::string where =
         directory_.child(files_[file].name).display() + ": tensor '" + tensor.name + "'";
     if (named.kind == NamedTensor::Kind::unused) {
@@ -207,7 +211,9 @@ Result<void> Checkpoint::plan_layers(std::vector<std::pair<std::uint32_t, Tensor
       return Error(ErrorCode::bad_input, where + " has shape " + shape_text(tensor.shape) +
                                              " where config.json asks for " + shape_text(shape));
     }
-    present.emplace(named.layer, named.role);
+    if (!present.emplace(named.layer, named.role).second) {
+      return Error(ErrorCode::bad_input, where + " is there under another name, too");
+    }
     bytes_of_dtype[static_cast<std::size_t>(*dtype)] += tensor.bytes.size();
     if (gpu_exec::dtype_bytes(*dtype) > gpu_exec::dtype_bytes(widest_dtype_)) {
       widest_dtype_ = *dtype;
@@ -224,7 +230,7 @@ Result<void> Checkpoint::plan_layers(std::vector<std::pair<std::uint32_t, Tensor
       return {};
     }
     return Error(ErrorCode::bad_input, directory_.display() + ": tensor '" +
-                                           tensor_name(prefix, layer, role) +
+                                           tensor_name(scheme, prefix, layer, role) +
                                            "' is missing from the checkpoint");
   };
   for (std::int32_t layer = kEmbeddingLayer; layer <= layers; ++layer) {
