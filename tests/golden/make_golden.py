@@ -2,8 +2,8 @@
 """Make tiny random checkpoints and the activations transformers computes from them.
 
 Goal: an independent judge of Librarian's arithmetic. Each family is a checkpoint that leaves no flag
-of its layer unused (wide random weights, non-zero biases), and the states of every layer as
-transformers' eager attention returns them, each sample run alone.
+of its layer unused (wide random weights, norms off their identity, non-zero biases), and the states
+of every layer as transformers' eager attention returns them, each sample run alone.
 
     python make_golden.py [--out DIR] [--families llama,qwen3] [--seed 0]
 
@@ -11,21 +11,24 @@ Per family, under DIR/<family>/:
     model/                     config.json and weight files, as a published checkpoint looks
     tokens.safetensors         input_ids int32 [T], offsets int64 [samples + 1]
     golden_f32.safetensors     everything computed in float32 from the stored weights
-    golden_<type>.safetensors  everything computed in the checkpoint's own 16-bit type
-    meta.json                  versions, sample lengths, seed, error of the 16-bit run
+    meta.json                  versions, sample lengths, seed; how far transformers is from these
+                               numbers when it computes in the checkpoint's own 16-bit type; what
+                               output_hidden_states[i] is; tensors that no capture depends on
 
-Arrays are [T, hidden] in the computation's type, under the capture names of Librarian:
+Arrays are float32 [T, hidden], under the capture names of Librarian:
     embed, blocks.L.{attn_out,resid_mid,mlp_out,resid_post}, final.post_norm
-Names of the same tensor are stored once: blocks.L.resid_pre is blocks.L-1.resid_post (or embed),
-final.pre_norm is the last resid_post. The 16-bit files leave out resid_mid: it is
-resid_pre + attn_out rounded once, which this script asserts.
+A tensor with two names is stored once: blocks.L.resid_pre is blocks.L-1.resid_post (or embed),
+final.pre_norm is the last resid_post. resid_mid is left out where it is resid_pre + attn_out, which
+this script checks, and does not exist where the halves of a block run side by side.
 """
 
 import argparse
+import copy
 import json
 import math
 import os
 import pathlib
+import re
 import shutil
 from dataclasses import dataclass, field
 
@@ -37,214 +40,467 @@ import torch  # noqa: E402  (the environment above must be set first)
 import transformers  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-SAMPLE_LENGTHS = [1, 7, 16, 41, 12]
+TRANSFORMERS_MAJOR = int(transformers.__version__.split(".")[0])
 FIRST_TOKEN_ID = 3  # Below are pad, bos and eos.
-
-SHAPE = dict(
-    vocab_size=40, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
-    num_key_value_heads=2, intermediate_size=28, max_position_embeddings=64, rms_norm_eps=1e-5,
-    attention_dropout=0.0, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    tie_word_embeddings=False)
-LLAMA3_ROPE = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                   original_max_position_embeddings=64)
-LLAMA = dict(rope_theta=10000.0, rope_scaling=LLAMA3_ROPE)
 TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+NUDGE_MIN = 1e-4  # A tensor matters if nudging it moves a capture by more, relative to its size.
+VARIANT_ERROR_MAX = 1e-5
+
+# Keys that a config class does not know are left out. sqrt(48) is not a bf16 number, and an epsilon
+# of 1e-3 is large enough to be seen.
+SHAPE = dict(
+    vocab_size=40, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, num_kv_heads=2, intermediate_size=20, ffn_dim=20, n_inner=20,
+    ffn_hidden_size=20, max_position_embeddings=64, word_embed_proj_dim=48, rms_norm_eps=1e-3,
+    layer_norm_eps=1e-3, layer_norm_epsilon=1e-3, norm_epsilon=1e-3, norm_eps=1e-3,
+    bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=False)
+LLAMA = dict(
+    hidden_size=64, num_hidden_layers=3, intermediate_size=28, rms_norm_eps=1e-5,
+    rope_theta=10000.0, rope_scaling=dict(
+        rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+        original_max_position_embeddings=64))
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
+LONGROPE = dict(type="longrope", short_factor=[1.0, 1.2, 1.5], long_factor=[1.0, 2.0, 6.0])
+SLIDING_THEN_FULL = dict(sliding_window=8, layer_types=["sliding_attention", "full_attention"])
+GEMMA3 = dict(
+    head_dim=16, sliding_window=8, sliding_window_pattern=2,
+    query_pre_attn_scalar=20, rope_theta=1e6, rope_local_base_freq=10000.0,
+    rope_scaling=dict(rope_type="linear", factor=8.0), tie_word_embeddings=True)
+VISION = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+              image_size=8, patch_size=4)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the modules are: the first two below the base model, the others inside a layer."""
+
+    layers: str = "layers"
+    final_norm: str = "norm"  # "" if there is none
+    attention: str = "self_attn"
+    mlp: str = "mlp"
+    mid_input_of: str = "post_attention_layernorm"  # whose input is resid_mid, if a layer has it
+
+
+LAYOUTS = {  # by model_type; those not here have the default
+    "gemma2": Layout(mid_input_of="pre_feedforward_layernorm"),
+    "gemma3_text": Layout(mid_input_of="pre_feedforward_layernorm"),
+    "gemma3": Layout("language_model.layers", "language_model.norm",
+                     mid_input_of="pre_feedforward_layernorm"),
+    "olmo2": Layout(mid_input_of="mlp"),
+    "olmo3": Layout(mid_input_of="mlp"),
+    "exaone4": Layout(mid_input_of="mlp"),
+    "phi": Layout(final_norm="final_layernorm"),
+    "gpt_neox": Layout(final_norm="final_layer_norm", attention="attention"),
+    "falcon": Layout("h", "ln_f", "self_attention"),
+    # Bloom's modules add the residual themselves; their last matrix gives what they compute.
+    "bloom": Layout("h", "ln_f", "self_attention.dense", "mlp.dense_4h_to_h"),
+    "gpt2": Layout("h", "ln_f", "attn", "mlp", "ln_2"),
+    "opt": Layout("decoder.layers", "decoder.final_layer_norm", mlp="fc2",
+                  mid_input_of="final_layer_norm"),
+    "bert": Layout("encoder.layer", "", "attention.output.dense", "output.dense", "intermediate"),
+}
 
 
 @dataclass(frozen=True)
 class Family:
-    """One checkpoint. To add a family of the same module layout, add a row to FAMILIES."""
+    """One checkpoint: a row of FAMILIES."""
 
     config_class: str
     config: dict = field(default_factory=dict)  # what differs from SHAPE
     weights: str = "bf16"  # type of the stored weights, a key of TYPES
-    residual_only: bool = False  # keep embed, resid_post and final.post_norm alone (smaller files)
-    layers: str = "model.layers"
-    final_norm: str = "model.norm"
-    attention: str = "self_attn"  # the rest are names inside a layer
-    mlp: str = "mlp"
-    mlp_norm: str = "post_attention_layernorm"  # its input is resid_mid
+    keep: str = "captures"  # see kept()
+    lengths: tuple = (1, 7, 16, 34, 2)
+    auto_class: str = "AutoModelForCausalLM"
+    dead: str = ""  # pattern of tensors inside the layers that cannot matter
+    transformers: int = 4  # major version that makes it
+    weight_file_bytes: int = 32_000  # several files each
 
+
+def residual(config_class, config, **options):
+    """A row that differs in few flags from another one: the residual stream is enough."""
+    return Family(config_class, config, keep="residual", **options)
+
+
+KEY_BIAS = r"(key|k_proj)\.bias$"  # Without rope it adds the same to all scores of a query.
 
 FAMILIES = {
-    "llama": Family("LlamaConfig", LLAMA),
-    "llama_bias": Family("LlamaConfig", dict(attention_bias=True, mlp_bias=True, head_dim=24)),
-    "llama_linear": Family("LlamaConfig", dict(rope_scaling=dict(rope_type="linear", factor=4.0))),
-    "qwen2": Family("Qwen2Config", dict(tie_word_embeddings=True, rope_theta=1e6)),
-    "qwen3": Family("Qwen3Config", dict(head_dim=32, rope_theta=1e6)),
-    "mistral": Family("MistralConfig", dict(sliding_window=8, head_dim=24)),
-    "llama_f16": Family("LlamaConfig", LLAMA, weights="f16", residual_only=True),
-    "llama_f32": Family("LlamaConfig", LLAMA, weights="f32", residual_only=True),
+    "llama": Family("LlamaConfig", LLAMA, lengths=(1, 7, 16, 41, 12), weight_file_bytes=48_000),
+    "llama_f16": residual("LlamaConfig", {}, weights="f16"),
+    "llama_f32": residual("LlamaConfig", {}, weights="f32", weight_file_bytes=48_000),
+    "llama_bias": Family("LlamaConfig", dict(attention_bias=True, mlp_bias=True, head_dim=20),
+                         keep="all"),
+    "llama_dynamic": residual(
+        "LlamaConfig", dict(max_position_embeddings=16, num_key_value_heads=1,
+                            rope_scaling=dict(rope_type="dynamic", factor=2.0)),
+        lengths=(1, 34, 16, 20, 7)),
+    "qwen2": Family("Qwen2Config", dict(tie_word_embeddings=True, rope_theta=1e6), keep="all"),
+    "qwen2_yarn": residual("Qwen2Config", dict(
+        use_sliding_window=True, sliding_window=8, max_window_layers=1,
+        rope_scaling=dict(YARN, attention_factor=1.3, beta_fast=4.0, beta_slow=0.5,
+                          truncate=False))),
+    "qwen3": Family("Qwen3Config", dict(num_hidden_layers=3, head_dim=16, rope_theta=1e6),
+                    keep="all"),
+    "mistral": Family("MistralConfig", dict(sliding_window=8, head_dim=20), keep="all"),
+    "ministral3": Family("Ministral3Config", dict(
+        head_dim=16, sliding_window=None, rope_parameters=dict(
+            YARN, rope_theta=1e6, beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=0.5,
+            llama_4_scaling_beta=0.5)), transformers=5),
+    "gemma": Family("GemmaConfig", dict(head_dim=16, num_key_value_heads=1,
+                                        tie_word_embeddings=True)),
+    "gemma2": Family("Gemma2Config", dict(
+        head_dim=16, sliding_window=8, query_pre_attn_scalar=20, attn_logit_softcapping=3.0,
+        final_logit_softcapping=3.0, tie_word_embeddings=True)),
+    "gemma3_text": Family("Gemma3TextConfig", GEMMA3),
+    "gemma3": residual("Gemma3Config", dict(text_config=GEMMA3, vision_config=VISION,
+                                            mm_tokens_per_image=1),
+                       auto_class="AutoModelForImageTextToText"),
+    "phi3": Family("Phi3Config", dict(
+        original_max_position_embeddings=16, partial_rotary_factor=0.5, rope_scaling=LONGROPE,
+        sliding_window=20), lengths=(1, 7, 34, 16, 17)),
+    "olmo2": Family("Olmo2Config"),
+    "olmo3": Family("Olmo3Config", dict(SLIDING_THEN_FULL, rope_scaling=YARN, rope_theta=5e5)),
+    "cohere": Family("CohereConfig", dict(use_qk_norm=True, logit_scale=0.5,
+                                          tie_word_embeddings=True)),
+    "cohere_no_qk_norm": residual("CohereConfig", dict(tie_word_embeddings=True,
+                                                       attention_bias=True)),
+    "cohere2": Family("Cohere2Config", dict(SLIDING_THEN_FULL, head_dim=16,
+                                            tie_word_embeddings=True)),
+    "granite": Family("GraniteConfig", dict(
+        embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.15,
+        logits_scaling=2.0, attention_bias=True, mlp_bias=True)),
+    "glm4": Family("Glm4Config", dict(head_dim=16, partial_rotary_factor=0.5)),
+    "smollm3": Family("SmolLM3Config", dict(
+        no_rope_layers=[1, 0], use_sliding_window=True, sliding_window=8, rope_theta=5e6,
+        tie_word_embeddings=True)),
+    "seed_oss": Family("SeedOssConfig", dict(head_dim=16, attention_out_bias=True, mlp_bias=True)),
+    "exaone4": Family("Exaone4Config", dict(SLIDING_THEN_FULL, rope_scaling=LLAMA["rope_scaling"])),
+    "exaone4_full": residual("Exaone4Config", dict(
+        sliding_window=None, layer_types=["full_attention"] * 2, tie_word_embeddings=True)),
+    "gpt_neox": Family("GPTNeoXConfig", dict(rotary_pct=0.5)),
+    "gpt_neox_sequential": residual("GPTNeoXConfig", dict(
+        rotary_pct=0.5, use_parallel_residual=False, attention_bias=False)),
+    "bert": Family("BertConfig", dict(tie_word_embeddings=True), dead=KEY_BIAS,
+                   auto_class="AutoModelForMaskedLM"),
+    "starcoder2": Family("Starcoder2Config", dict(sliding_window=8)),
+    "stablelm": Family("StableLmConfig", dict(partial_rotary_factor=0.5, use_qkv_bias=True)),
+    "stablelm_parallel": residual("StableLmConfig", dict(
+        partial_rotary_factor=0.5, use_parallel_residual=True, qk_layernorm=True), transformers=5),
+    "phi": Family("PhiConfig"),
+    "nemotron": Family("NemotronConfig", dict(head_dim=16)),
+    "falcon": Family("FalconConfig", dict(new_decoder_architecture=True, bias=True)),
+    "falcon_multi_query": residual("FalconConfig", dict(tie_word_embeddings=True)),
+    "falcon_alibi": residual("FalconConfig", dict(
+        num_attention_heads=6, num_kv_heads=6, alibi=True, parallel_attn=False, multi_query=False,
+        bias=True)),
+    "gpt2": Family("GPT2Config", dict(tie_word_embeddings=True, n_positions=64)),
+    "bloom": Family("BloomConfig", dict(num_attention_heads=6), auto_class="AutoModel",
+                    weight_file_bytes=48_000),
+    "opt": Family("OPTConfig", dict(tie_word_embeddings=True), dead=KEY_BIAS),
 }
 
 
+@dataclass(frozen=True)
+class Variant:
+    """The checkpoint `of` again, written differently: its goldens hold for it too."""
+
+    of: str
+    transformers: int = 5  # major version that writes config.json
+    renames: tuple = ()  # (text in tensor names, its replacement)
+    left_out: str = ""  # how the names of tensors begin that are not there
+
+
+VARIANTS = {  # One weight file without an index each.
+    "llama_tf5": Variant("llama"),
+    "gemma3_text_tf5": Variant("gemma3_text"),
+    "olmo3_tf5": Variant("olmo3"),
+    "phi3_tf5": Variant("phi3"),
+    "gpt_neox_tf5": Variant("gpt_neox"),
+    "bert_base": Variant("bert", transformers=4, renames=(
+        ("bert.", ""), ("LayerNorm.weight", "LayerNorm.gamma"),
+        ("LayerNorm.bias", "LayerNorm.beta")), left_out="cls."),
+}
+
+
+def make_config(class_name, changes):
+    """The family's config, with SHAPE for what `changes` does not say."""
+    config_class = getattr(transformers, class_name)
+    if "text_config" in changes:
+        text = make_config(config_class.sub_configs["text_config"].__name__, changes["text_config"])
+        return config_class(**{**changes, "text_config": text.to_dict()})
+    known = config_class()
+    return config_class(**{**{k: v for k, v in SHAPE.items() if hasattr(known, k)}, **changes})
+
+
+def make_model(config, auto_class, seed):
+    """A model with random weights."""
+    model = getattr(transformers, auto_class).from_config(config, attn_implementation="eager")
+    draw_weights(model, seed)
+    return model
+
+
 def draw_weights(model, seed):
-    """Fill every parameter with values that make it matter: std 1/sqrt(fan_in), norms around 1."""
+    """Fill every parameter with values that make it matter: std 1/sqrt(fan_in), norms off theirs."""
     generator = torch.Generator().manual_seed(seed)
     filled = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.data_ptr() in filled:  # Tied: the same storage under a second name.
-            continue
+        if tensor.data_ptr() in filled or not tensor.is_floating_point():
+            continue  # Tied: the same storage under a second name.
         filled.add(tensor.data_ptr())
-        if "norm" in name:
-            std, mean = 0.2, 1.0
+        kind = type(model.get_submodule(name.rpartition(".")[0])).__name__
+        if "Norm" in kind and name.endswith("weight"):
+            std, mean = 0.2, float(tensor.detach().mean())  # 0 where the norm multiplies by 1 + w.
         elif tensor.dim() == 1:
             std, mean = 0.1, 0.0
-        elif "embed_tokens" in name:
+        elif "Embedding" in kind:
             std, mean = 0.5, 0.0
         else:
-            std, mean = 1.0 / math.sqrt(tensor.shape[1]), 0.0
+            std, mean = 1.0 / math.sqrt(tensor.shape[0 if kind == "Conv1D" else 1]), 0.0
         with torch.no_grad():
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * std + mean)
 
 
-def make_samples(vocab_size, seed):
+def make_samples(vocab_size, lengths, seed):
     """Random token ids, one int64 tensor per sample."""
     generator = torch.Generator().manual_seed(seed + 1)
-    return [torch.randint(FIRST_TOKEN_ID, vocab_size, (n,), generator=generator)
-            for n in SAMPLE_LENGTHS]
+    return [torch.randint(FIRST_TOKEN_ID, vocab_size, (n,), generator=generator) for n in lengths]
 
 
-def run_sample(model, family, sample):
-    """All captures of one sample, [tokens, hidden] each, in the model's type."""
-    taken, hooks = {}, []
-
-    def take(name, value):
-        value = value[0] if isinstance(value, tuple) else value
-        taken[name] = value.detach().reshape(sample.numel(), -1).clone()
-
-    def input_of(module, name):
-        hooks.append(module.register_forward_pre_hook(
-            lambda _, args, kwargs: take(name, args[0] if args else kwargs["hidden_states"]),
-            with_kwargs=True))
-
-    def output_of(module, name):
-        hooks.append(module.register_forward_hook(lambda _, args, out: take(name, out)))
-
-    layers = model.get_submodule(family.layers)
-    input_of(layers[0], "embed")
-    for index, layer in enumerate(layers):
-        prefix = f"blocks.{index}."
-        output_of(layer.get_submodule(family.attention), prefix + "attn_out")
-        input_of(layer.get_submodule(family.mlp_norm), prefix + "resid_mid")
-        output_of(layer.get_submodule(family.mlp), prefix + "mlp_out")
-        output_of(layer, prefix + "resid_post")
-    output_of(model.get_submodule(family.final_norm), "final.post_norm")
-    with torch.no_grad():
-        model(input_ids=sample[None], use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    return taken
-
-
-def run_all(model, family, samples):
-    """Captures of all samples, rows in input order; the residual arithmetic is asserted."""
-    runs = [run_sample(model, family, sample) for sample in samples]
-    captures = {name: torch.cat([run[name] for run in runs]) for name in runs[0]}
-    resid_pre = captures["embed"]
-    for index in range(model.config.num_hidden_layers):
-        block = {k: captures[f"blocks.{index}.{k}"]
-                 for k in ("attn_out", "resid_mid", "mlp_out", "resid_post")}
-        assert torch.equal(block["resid_mid"], resid_pre + block["attn_out"])
-        assert torch.equal(block["resid_post"], block["resid_mid"] + block["mlp_out"])
-        resid_pre = block["resid_post"]
-    return captures
-
-
-def kept(captures, family, type_name):
-    """The captures that go into the file (see the page's docstring for what is left out)."""
-    def keep(name):
-        if family.residual_only:
-            return name.endswith("resid_post") or not name.startswith("blocks.")
-        return type_name == "f32" or not name.endswith("resid_mid")
-
-    return {name: tensor.contiguous() for name, tensor in captures.items() if keep(name)}
-
-
-def median_error(value, truth):
-    """Median over tokens of |value - truth| / |truth| (L2 norms of a row)."""
-    error = (value.float() - truth).norm(dim=-1) / truth.norm(dim=-1)
-    return round(float(error.median()), 6)
+def write_tokens(path, samples):
+    offsets = torch.tensor([0] + [len(sample) for sample in samples]).cumsum(0)
+    save_file({"input_ids": torch.cat(samples).to(torch.int32), "offsets": offsets}, path)
 
 
 def write_json(path, value):
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def use_dialect_4(config_path):
-    """The keys every checkpoint published with transformers 4 has: `torch_dtype`, not `dtype`."""
+def use_published_keys(config_path):
+    """`torch_dtype`, not `dtype`, as every checkpoint published with transformers 4 has it."""
     config = json.loads(config_path.read_text())
-    if "dtype" in config:
+    if TRANSFORMERS_MAJOR == 4 and "dtype" in config:
         config["torch_dtype"] = config.pop("dtype")
     write_json(config_path, config)
 
 
+def save_model(model, folder, weight_file_bytes):
+    """config.json and weight files of a model in its present type."""
+    folder.mkdir(parents=True)
+    model.save_pretrained(folder, max_shard_size=weight_file_bytes)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    use_published_keys(folder / "config.json")
+
+
+def load_model(folder, auto_class, type_name):
+    """The model in eval mode, and what did not fit when it was loaded."""
+    model, report = getattr(transformers, auto_class).from_pretrained(
+        folder, dtype=TYPES[type_name], attn_implementation="eager", output_loading_info=True)
+    return model.eval(), report
+
+
+def load_complete_model(folder, auto_class, type_name):
+    model, report = load_model(folder, auto_class, type_name)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model
+
+
+def run_sample(model, sample):
+    """All captures of one sample, and output_hidden_states; [tokens, hidden] in the model's type."""
+    model = copy.deepcopy(model)  # The rope of some types remembers the longest sample so far.
+    layout = LAYOUTS.get(model.config.model_type, Layout())
+    base, taken = getattr(model, "model", model.base_model), {}
+
+    def rows(value):
+        value = value[0] if isinstance(value, tuple) else value
+        return value.detach().reshape(sample.numel(), -1).clone()
+
+    def input_of(module, name):
+        module.register_forward_pre_hook(
+            lambda _, args, kwargs: taken.update(
+                {name: rows(args[0] if args else kwargs["hidden_states"])}), with_kwargs=True)
+
+    def output_of(module, name):
+        module.register_forward_hook(lambda _, args, out: taken.update({name: rows(out)}))
+
+    layers = base.get_submodule(layout.layers)
+    input_of(layers[0], "embed")
+    for index, layer in enumerate(layers):
+        prefix = f"blocks.{index}."
+        output_of(layer.get_submodule(layout.attention), prefix + "attn_out")
+        if has_resid_mid(layer, layout, model.config):
+            input_of(layer.get_submodule(layout.mid_input_of), prefix + "resid_mid")
+        output_of(layer.get_submodule(layout.mlp), prefix + "mlp_out")
+        output_of(layer, prefix + "resid_post")
+    if layout.final_norm:
+        output_of(base.get_submodule(layout.final_norm), "final.post_norm")
+    with torch.no_grad():
+        out = model(input_ids=sample[None], output_hidden_states=True)
+    return taken, [rows(state) for state in out.hidden_states]
+
+
+def has_resid_mid(layer, layout, config):
+    """Whether attention and MLP run one after the other."""
+    return (getattr(layer, layout.mid_input_of, None) is not None
+            and not getattr(config, "use_parallel_residual", False))
+
+
+def run_all(model, samples):
+    """Captures of all samples, rows in input order, and output_hidden_states."""
+    runs = [run_sample(model, sample) for sample in samples]
+    captures = {name: torch.cat([taken[name] for taken, _ in runs]) for name in runs[0][0]}
+    return captures, [torch.cat(states) for states in zip(*(states for _, states in runs))]
+
+
+def layer_count(captures):
+    return sum(name.endswith("resid_post") for name in captures)
+
+
+def names_of_states(captures, states):
+    """The capture that each output_hidden_states[i] is."""
+    layers = layer_count(captures)
+    names = ["embed"] + [f"blocks.{i}.resid_post" for i in range(layers)]
+    if "final.post_norm" in captures:
+        names[layers] = "final.post_norm"
+    assert len(names) == len(states)
+    assert all(torch.equal(captures[name], state) for name, state in zip(names, states))
+    return names
+
+
+def mid_is_a_sum(captures):
+    """Whether every resid_mid is resid_pre + attn_out rounded once, and there is one."""
+    before, sums = captures["embed"], []
+    for index in range(layer_count(captures)):
+        prefix = f"blocks.{index}."
+        sums.append(prefix + "resid_mid" in captures and torch.equal(
+            captures[prefix + "resid_mid"], before + captures[prefix + "attn_out"]))
+        before = captures[prefix + "resid_post"]
+    return all(sums)
+
+
+def kept(captures, keep):
+    """What goes into the file: "all", what cannot be derived ("captures"), or the "residual"."""
+    if keep == "residual":
+        left_out = ("attn_out", "resid_mid", "mlp_out")
+    else:
+        left_out = ("resid_mid",) if keep == "captures" and mid_is_a_sum(captures) else ()
+    return {name: tensor.contiguous() for name, tensor in captures.items()
+            if not name.endswith(left_out)}
+
+
+def relative_errors(value, truth):
+    """|value - truth| / |truth| of each row (L2 norms)."""
+    return (value.float() - truth).norm(dim=-1) / truth.norm(dim=-1)
+
+
+def median_errors(captures, truth):
+    """{capture: median over tokens of the relative error}; 0 means that every number is equal."""
+    medians = {}
+    for name, value in sorted(captures.items()):
+        errors = relative_errors(value, truth[name])
+        medians[name] = round(float(errors.median()), 6)
+        assert medians[name] or not errors.any(), name
+    return medians
+
+
+def dead_tensors(model, samples):
+    """Tensors of the checkpoint that no capture depends on."""
+    samples = [sample for sample in samples if len(sample) > 1]
+    truth = run_all(model, samples)[0]
+    dead, seen = [], set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        original = tensor.detach().clone()
+        with torch.no_grad():
+            ramp = torch.linspace(-0.5, 0.5, tensor.numel()).reshape(tensor.shape)
+            tensor.add_(ramp * (original.abs().mean() + 0.05))
+            nudged = run_all(model, samples)[0]
+            tensor.copy_(original)
+        if all(relative_errors(nudged[k], truth[k]).max() < NUDGE_MIN for k in truth):
+            dead.append(name)
+    return dead
+
+
+def assert_expected(dead, pattern, family):
+    """Only what comes after the layers, or sees no text, may be without influence."""
+    expected = r"^(lm_head|embed_out|cls|pooler)\.|\.(vision_tower|multi_modal_projector)\."
+    unexpected = [name for name in dead if not re.search(expected, name)
+                  and not (pattern and re.search(pattern, name))]
+    assert not unexpected, f"{family}: no influence: {unexpected}"
+
+
 def make_family(name, out, seed):
-    """Write one family's folder and return its meta.json as a dict."""
-    family = FAMILIES[name]
-    folder = out / name
+    """Write one family's folder."""
+    family, folder = FAMILIES[name], out / name
     shutil.rmtree(folder, ignore_errors=True)
-    model_folder = folder / "model"
-    model_folder.mkdir(parents=True)
+    config = make_config(family.config_class, family.config)
+    model = make_model(config, family.auto_class, seed).to(TYPES[family.weights])
+    save_model(model, folder / "model", family.weight_file_bytes)
+    samples = make_samples(config.get_text_config().vocab_size, family.lengths, seed)
+    write_tokens(folder / "tokens.safetensors", samples)
 
-    config = getattr(transformers, family.config_class)(**{**SHAPE, **family.config})
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    draw_weights(model, seed)
-    model = model.to(TYPES[family.weights])
-    file_bytes = 96_000 if family.weights == "f32" else 48_000  # several weight files each
-    model.save_pretrained(model_folder, max_shard_size=file_bytes, safe_serialization=True)
-    (model_folder / "generation_config.json").unlink(missing_ok=True)
-    use_dialect_4(model_folder / "config.json")
-
-    samples = make_samples(config.vocab_size, seed)
-    offsets = torch.tensor([0] + SAMPLE_LENGTHS).cumsum(0)
-    save_file({"input_ids": torch.cat(samples).to(torch.int32), "offsets": offsets},
-              folder / "tokens.safetensors")
-
-    meta = dict(family=name, transformers=transformers.__version__,
-                torch=torch.__version__.split("+")[0], attn_implementation="eager", seed=seed,
-                sample_lengths=SAMPLE_LENGTHS, weights=family.weights,
-                golden=sorted({"f32", family.weights}), median_error_against_f32={})
-    truth = None
-    for type_name in dict.fromkeys(["f32", family.weights]):
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            model_folder, dtype=TYPES[type_name], attn_implementation="eager").eval()
-        captures = run_all(model, family, samples)
-        save_file(kept(captures, family, type_name), folder / f"golden_{type_name}.safetensors")
-        if type_name == "f32":
-            truth = captures
-        else:
-            meta["median_error_against_f32"] = {
-                k: median_error(v, truth[k]) for k, v in sorted(captures.items())}
-    write_json(folder / "meta.json", meta)
-    return meta
+    model = load_complete_model(folder / "model", family.auto_class, "f32")
+    captures, states = run_all(model, samples)
+    save_file(kept(captures, family.keep), folder / "golden_f32.safetensors")
+    dead = dead_tensors(model, samples)
+    assert_expected(dead, family.dead, name)
+    errors = {}
+    if family.weights != "f32":
+        model = load_complete_model(folder / "model", family.auto_class, family.weights)
+        errors = median_errors(run_all(model, samples)[0], captures)
+    write_json(folder / "meta.json", dict(
+        family=name, transformers=transformers.__version__,
+        torch=torch.__version__.split("+")[0], attn_implementation="eager", seed=seed,
+        sample_lengths=family.lengths, weights=family.weights,
+        golden=sorted({"f32", family.weights}), median_error_against_f32=errors, dead=dead,
+        hidden_states=names_of_states(captures, states), resid_mid=resid_mid_of(captures)))
 
 
-def make_llama_tf5(out):
-    """The llama checkpoint again in transformers 5's dialect and one weight file without an index.
+def resid_mid_of(captures):
+    """"none" (the blocks have none), "sum" (resid_pre + attn_out) or "own"."""
+    if "blocks.0.resid_mid" not in captures:
+        return "none"
+    return "sum" if mid_is_a_sum(captures) else "own"
 
-    The numbers are llama's: its goldens hold for this folder too (meta.json: golden_of).
-    """
-    source, folder = out / "llama", out / "llama_tf5"
+
+def make_variant(name, out):
+    """Write the folder of a variant; transformers must read the same numbers from it."""
+    variant = VARIANTS[name]
+    source, folder = out / variant.of, out / name
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "model").mkdir(parents=True)
-    config = json.loads((source / "model" / "config.json").read_text())
-    config["dtype"] = config.pop("torch_dtype")
-    config["rope_parameters"] = {**config.pop("rope_scaling"),
-                                 "rope_theta": config.pop("rope_theta")}
-    config["transformers_version"] = "5.0.0"
-    write_json(folder / "model" / "config.json", config)
+    config = transformers.AutoConfig.from_pretrained(source / "model")
+    config.save_pretrained(folder / "model")
+    use_published_keys(folder / "model" / "config.json")
     tensors = {}
     for path in sorted((source / "model").glob("*.safetensors")):
         tensors.update(load_file(path))
+    tensors = {renamed(key, variant.renames): tensor for key, tensor in tensors.items()
+               if not (variant.left_out and key.startswith(variant.left_out))}
     save_file(tensors, folder / "model" / "model.safetensors", metadata={"format": "pt"})
     shutil.copyfile(source / "tokens.safetensors", folder / "tokens.safetensors")
     meta = json.loads((source / "meta.json").read_text())
-    write_json(folder / "meta.json", {**meta, "family": "llama_tf5", "golden_of": "llama"})
+    write_json(folder / "meta.json", {**meta, "family": name, "golden_of": variant.of})
+    assert_same_numbers(folder, source, meta)
 
 
-def folder_bytes(folder):
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def renamed(tensor_name, renames):
+    for old, new in renames:
+        tensor_name = tensor_name.replace(old, new)
+    return tensor_name
+
+
+def assert_same_numbers(folder, source, meta):
+    tokens = load_file(folder / "tokens.safetensors")
+    samples = tokens["input_ids"].long().split(meta["sample_lengths"])
+    model, _ = load_model(folder / "model", FAMILIES[meta["family"]].auto_class, "f32")
+    captures, _ = run_all(model, samples)
+    for name, truth in load_file(source / "golden_f32.safetensors").items():
+        assert relative_errors(captures[name], truth).max() < VARIANT_ERROR_MAX, (folder, name)
+
+
+def disk_bytes(folder):
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*"))
 
 
 def main():
@@ -255,16 +511,22 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)  # One summation order on every machine.
     transformers.utils.logging.disable_progress_bar()
-    names = [name for name in options.families.split(",") if name] or list(FAMILIES)
-    for name in names:
-        meta = make_family(name, options.out, options.seed)
-        files = len(list((options.out / name / "model").glob("*.safetensors")))
-        error = meta["median_error_against_f32"].get("final.post_norm", 0.0)
-        print(f"{name:14s} {folder_bytes(options.out / name):8d} bytes  {files} weight files  "
-              f"median {meta['weights']} error {error:.4f}")
-        if name == "llama":
-            make_llama_tf5(options.out)
-            print(f"{'llama_tf5':14s} {folder_bytes(options.out / 'llama_tf5'):8d} bytes")
+    rows = {**FAMILIES, **VARIANTS}
+    for name in [name for name in options.families.split(",") if name] or rows:
+        if rows[name].transformers != TRANSFORMERS_MAJOR:
+            print(f"{name:20s} skipped: made by transformers {rows[name].transformers}")
+            continue
+        if name in FAMILIES:
+            make_family(name, options.out, options.seed)
+        else:
+            make_variant(name, options.out)
+        folder = options.out / name
+        files = len(list((folder / "model").glob("*.safetensors")))
+        meta = json.loads((folder / "meta.json").read_text())
+        error = max(meta["median_error_against_f32"].values(), default=0.0)
+        print(f"{name:20s} {disk_bytes(folder) / 1024:5.0f} KiB  {files} weight files  "
+              f"resid_mid {meta['resid_mid']:4s}  16-bit error {error:.4f}  "
+              f"{len(meta['dead'])} dead", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import threading
 import numpy as np
 import zarr
 
-from make_teacher import LlamaShape, to_bf16, write_checkpoint
+from make_teacher import LlamaShape, write_checkpoint
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 SAFETENSORS_TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
@@ -41,36 +41,26 @@ def read_safetensors(path, widen_bf16=True):
     return arrays
 
 
-def round_to(values, type_name):
-    """float32 values rounded once to "f32", "f16" or "bf16", as float32."""
-    if type_name == "bf16":
-        return bf16_to_f32(to_bf16(values))
-    if type_name == "f16":
-        return values.astype(np.float16).astype(np.float32)
-    return values
-
-
 def golden_meta(family):
     return json.loads((GOLDEN / family / "meta.json").read_text())
 
 
-def read_golden(family, type_name):
-    """{capture: float32 [tokens, hidden]} under every name the golden file can give.
+def read_golden(family):
+    """{capture: float32 [tokens, hidden]} under every name the family's golden file can give.
 
     See tests/golden/README.md for the names that are stored once or derived.
     """
-    folder = GOLDEN / golden_meta(family).get("golden_of", family)
-    stored = read_safetensors(folder / f"golden_{type_name}.safetensors")
-    captures = {name: array.astype(np.float32) for name, array in stored.items()}
+    meta = golden_meta(family)
+    captures = read_safetensors(GOLDEN / meta.get("golden_of", family) / "golden_f32.safetensors")
     resid = captures["embed"]
     for layer in range(sum(name.endswith("resid_post") for name in captures)):
         prefix = f"blocks.{layer}."
         captures[prefix + "resid_pre"] = resid
-        if prefix + "attn_out" in captures and prefix + "resid_mid" not in captures:
-            captures[prefix + "resid_mid"] = round_to(resid + captures[prefix + "attn_out"],
-                                                      type_name)
+        if prefix + "attn_out" in captures and meta["resid_mid"] == "sum":
+            captures[prefix + "resid_mid"] = resid + captures[prefix + "attn_out"]
         resid = captures[prefix + "resid_post"]
-    captures["final.pre_norm"] = resid
+    if "final.post_norm" in captures:
+        captures["final.pre_norm"] = resid
     return captures
 
 

@@ -1,6 +1,7 @@
 """Every capture of every golden checkpoint against transformers, through HTTP and the store.
 
-Goal: the numbers on disk are the model's, whatever the block size and the partition.
+Goal: the numbers on disk are the model's, for every family, whatever the block size and the
+partition; and they have the names that transformers' users know.
 Method: stream tests/golden/<family>/model/ from a loopback server with all captures, read the store
 with zarr-python, compare per token.
     f32   relative error <= 2e-5 for every token
@@ -12,19 +13,26 @@ import numpy as np
 import pytest
 
 from support import (
-    GOLDEN, golden_meta, read_golden, read_safetensors, read_store, relative_error_per_token,
-    stored_types)
+    GOLDEN, golden_meta, part_attributes, read_golden, read_safetensors, read_store,
+    relative_error_per_token, stored_types)
 
-CAPTURES = ("embed,resid_pre@all,resid_mid@all,resid_post@all,attn_out@all,mlp_out@all,"
-            "final.pre_norm,final.post_norm")
 F32_ERROR_MAX = 2e-5
 ERROR_RATIO_MAX = 1.15
+USAGE, BAD_INPUT = 2, 3
 STORED_TYPE = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+FAMILIES = sorted(path.parent.name for path in GOLDEN.glob("*/meta.json"))
+RUNS = [(family, type_name) for family in FAMILIES for type_name in golden_meta(family)["golden"]]
+# Those that differ in what a block must know of the sample's other rows.
+STATEFUL = ["llama", "qwen3", "llama_dynamic", "phi3", "gemma3_text", "cohere2", "ministral3",
+            "bloom", "opt", "bert"]
 PARTITIONS = {"default": [], "blocks": ["--block-tokens", 16], "parts": ["--part-tokens", 20],
               "parts_and_blocks": ["--part-tokens", 20, "--block-tokens", 8]}
-RUNS = [(path.parent.name, type_name)
-        for path in sorted(GOLDEN.glob("*/meta.json"))
-        for type_name in golden_meta(path.parent.name)["golden"]]
+
+
+def captures_of(names):
+    """What --capture must say to get all of these names."""
+    kinds = {name.split(".")[2] + "@all" if name.startswith("blocks.") else name for name in names}
+    return ",".join(sorted(kinds))
 
 
 def errors_in_f32(got, truth):
@@ -34,11 +42,11 @@ def errors_in_f32(got, truth):
             if not error <= F32_ERROR_MAX]
 
 
-def errors_in_16_bit(got, truth, reference):
-    """One line per capture that is further from the truth than transformers' run allows."""
+def errors_in_16_bit(got, truth, medians):
+    """One line per capture that is further from the truth than transformers' median error allows."""
     lines = []
-    for name in reference:
-        allowed = np.median(relative_error_per_token(reference[name], truth[name]))
+    for name in sorted(truth.keys() & medians.keys()):
+        allowed = medians[name]
         found = np.median(relative_error_per_token(got[name], truth[name]))
         if allowed == 0 and not np.array_equal(got[name], truth[name]):
             lines.append(f"{name}: differs, transformers is exact")
@@ -47,37 +55,71 @@ def errors_in_16_bit(got, truth, reference):
     return lines
 
 
-@pytest.mark.parametrize("partition", PARTITIONS)
+def job_of(family):
+    """The arguments for a family's folder as a local directory."""
+    return GOLDEN / family / "model", "--tokens", GOLDEN / family / "tokens.safetensors"
+
+
 @pytest.mark.parametrize("family,type_name", RUNS, ids=lambda value: value)
-def test_captures_agree_with_transformers(family, type_name, partition, librarian, serve, tmp_path):
+def test_captures_agree_with_transformers(family, type_name, librarian, serve, tmp_path):
     server = serve(GOLDEN / family)
     tokens = GOLDEN / family / "tokens.safetensors"
     store = tmp_path / "store"
+    truth = read_golden(family)
     librarian("extract", server.url + "model/", "--tokens", tokens, "--out", store,
-              "--dtype", type_name, "--capture", CAPTURES, *PARTITIONS[partition])
+              "--dtype", type_name, "--capture", captures_of(truth))
 
     got = read_store(store)
     assert stored_types(store) == {STORED_TYPE[type_name]}
     np.testing.assert_array_equal(got["tokens/input_ids"], read_safetensors(tokens)["input_ids"])
-    truth = read_golden(family, "f32")
     assert set(truth) <= set(got)
     assert all(got[name].shape == truth[name].shape for name in truth)
     if type_name == "f32":
         wrong = errors_in_f32(got, truth)
     else:
-        wrong = errors_in_16_bit(got, truth, read_golden(family, type_name))
+        wrong = errors_in_16_bit(got, truth, golden_meta(family)["median_error_against_f32"])
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_rows_do_not_depend_on_blocks_or_parts(family, librarian, serve, tmp_path):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hf_names_are_transformers_hidden_states(family, librarian, tmp_path):
+    """hf:i is output_hidden_states[i], the last one included."""
+    truth, states = read_golden(family), golden_meta(family)["hidden_states"]
+    store = tmp_path / "store"
+    librarian("extract", *job_of(family), "--out", store, "--dtype", "f32",
+              "--capture", ",".join(f"hf:{i}" for i in range(len(states))))
+    names, got = part_attributes(store, 0)["captures"], read_store(store)
+    assert len(names) == len(states)
+    wrong = errors_in_f32({f"hf:{i}": got[name] for i, name in enumerate(names)},
+                          {f"hf:{i}": truth[state] for i, state in enumerate(states)})
+    assert not wrong, "\n".join(wrong)
+
+
+def names_that_do_not_exist():
+    """(family, capture) where transformers' module has no such tensor."""
+    parallel = [(family, "resid_mid@all") for family in FAMILIES
+                if golden_meta(family)["resid_mid"] == "none"]
+    return parallel + [(family, "final.post_norm") for family in FAMILIES
+                       if "final.post_norm" not in golden_meta(family)["hidden_states"]]
+
+
+@pytest.mark.parametrize("family,capture", names_that_do_not_exist(), ids=lambda value: value)
+def test_a_capture_that_does_not_exist_is_refused_by_name(family, capture, librarian, tmp_path):
+    done = librarian("extract", *job_of(family), "--out", tmp_path / "store",
+                     "--capture", capture, exit_code=None)
+    assert done.returncode in (USAGE, BAD_INPUT), done.stderr
+    assert capture.partition("@")[0] in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("family", STATEFUL)
+def test_rows_do_not_depend_on_blocks_or_parts(family, librarian, tmp_path):
     """The same bits, not merely close ones (design: same bytes, whatever happens)."""
-    server = serve(GOLDEN / family)
+    captures = captures_of(read_golden(family))
     stores = {}
     for name, options in PARTITIONS.items():
-        librarian("extract", server.url + "model/", "--tokens",
-                  GOLDEN / family / "tokens.safetensors", "--out", tmp_path / name,
-                  "--capture", CAPTURES, *options)
+        librarian("extract", *job_of(family), "--out", tmp_path / name, "--capture", captures,
+                  *options)
         stores[name] = read_store(tmp_path / name)
     for name, store in stores.items():
         assert set(store) == set(stores["default"]), name
