@@ -1,226 +1,484 @@
 // Attention with an online softmax; part of cpu_kernel_bodies.h.
 //
-// A query row meets the key chunks that hold at least one key it sees, in order; chunks begin at
-// multiples of kChunk from the sample's start. In each it takes part with all kChunk keys, those
-// it does not see having probability zero. So its arithmetic depends on its position and window
-// only, not on the tile it is in.
+// Queries are lanes: kQueries rows side by side make a panel, and every step is the same
+// instruction for all of them. Scores are keys * queries^T and the output is values^T *
+// probabilities, so that keys and values are read as they lie, and the softmax runs down the
+// lanes. Panels hold the rows of all query heads that share the keys.
+//
+// A row meets the key chunks that hold a key it sees, in order; chunks begin at multiples of
+// kChunk from the sample's start. In each it adds its keys one by one to a sum from zero, and the
+// sum to its output. Keys that only its neighbours see have probability zero: adding them changes
+// nothing but the sign of a zero, which the end takes away. So its arithmetic depends on its
+// position and on what it sees, not on the tile or the lane it is in.
+#include <utility>
+
 #include "gpu_exec/cpu_kernel_rows.h"
 
 namespace librarian::gpu_exec {
 namespace {
 
-constexpr std::uint64_t kChunk = 64;  // Keys per softmax step.
-constexpr std::uint64_t kScoreRows =
-    std::uint64_t{4} * kMicroRows;  // Rows whose scores are in cache at once.
+constexpr std::uint64_t kQueries = 2 * kLanes;
+constexpr std::uint64_t kChunk = 128 / kMicroRows * kMicroRows;  // Keys per softmax step.
+// Distance of key and value rows in scratch: kHeadDimMax and one more cache line, so that
+// consecutive rows use different sets.
+constexpr std::uint64_t kKeyStride = 256 + 16;
+constexpr float kLowest = -3.40282346638528860e+38F;
+constexpr double kLog2E = 1.4426950408889634;
 
-struct AttentionScratch {
-  float* q;       // [rows, kRowStride]
-  float* out;     // [rows, columns]
-  float* keys;    // [kChunk / kPanel][head_dim][kPanel]: transposed
-  float* values;  // [columns / kPanel][kChunk][kPanel]
-  float* scores;  // [kScoreRows, kRowStride]
-  float* line;    // [columns + kLanes]: one row being converted
-  float* maxima;  // [rows]
-  float* sums;    // [rows]
-};
-
-struct AttentionShape {
-  std::uint64_t rows, columns;
-};
-constexpr AttentionShape attention_shape(std::uint64_t head_dim, std::uint64_t group) {
-  return {round_up(attention_tile_positions(group) * group, 16), round_up(head_dim, kPanel)};
+constexpr std::uint64_t divide_up(std::uint64_t value, std::uint64_t unit) {
+  return (value + unit - 1) / unit;
 }
 
+struct AttentionScratch {
+  float* q;       // [panels][depth][kQueries], depth = round_up(head_dim, kLanes)
+  float* out;     // As q.
+  float* maxima;  // [panels][kQueries]
+  float* sums;    // [panels][kQueries]
+  float* keys;    // [kChunk][kKeyStride]
+  float* values;  // [kChunk][kKeyStride]
+  float* scores;  // [kChunk][kQueries]
+};
+
 std::uint64_t attention_scratch_size(std::uint64_t head_dim, std::uint64_t group) {
-  const AttentionShape shape = attention_shape(head_dim, group);
-  return shape.rows * (kRowStride + shape.columns + 2) + kChunk * (head_dim + shape.columns) +
-         kScoreRows * kRowStride + shape.columns + kLanes;
+  const std::uint64_t rows = round_up(attention_tile_positions(group) * group, kQueries);
+  return rows * 2 * (round_up(head_dim, kLanes) + 1) + kChunk * (2 * kKeyStride + kQueries);
 }
 
 inline AttentionScratch split_attention_scratch(float* scratch, std::uint64_t head_dim,
                                                 std::uint64_t group) {
-  const AttentionShape shape = attention_shape(head_dim, group);
+  const std::uint64_t rows = round_up(attention_tile_positions(group) * group, kQueries);
+  const std::uint64_t depth = round_up(head_dim, kLanes);
   AttentionScratch s{};
   s.q = scratch;
-  s.out = s.q + shape.rows * kRowStride;
-  s.keys = s.out + shape.rows * shape.columns;
-  s.values = s.keys + kChunk * head_dim;
-  s.scores = s.values + kChunk * shape.columns;
-  s.line = s.scores + kScoreRows * kRowStride;
-  s.maxima = s.line + shape.columns + kLanes;
-  s.sums = s.maxima + shape.rows;
+  s.out = s.q + rows * depth;
+  s.maxima = s.out + rows * depth;
+  s.sums = s.maxima + rows;
+  s.keys = s.sums + rows;
+  s.values = s.keys + kChunk * kKeyStride;
+  s.scores = s.values + kChunk * kKeyStride;
   return s;
 }
 
-/// Keys [begin, begin + count) as columns; columns beyond `count` are zero.
+/// Keys [lo, hi) of the sample.
+struct KeyRange {
+  std::uint64_t lo, hi;
+};
+
+/// What the query at `position` sees; both ends grow with the position.
+inline KeyRange visible_keys(const AttentionTile& tile, std::uint64_t position) {
+  KeyRange see{0, tile.causal || tile.window != 0 ? position + 1 : tile.rows};
+  if (tile.window != 0 && position + 1 > tile.window) {
+    see.lo = position + 1 - tile.window;
+  }
+  if (tile.chunk != 0) {
+    const std::uint64_t begin = position / tile.chunk * tile.chunk;
+    see = {larger(see.lo, begin), smaller(see.hi, begin + tile.chunk)};
+  }
+  return see;
+}
+
+/// The part of a range in the chunk at `begin`, relative to it.
+inline KeyRange in_chunk(KeyRange see, std::uint64_t begin) {
+  const auto clip = [&](std::uint64_t key) {
+    return key < begin ? 0 : smaller(key - begin, kChunk);
+  };
+  return {clip(see.lo), clip(see.hi)};
+}
+
+/// Rows of `a` times a panel `b` [depth][kQueries] into rows of `c`.
+/// kValues false: c = a * b, a[r] at r * kKeyStride. True: c = c * shrink + a^T * b, where a[r]
+/// is column r.
+template <int R, bool kValues>
+void panel_kernel(const float* a, const float* b, std::uint64_t depth, const Vec* shrink,
+                  float* c) {
+  constexpr std::uint64_t kRow = kValues ? 1 : kKeyStride;
+  constexpr std::uint64_t kStep = kValues ? kKeyStride : 1;
+  Vec sum[R][2];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    sum[r][0] = Vec(0.0F);
+    sum[r][1] = Vec(0.0F);
+  }
+  for (std::uint64_t k = 0; k < depth; ++k) {
+    const Vec b0 = load_f32(b);
+    const Vec b1 = load_f32(b + kLanes);
+    b += kQueries;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec x = Vec(a[static_cast<std::uint64_t>(r) * kRow]);
+      sum[r][0] = multiply_add(x, b0, sum[r][0]);
+      sum[r][1] = multiply_add(x, b1, sum[r][1]);
+    }
+    a += kStep;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    float* row = c + static_cast<std::uint64_t>(r) * kQueries;
+    if constexpr (kValues) {
+      sum[r][0] = multiply_add(load_f32(row), shrink[0], sum[r][0]);
+      sum[r][1] = multiply_add(load_f32(row + kLanes), shrink[1], sum[r][1]);
+    }
+    store_f32(sum[r][0], row);
+    store_f32(sum[r][1], row + kLanes);
+  }
+}
+
+template <int R, bool kValues>
+inline void panel_kernel_of(std::uint64_t rows, const float* a, const float* b, std::uint64_t depth,
+                            const Vec* shrink, float* c) {
+  if (rows == R) {
+    return panel_kernel<R, kValues>(a, b, depth, shrink, c);
+  }
+  if constexpr (R > 1) {
+    panel_kernel_of<R - 1, kValues>(rows, a, b, depth, shrink, c);
+  }
+}
+
+/// The same for any number of rows, in blocks of nearly equal size: a small last one is slow.
+template <bool kValues>
+inline void multiply_panel(std::uint64_t rows, const float* a, const float* b, std::uint64_t depth,
+                           const Vec* shrink, float* c) {
+  std::uint64_t left = divide_up(rows, kMicroRows);
+  while (rows > 0) {
+    const std::uint64_t block = divide_up(rows, left);
+    panel_kernel_of<kMicroRows, kValues>(block, a, b, depth, shrink, c);
+    a += block * (kValues ? 1 : kKeyStride);
+    c += block * kQueries;
+    rows -= block;
+    --left;
+  }
+}
+
+/// Half the lanes of a, then of b, alternating.
+template <std::size_t... I>
+inline Vec interleave_low(Vec a, Vec b, std::index_sequence<I...> /*lanes*/) {
+  return Vec(__builtin_shufflevector(a.v, b.v, (I % 2 * kLanes + I / 2)...));
+}
+template <std::size_t... I>
+inline Vec interleave_high(Vec a, Vec b, std::index_sequence<I...> /*lanes*/) {
+  return Vec(__builtin_shufflevector(a.v, b.v, (I % 2 * kLanes + I / 2 + kLanes / 2)...));
+}
+
+/// Rows become columns. Each step moves one bit of the row's number into the lane's number.
+inline void transpose(Vec (&rows)[kLanes]) {
+  constexpr std::make_index_sequence<kLanes> kAll;
+#pragma GCC unroll 4
+  for (std::uint64_t step = 1; step < kLanes; step *= 2) {
+    Vec next[kLanes];
+#pragma GCC unroll 8
+    for (std::uint64_t i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = interleave_low(rows[i], rows[i + kLanes / 2], kAll);
+      next[2 * i + 1] = interleave_high(rows[i], rows[i + kLanes / 2], kAll);
+    }
+#pragma GCC unroll 16
+    for (std::uint64_t i = 0; i < kLanes; ++i) {
+      rows[i] = next[i];
+    }
+  }
+}
+
+/// The rows of one panel of a tile.
+struct Panel {
+  std::uint64_t row_begin, row_end;  // Rows: position, then head of the group.
+  float* q;                          // [depth][kQueries]
+  float* out;
+  float* maxima;  // [kQueries], in units of log2
+  float* sums;
+};
+
+inline Panel panel_at(const AttentionTile& tile, const AttentionScratch& s, std::uint64_t begin) {
+  const std::uint64_t rows = (tile.position_end - tile.position_begin) * tile.group;
+  const std::uint64_t depth = round_up(tile.head_dim, kLanes);
+  return {begin,
+          smaller(begin + kQueries, rows),
+          s.q + begin * depth,
+          s.out + begin * depth,
+          s.maxima + begin,
+          s.sums + begin};
+}
+
+/// Calls function(lane, position, head of the group) for the rows of a panel.
+template <typename Function>
+inline void for_each_row(const AttentionTile& tile, const Panel& panel, Function function) {
+  std::uint64_t position = tile.position_begin + panel.row_begin / tile.group;
+  std::uint64_t head = panel.row_begin % tile.group;
+  for (std::uint64_t row = panel.row_begin; row < panel.row_end; ++row) {
+    function(row - panel.row_begin, position, head);
+    if (++head == tile.group) {
+      head = 0;
+      ++position;
+    }
+  }
+}
+
+inline std::byte* query_at(const AttentionTile& tile, std::uint64_t element_bytes,
+                           std::uint64_t position, std::uint64_t head) {
+  return tile.q +
+         ((position - tile.position_begin) * tile.q_stride + head * tile.head_dim) * element_bytes;
+}
+
+/// Queries into lanes, times what makes scores of them; lanes without a row are zero.
 template <typename Storage>
-inline void load_keys(const AttentionTile& tile, std::uint64_t begin, std::uint64_t count,
-                      const AttentionScratch& s) {
-  for (std::uint64_t j = 0; j < kChunk; ++j) {
-    float* column = s.keys + (j / kPanel) * tile.head_dim * kPanel + j % kPanel;
-    if (j < count) {
-      widen_row<Storage>(tile.k + (begin + j) * tile.kv_stride * Storage::kBytes, tile.head_dim,
-                         s.line);
-      for (std::uint64_t d = 0; d < tile.head_dim; ++d) {
-        column[d * kPanel] = s.line[d];
+inline void load_panel(const AttentionTile& tile, const Panel& panel) {
+  const std::byte* rows[kQueries] = {};
+  for (std::uint64_t i = 0; i < kQueries; ++i) {
+    panel.maxima[i] = kLowest;
+    panel.sums[i] = 0;
+  }
+  for_each_row(tile, panel, [&](std::uint64_t lane, std::uint64_t position, std::uint64_t head) {
+    rows[lane] = query_at(tile, Storage::kBytes, position, head);
+    if (tile.sinks != nullptr && !(tile.sinks[head] < kLowest)) {
+      // Relative to the row's own position, as the slopes' distances are.
+      const double shift = tile.slopes == nullptr ? 0.0
+                                                  : static_cast<double>(tile.slopes[head]) *
+                                                        static_cast<double>(position);
+      const auto sink = static_cast<float>((tile.sinks[head] - shift) * kLog2E);
+      panel.maxima[lane] = sink < kLowest ? kLowest : sink;
+      panel.sums[lane] = 1;
+    }
+  });
+  const Vec factor(static_cast<float>(
+      tile.softcap != 0 ? static_cast<double>(tile.scale) / static_cast<double>(tile.softcap)
+                        : static_cast<double>(tile.scale) * kLog2E));
+  for (std::uint64_t d = 0; d < tile.head_dim; d += kLanes) {
+    for (std::uint64_t half = 0; half < kQueries; half += kLanes) {
+      Vec block[kLanes];
+      for (std::uint64_t i = 0; i < kLanes; ++i) {
+        const std::byte* row = rows[half + i];
+        if (row == nullptr) {
+          block[i] = Vec(0.0F);
+        } else if (d + kLanes <= tile.head_dim) {
+          block[i] = Storage::load(row + d * Storage::kBytes);
+        } else {
+          block[i] = load_part<Storage>(row + d * Storage::kBytes, tile.head_dim - d);
+        }
       }
-    } else {
-      for (std::uint64_t d = 0; d < tile.head_dim; ++d) {
-        column[d * kPanel] = 0;
+      transpose(block);
+      for (std::uint64_t i = 0; i < kLanes; ++i) {
+        store_f32(block[i] * factor, panel.q + (d + i) * kQueries + half);
+        store_f32(Vec(0.0F), panel.out + (d + i) * kQueries + half);
       }
     }
   }
 }
 
-/// Values as rows of panels, zero beyond `count` and beyond head_dim.
-/// @return  Whether all are finite: then a probability of zero cancels any of them.
+/// Output = sum of probabilities times values / sum of probabilities, back into rows.
 template <typename Storage>
-inline bool load_values(const AttentionTile& tile, std::uint64_t begin, std::uint64_t count,
-                        const AttentionScratch& s) {
-  const std::uint64_t columns = round_up(tile.head_dim, kPanel);
-  Vec poison(0.0F);  // x - x is zero for finite x and NaN otherwise; NaN stays in a sum.
-  for (std::uint64_t d = 0; d < columns; ++d) {
-    s.line[d] = 0;
-  }
-  for (std::uint64_t j = 0; j < kChunk; ++j) {
-    if (j < count) {
-      widen_row<Storage>(tile.v + (begin + j) * tile.kv_stride * Storage::kBytes, tile.head_dim,
-                         s.line);
-    } else if (j == count) {
-      for (std::uint64_t d = 0; d < columns; ++d) {
-        s.line[d] = 0;
+inline void store_panel(const AttentionTile& tile, const Panel& panel) {
+  std::byte* rows[kQueries] = {};
+  for_each_row(tile, panel, [&](std::uint64_t lane, std::uint64_t position, std::uint64_t head) {
+    rows[lane] = query_at(tile, Storage::kBytes, position, head);
+  });
+  const Vec infinity(__builtin_inff());
+  for (std::uint64_t half = 0; half < kQueries; half += kLanes) {
+    const Vec inverse = Vec(1.0F) / load_f32(panel.sums + half);
+    for (std::uint64_t d = 0; d < tile.head_dim; d += kLanes) {
+      Vec block[kLanes];
+      for (std::uint64_t i = 0; i < kLanes; ++i) {
+        // Adding zero makes -0 into +0, and there is one NaN: a zero's sign, or which of several
+        // NaNs survived, could come from keys that the row does not see.
+        const Vec x =
+            multiply_add(load_f32(panel.out + (d + i) * kQueries + half), inverse, Vec(0.0F));
+        const Vec top = choose_less(Vec(-kLowest), x, infinity, Vec(__builtin_nanf("")));
+        block[i] = choose_less(x, infinity, x, top);
+      }
+      transpose(block);
+      for (std::uint64_t i = 0; i < kLanes && rows[half + i] != nullptr; ++i) {
+        std::byte* to = rows[half + i] + d * Storage::kBytes;
+        if (d + kLanes <= tile.head_dim) {
+          Storage::store(block[i], to);
+        } else {
+          store_part<Storage>(block[i], to, tile.head_dim - d);
+        }
       }
     }
-    for (std::uint64_t d = 0; d < columns; d += kLanes) {
-      const Vec value = load_f32(s.line + d);
-      poison = poison + (value - value);
-      store_f32(value, s.values + ((d / kPanel) * kChunk + j) * kPanel + d % kPanel);
+  }
+}
+
+/// Widens keys and values [begin, end) to rows `begin - chunk` and on.
+/// @return  Whether all values are finite: then a probability of zero cancels any of them.
+template <typename Storage>
+inline bool load_chunk(const AttentionTile& tile, const AttentionScratch& s, std::uint64_t chunk,
+                       std::uint64_t begin, std::uint64_t end) {
+  Vec poison(0.0F);  // x - x is zero for finite x and NaN otherwise; NaN stays in a sum.
+  for (std::uint64_t j = begin; j < end; ++j) {
+    const std::uint64_t from = j * tile.kv_stride * Storage::kBytes;
+    float* key = s.keys + (j - chunk) * kKeyStride;
+    float* value = s.values + (j - chunk) * kKeyStride;
+    widen_row<Storage>(tile.k + from, tile.head_dim, key);
+    widen_row<Storage>(tile.v + from, tile.head_dim, value);
+    for (std::uint64_t d = 0; d < tile.head_dim; d += kLanes) {
+      const Vec x = load_f32(value + d);
+      poison = poison + (x - x);
     }
   }
   return lane_sum(poison) == 0.0F;
 }
 
-/// Scores of one row and chunk into probabilities; `lo` to `hi` are the keys it sees.
-inline void softmax_row(float* score, std::uint64_t lo, std::uint64_t hi, float scale, float* out,
-                        std::uint64_t columns, float* maximum_so_far, float* sum_so_far) {
-  const float minus_infinity = -__builtin_inff();
-  Vec top(minus_infinity);
-  for (std::uint64_t j = 0; j < kChunk; j += kLanes) {
-    store_f32(load_f32(score + j) * Vec(scale), score + j);
+/// Caps scores and adds the slopes' part, for keys [begin, end) of the chunk.
+inline void adjust_scores(const AttentionTile& tile, const Panel& panel, float* scores,
+                          std::uint64_t chunk, std::uint64_t begin, std::uint64_t end) {
+  alignas(64) float slope[kQueries] = {};
+  alignas(64) float distance[kQueries] = {};  // From the row's position to the chunk's begin.
+  if (tile.slopes != nullptr) {
+    for_each_row(tile, panel, [&](std::uint64_t lane, std::uint64_t position, std::uint64_t head) {
+      slope[lane] = static_cast<float>(static_cast<double>(tile.slopes[head]) * kLog2E);
+      distance[lane] =
+          static_cast<float>(static_cast<double>(chunk) - static_cast<double>(position));
+    });
   }
-  for (std::uint64_t j = 0; j < lo; ++j) {
-    score[j] = minus_infinity;
-  }
-  for (std::uint64_t j = hi; j < kChunk; ++j) {
-    score[j] = minus_infinity;
-  }
-  for (std::uint64_t j = 0; j < kChunk; j += kLanes) {
-    top = maximum(top, load_f32(score + j));
-  }
-  alignas(64) float lane[kLanes];
-  store_f32(top, lane);
-  float now = *maximum_so_far;
-  for (const float value : lane) {
-    now = value > now ? value : now;
-  }
-  Vec total(0.0F);
-  for (std::uint64_t j = 0; j < kChunk; j += kLanes) {
-    const Vec p = exp_of(load_f32(score + j) - Vec(now));
-    total = total + p;
-    store_f32(p, score + j);
-  }
-  alignas(64) float shrink[kLanes];
-  store_f32(exp_of(Vec(*maximum_so_far) - Vec(now)), shrink);
-  *sum_so_far = *sum_so_far * shrink[0] + lane_sum(total);
-  *maximum_so_far = now;
-  if (shrink[0] != 1.0F) {  // Times one changes nothing.
-    for (std::uint64_t d = 0; d < columns; d += kLanes) {
-      store_f32(load_f32(out + d) * Vec(shrink[0]), out + d);
-    }
-  }
-}
-
-/// Keys of the chunk at `begin` that the query at `position` sees, relative to `begin`.
-struct Visible {
-  std::uint64_t lo, hi;
-};
-inline Visible visible_keys(std::uint64_t position, std::uint64_t window, std::uint64_t begin) {
-  const std::uint64_t first = window != 0 && position + 1 > window ? position + 1 - window : 0;
-  return {first > begin ? first - begin : 0, smaller(kChunk, position + 1 - begin)};
-}
-
-/// Rows [row_begin, row_end), at most kScoreRows, against the loaded chunk.
-inline void attend_rows(const AttentionTile& tile, const AttentionScratch& s,
-                        std::uint64_t row_begin, std::uint64_t row_end, std::uint64_t chunk_begin,
-                        bool finite) {
-  const std::uint64_t rows = row_end - row_begin;
-  const std::uint64_t columns = round_up(tile.head_dim, kPanel);
-  for (std::uint64_t j = 0; j < kChunk; j += kPanel) {
-    multiply_rows(rows, s.q + row_begin * kRowStride, s.keys + j * tile.head_dim, tile.head_dim,
-                  s.scores + j, kRowStride, false);
-  }
-  for (std::uint64_t r = 0; r < rows; ++r) {
-    const std::uint64_t row = row_begin + r;
-    const Visible see =
-        visible_keys(tile.position_begin + row / tile.group, tile.window, chunk_begin);
-    softmax_row(s.scores + r * kRowStride, see.lo, see.hi, tile.scale, s.out + row * columns,
-                columns, s.maxima + row, s.sums + row);
-    if (!finite) {  // Zero times infinity is NaN: leave out what the row does not see.
-      for (std::uint64_t d = 0; d < columns; d += kPanel) {
-        multiply_rows(1, s.scores + r * kRowStride + see.lo,
-                      s.values + d * kChunk + see.lo * kPanel, see.hi - see.lo,
-                      s.out + row * columns + d, columns, true);
+  const Vec cap(static_cast<float>(static_cast<double>(tile.softcap) * kLog2E));
+  for (std::uint64_t j = begin; j < end; ++j) {
+    for (std::uint64_t half = 0; half < kQueries; half += kLanes) {
+      float* at = scores + j * kQueries + half;
+      Vec x = load_f32(at);
+      if (tile.softcap != 0) {
+        x = tanh_of(x) * cap;
       }
+      if (tile.slopes != nullptr) {
+        const Vec away = load_f32(distance + half) + Vec(static_cast<float>(j));
+        x = multiply_add(load_f32(slope + half), away, x);
+      }
+      store_f32(x, at);
     }
   }
-  for (std::uint64_t d = 0; finite && d < columns; d += kPanel) {
-    multiply_rows(rows, s.scores, s.values + d * kChunk, kChunk, s.out + row_begin * columns + d,
-                  columns, true);
+}
+
+/// The keys of the chunk that each lane sees, as numbers to compare with.
+struct LaneRanges {
+  alignas(64) float lo[kQueries];
+  alignas(64) float hi[kQueries];
+};
+inline LaneRanges lane_ranges(const AttentionTile& tile, const Panel& panel, std::uint64_t chunk) {
+  LaneRanges ranges{};
+  for_each_row(tile, panel, [&](std::uint64_t lane, std::uint64_t position, std::uint64_t) {
+    const KeyRange see = in_chunk(visible_keys(tile, position), chunk);
+    ranges.lo[lane] = static_cast<float>(see.lo);
+    ranges.hi[lane] = static_cast<float>(see.hi);
+  });
+  return ranges;
+}
+
+/// `yes` in lanes that see key j, `no` in the others.
+inline Vec choose_seen(const LaneRanges& ranges, std::uint64_t half, std::uint64_t j, Vec yes,
+                       Vec no) {
+  const Vec key(static_cast<float>(j));
+  return choose_less(key, load_f32(ranges.lo + half), no,
+                     choose_less(key, load_f32(ranges.hi + half), yes, no));
+}
+
+inline void hide_scores(const LaneRanges& ranges, float* scores, std::uint64_t begin,
+                        std::uint64_t end) {
+  for (std::uint64_t j = begin; j < end; ++j) {
+    for (std::uint64_t half = 0; half < kQueries; half += kLanes) {
+      float* at = scores + j * kQueries + half;
+      store_f32(choose_seen(ranges, half, j, load_f32(at), Vec(-__builtin_inff())), at);
+    }
+  }
+}
+
+/// Scores of keys [begin, end) into probabilities relative to the new maximum.
+/// @param shrink  What the sums so far are worth relative to it.
+inline void softmax_panel(const Panel& panel, float* scores, std::uint64_t begin, std::uint64_t end,
+                          Vec (&shrink)[2]) {
+  const Vec before[2] = {load_f32(panel.maxima), load_f32(panel.maxima + kLanes)};
+  Vec top[2] = {before[0], before[1]};
+  for (std::uint64_t j = begin; j < end; ++j) {
+    const float* at = scores + j * kQueries;
+    top[0] = maximum(top[0], load_f32(at));
+    top[1] = maximum(top[1], load_f32(at + kLanes));
+  }
+  Vec total[2] = {Vec(0.0F), Vec(0.0F)};
+  for (std::uint64_t j = begin; j < end; ++j) {
+    float* at = scores + j * kQueries;
+    const Vec p0 = exp2_of(load_f32(at) - top[0]);
+    const Vec p1 = exp2_of(load_f32(at + kLanes) - top[1]);
+    total[0] = total[0] + p0;
+    total[1] = total[1] + p1;
+    store_f32(p0, at);
+    store_f32(p1, at + kLanes);
+  }
+  for (std::uint64_t i = 0; i < 2; ++i) {
+    shrink[i] = exp2_of(before[i] - top[i]);
+    float* sum = panel.sums + i * kLanes;
+    store_f32(multiply_add(load_f32(sum), shrink[i], total[i]), sum);
+    store_f32(top[i], panel.maxima + i * kLanes);
+  }
+}
+
+/// As multiply_panel<true>, with no product of a value that a lane does not see: zero times
+/// infinity is NaN.
+inline void multiply_seen(const AttentionTile& tile, const Panel& panel, const AttentionScratch& s,
+                          const LaneRanges& ranges, std::uint64_t begin, std::uint64_t end,
+                          const Vec* shrink) {
+  for (std::uint64_t d = 0; d < tile.head_dim; ++d) {
+    for (std::uint64_t half = 0; half < kQueries; half += kLanes) {
+      Vec sum(0.0F);
+      for (std::uint64_t j = begin; j < end; ++j) {
+        const Vec added = multiply_add(Vec(s.values[j * kKeyStride + d]),
+                                       load_f32(s.scores + j * kQueries + half), sum);
+        sum = choose_seen(ranges, half, j, added, sum);
+      }
+      float* out = panel.out + d * kQueries + half;
+      store_f32(multiply_add(load_f32(out), shrink[half / kLanes], sum), out);
+    }
+  }
+}
+
+/// One panel against the loaded chunk.
+inline void attend_panel(const AttentionTile& tile, const AttentionScratch& s, const Panel& panel,
+                         std::uint64_t chunk, bool finite) {
+  const KeyRange first =
+      in_chunk(visible_keys(tile, tile.position_begin + panel.row_begin / tile.group), chunk);
+  const KeyRange last =
+      in_chunk(visible_keys(tile, tile.position_begin + (panel.row_end - 1) / tile.group), chunk);
+  // Some row sees keys [first.lo, last.hi), and every row [last.lo, first.hi).
+  const std::uint64_t begin = first.lo;
+  const std::uint64_t end = last.hi;
+  if (begin >= end) {
+    return;
+  }
+  multiply_panel<false>(end - begin, s.keys + begin * kKeyStride, panel.q, tile.head_dim, nullptr,
+                        s.scores + begin * kQueries);
+  if (tile.softcap != 0 || tile.slopes != nullptr) {
+    adjust_scores(tile, panel, s.scores, chunk, begin, end);
+  }
+  const bool all_seen = last.lo <= begin && first.hi >= end;
+  LaneRanges ranges;
+  if (!all_seen) {
+    ranges = lane_ranges(tile, panel, chunk);
+    const std::uint64_t middle = smaller(last.lo, end);
+    hide_scores(ranges, s.scores, begin, middle);
+    hide_scores(ranges, s.scores, larger(middle, first.hi), end);
+  }
+  Vec shrink[2];
+  softmax_panel(panel, s.scores, begin, end, shrink);
+  if (finite || all_seen) {
+    multiply_panel<true>(tile.head_dim, s.values + begin * kKeyStride, s.scores + begin * kQueries,
+                         end - begin, shrink, panel.out);
+  } else {
+    multiply_seen(tile, panel, s, ranges, begin, end, shrink);
   }
 }
 
 template <typename Storage>
 void attend(const AttentionTile& tile) {
   const AttentionScratch s = split_attention_scratch(tile.scratch, tile.head_dim, tile.group);
-  const std::uint64_t columns = round_up(tile.head_dim, kPanel);
-  const std::uint64_t begin = tile.position_begin;
-  const std::uint64_t end = tile.position_end;
-  const std::uint64_t rows = (end - begin) * tile.group;
-  const auto q_at = [&](std::uint64_t row) {
-    return tile.q + ((row / tile.group) * tile.q_stride + (row % tile.group) * tile.head_dim) *
-                        Storage::kBytes;
-  };
-  for (std::uint64_t row = 0; row < rows; ++row) {
-    widen_row<Storage>(q_at(row), tile.head_dim, s.q + row * kRowStride);
-    s.maxima[row] = -__builtin_inff();
-    s.sums[row] = 0;
-    for (std::uint64_t d = 0; d < columns; d += kLanes) {
-      store_f32(Vec(0.0F), s.out + row * columns + d);
+  const std::uint64_t rows = (tile.position_end - tile.position_begin) * tile.group;
+  for (std::uint64_t row = 0; row < rows; row += kQueries) {
+    load_panel<Storage>(tile, panel_at(tile, s, row));
+  }
+  const std::uint64_t key_begin = visible_keys(tile, tile.position_begin).lo;
+  const std::uint64_t key_end = visible_keys(tile, tile.position_end - 1).hi;
+  for (std::uint64_t chunk = key_begin / kChunk * kChunk; chunk < key_end; chunk += kChunk) {
+    const bool finite = load_chunk<Storage>(tile, s, chunk, larger(chunk, key_begin),
+                                            smaller(chunk + kChunk, key_end));
+    for (std::uint64_t row = 0; row < rows; row += kQueries) {
+      attend_panel(tile, s, panel_at(tile, s, row), chunk, finite);
     }
   }
-  const std::uint64_t first_key =
-      tile.window != 0 && begin + 1 > tile.window ? begin + 1 - tile.window : 0;
-  for (std::uint64_t chunk = first_key / kChunk * kChunk; chunk < end; chunk += kChunk) {
-    const std::uint64_t count = smaller(kChunk, end - chunk);
-    load_keys<Storage>(tile, chunk, count, s);
-    const bool finite = load_values<Storage>(tile, chunk, count, s);
-    // Only queries that see a key of this chunk take part.
-    const std::uint64_t from = larger(begin, chunk);
-    const std::uint64_t to =
-        tile.window == 0 ? end : smaller(end, chunk + kChunk - 1 + tile.window);
-    for (std::uint64_t row = (from - begin) * tile.group; row < (to - begin) * tile.group;
-         row += kScoreRows) {
-      attend_rows(tile, s, row, smaller(row + kScoreRows, (to - begin) * tile.group), chunk,
-                  finite);
-    }
-  }
-  for (std::uint64_t row = 0; row < rows; ++row) {
-    float* out = s.out + row * columns;
-    for (std::uint64_t d = 0; d < columns; d += kLanes) {
-      // Adding zero makes -0 into +0: its sign could come from keys that the row does not see.
-      store_f32(load_f32(out + d) / Vec(s.sums[row]) + Vec(0.0F), out + d);
-    }
-    narrow_row<Storage>(out, tile.head_dim, q_at(row));
+  for (std::uint64_t row = 0; row < rows; row += kQueries) {
+    store_panel<Storage>(tile, panel_at(tile, s, row));
   }
 }
 

@@ -24,6 +24,9 @@ inline Vec operator/(Vec a, Vec b) { return Vec(_mm256_div_ps(a.v, b.v)); }
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return Vec(_mm256_fmadd_ps(a.v, b.v, c.v)); }
 inline Vec maximum(Vec a, Vec b) { return Vec(_mm256_max_ps(a.v, b.v)); }
 inline Vec minimum(Vec a, Vec b) { return Vec(_mm256_min_ps(a.v, b.v)); }
+inline Vec choose_less(Vec a, Vec b, Vec yes, Vec no) {
+  return Vec(_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)));
+}
 
 inline Vec scale_by_power_of_two(Vec value, Vec n) {
   const __m256i exponent = _mm256_cvtps_epi32(n.v);

@@ -25,6 +25,9 @@ inline Vec operator/(Vec a, Vec b) { return Vec(_mm512_div_ps(a.v, b.v)); }
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return Vec(_mm512_fmadd_ps(a.v, b.v, c.v)); }
 inline Vec maximum(Vec a, Vec b) { return Vec(_mm512_max_ps(a.v, b.v)); }
 inline Vec minimum(Vec a, Vec b) { return Vec(_mm512_min_ps(a.v, b.v)); }
+inline Vec choose_less(Vec a, Vec b, Vec yes, Vec no) {
+  return Vec(_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v));
+}
 inline Vec scale_by_power_of_two(Vec value, Vec n) { return Vec(_mm512_scalef_ps(value.v, n.v)); }
 
 struct F32 {

@@ -25,6 +25,7 @@ inline Vec operator/(Vec a, Vec b) { return Vec(a.v / b.v); }
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return Vec(a.v * b.v + c.v); }
 inline Vec maximum(Vec a, Vec b) { return Vec(a.v > b.v ? a.v : b.v); }
 inline Vec minimum(Vec a, Vec b) { return Vec(a.v < b.v ? a.v : b.v); }
+inline Vec choose_less(Vec a, Vec b, Vec yes, Vec no) { return Vec(a.v < b.v ? yes.v : no.v); }
 
 inline Ints as_bits(Floats value) { return reinterpret_cast<Ints>(value); }
 inline Floats as_floats(Ints bits) { return reinterpret_cast<Floats>(bits); }

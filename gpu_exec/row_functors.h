@@ -110,6 +110,24 @@ LIBRARIAN_ROW_FUNCTION V exp_of(V x) {
   return scale_by_power_of_two(multiply_add(p, r * r, r) + V(1.0F), n);
 }
 
+/// 2^x for x <= 127: within 1.5 ulp where the result is normal, exact for integral x; 0 below -150,
+/// NaN for NaN.
+/// @source polynomial of degree 6 for 2^r / r on [-1/2, 1/2] by Remez's exchange, error 2.6e-9
+template <typename V>
+LIBRARIAN_ROW_FUNCTION V exp2_of(V x) {
+  x = maximum(V(-151.0F), x);  // NaN passes: it is the second operand.
+  const V magic(12582912.0F);  // 1.5 * 2^23: adding it rounds to an integer.
+  const V n = (x + magic) - magic;
+  const V r = x - n;
+  V p(1.5594677550931658e-4F);
+  p = multiply_add(p, r, V(1.3406643905038548e-3F));
+  p = multiply_add(p, r, V(9.617692974883579e-3F));
+  p = multiply_add(p, r, V(5.550310550995771e-2F));
+  p = multiply_add(p, r, V(2.4022652782876183e-1F));
+  p = multiply_add(p, r, V(6.931472149680398e-1F));
+  return scale_by_power_of_two(multiply_add(p, r, V(1.0F)), n);
+}
+
 /// tanh(x), within 4 ulp; NaN for NaN.
 /// @source rational minimax approximation of degree 13 / 6 on [-7.9, 7.9] as in Eigen's
 /// MathFunctionsImpl.h

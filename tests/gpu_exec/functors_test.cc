@@ -140,6 +140,83 @@ TEST(Exp, HasTheRightLimits) {
   EXPECT_NEAR(exp_of(-95.0F) / 0x1p-149, std::exp(-95.0) / 0x1p-149, 1.0);
 }
 
+// Goal: 2^x is within 1.5 ulp of the truth where it is normal, and exact for whole numbers.
+// Method: a million points against f64 exp2, in units of the last place of the f32 result.
+TEST(Exp2, IsWithinOneAndAHalfUlp) {
+  double worst = 0;
+  for (double x = -126.0; x < 127.0; x += 2.53e-4) {
+    const auto argument = static_cast<float>(x);
+    const double truth = std::exp2(static_cast<double>(argument));
+    const auto below = static_cast<float>(std::exp2(std::floor(static_cast<double>(argument))));
+    const double ulp = static_cast<double>(std::nextafterf(below, HUGE_VALF)) - below;
+    worst = std::max(worst, std::abs(exp2_of(argument) - truth) / ulp);
+  }
+  EXPECT_LE(worst, 1.5);
+  EXPECT_GT(worst, 0.0);
+  for (int n = -149; n <= 127; ++n) {
+    EXPECT_EQ(exp2_of(static_cast<float>(n)), std::ldexp(1.0F, n)) << n;
+  }
+}
+
+TEST(Exp2, HasTheRightLimits) {
+  EXPECT_EQ(exp2_of(-150.5F), 0.0F);
+  EXPECT_EQ(exp2_of(-3e38F), 0.0F);
+  EXPECT_EQ(exp2_of(-HUGE_VALF), 0.0F);
+  EXPECT_TRUE(std::isnan(exp2_of(NAN)));
+}
+
+/// A function of an activation against f64 libm: |error| <= absolute + relative * |truth|.
+struct Functor {
+  const char* name;
+  float (*function)(float);
+  double (*truth)(double);
+  double absolute, relative;
+};
+double normal_distribution(double x) { return 0.5 * std::erfc(-x / std::sqrt(2.0)); }
+const Functor kFunctors[] = {
+    {"tanh", tanh_of<float>, [](double x) { return std::tanh(x); }, 0, 4 * 0x1p-23},
+    {"erf", erf_of<float>, [](double x) { return std::erf(x); }, 4e-7, 0},
+    {"silu", silu<float>, [](double x) { return x / (1 + std::exp(-x)); }, 1e-36, 4 * 0x1p-23},
+    {"gelu", gelu<float>, [](double x) { return x * normal_distribution(x); }, 1e-6, 4 * 0x1p-23},
+    {"gelu_tanh", gelu_tanh<float>,
+     [](double x) {
+       // x * (1 + tanh(u)) / 2, written so that it is exact where tanh is near -1.
+       const double u = std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x);
+       return x / (1 + std::exp(-2 * u));
+     },
+     1e-36, 2e-5},
+    {"relu", relu<float>, [](double x) { return std::max(x, 0.0); }, 0, 0},
+};
+class Functors : public testing::TestWithParam<Functor> {};
+
+// Goal: each is what it is called, to the tolerance stated with it.
+// Method: points dense around zero and out to +-1e4 against f64 libm.
+TEST_P(Functors, AreAccurate) {
+  const Functor& functor = GetParam();
+  for (double x = 1e-6; x < 1e4; x *= 1.0001) {
+    for (const double sign : {1.0, -1.0}) {
+      const auto argument = static_cast<float>(sign * x);
+      const double truth = functor.truth(argument);
+      const double error = std::abs(functor.function(argument) - truth);
+      const double allowed = functor.absolute + functor.relative * std::abs(truth);
+      ASSERT_LE(error, allowed) << argument;
+    }
+  }
+}
+
+// Goal: zero, the ends and NaN.
+TEST_P(Functors, HaveTheRightLimits) {
+  const Functor& functor = GetParam();
+  EXPECT_EQ(functor.function(0.0F), 0.0F);
+  EXPECT_TRUE(std::isnan(functor.function(NAN)));
+  for (const float x : {1e6F, -1e6F, 3e38F, -3e38F}) {
+    EXPECT_NEAR(functor.function(x), functor.truth(x), 1e-6 * std::abs(functor.truth(x))) << x;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Functors, testing::ValuesIn(kFunctors),
+                         [](const auto& functor) { return std::string(functor.param.name); });
+
 TEST(Silu, SaturatesWithoutNan) {
   EXPECT_EQ(silu(-1000.0F), 0.0F);
   EXPECT_EQ(silu(1000.0F), 1000.0F);

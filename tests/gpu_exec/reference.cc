@@ -125,34 +125,57 @@ Rows reference_rotate(Rows x, std::uint32_t heads, const AttentionSpec& spec,
   return x;
 }
 
-Rows reference_attention(const Rows& q, const Rows& k, const Rows& v, const AttentionSpec& spec) {
-  Rows out(q.size(), std::vector<double>(q[0].size(), 0.0));
+bool reference_sees(const AttentionSpec& spec, std::size_t i, std::size_t j) {
+  return (!spec.causal || j <= i) && (spec.window == 0 || (j <= i && j + spec.window > i)) &&
+         (spec.chunk == 0 || i / spec.chunk == j / spec.chunk);
+}
+
+std::vector<double> reference_attention_row(std::size_t i, const Rows& q, const Rows& k,
+                                            const Rows& v, const AttentionSpec& spec,
+                                            const std::vector<float>* sinks) {
+  std::vector<double> out(q[i].size(), 0.0);
   const std::size_t d = spec.head_dim;
   const std::size_t group = spec.heads / spec.kv_heads;
-  for (std::size_t i = 0; i < q.size(); ++i) {
-    for (std::size_t h = 0; h < spec.heads; ++h) {
-      const std::size_t first = spec.window != 0 && i + 1 > spec.window ? i + 1 - spec.window : 0;
-      std::vector<double> score;
-      double top = -HUGE_VAL;
-      for (std::size_t j = first; j <= i; ++j) {
-        double dot = 0;
-        for (std::size_t e = 0; e < d; ++e) {
-          dot += q[i][h * d + e] * k[j][h / group * d + e];
-        }
-        score.push_back(dot * spec.scale);
-        top = std::max(top, score.back());
+  const std::vector<float> slopes =
+      spec.alibi ? alibi_slopes(spec.heads) : std::vector<float>(spec.heads, 0.0F);
+  for (std::size_t h = 0; h < spec.heads; ++h) {
+    const double sink = sinks == nullptr ? -HUGE_VAL : (*sinks)[h];
+    std::vector<double> score(k.size(), -HUGE_VAL);
+    double top = sink;
+    for (std::size_t j = 0; j < k.size(); ++j) {
+      if (!reference_sees(spec, i, j)) {
+        continue;
       }
-      double sum = 0;
-      for (double& value : score) {
-        value = std::exp(value - top);
-        sum += value;
+      double dot = 0;
+      for (std::size_t e = 0; e < d; ++e) {
+        dot += q[i][h * d + e] * k[j][h / group * d + e];
       }
-      for (std::size_t j = first; j <= i; ++j) {
-        for (std::size_t e = 0; e < d; ++e) {
-          out[i][h * d + e] += score[j - first] / sum * v[j][h / group * d + e];
-        }
+      score[j] = dot * spec.scale;
+      if (spec.softcap != 0) {
+        score[j] = spec.softcap * std::tanh(score[j] / spec.softcap);
+      }
+      score[j] += slopes[h] * static_cast<double>(j);
+      top = std::max(top, score[j]);
+    }
+    double sum = std::exp(sink - top);
+    for (double& value : score) {
+      value = std::exp(value - top);
+      sum += value;
+    }
+    for (std::size_t j = 0; j < k.size(); ++j) {
+      for (std::size_t e = 0; reference_sees(spec, i, j) && e < d; ++e) {
+        out[h * d + e] += score[j] / sum * v[j][h / group * d + e];
       }
     }
+  }
+  return out;
+}
+
+Rows reference_attention(const Rows& q, const Rows& k, const Rows& v, const AttentionSpec& spec,
+                         const std::vector<float>* sinks) {
+  Rows out;
+  for (std::size_t i = 0; i < q.size(); ++i) {
+    out.push_back(reference_attention_row(i, q, k, v, spec, sinks));
   }
   return out;
 }
@@ -263,8 +286,9 @@ ReferenceLayer reference_layer(const TestLayer& layer, const Rows& x) {
       reference_rotate(weights.linear(h, WeightRole::k_weight, WeightRole::k_bias),
                        attention.kv_heads, attention, weights.find(WeightRole::k_norm), norm);
   const Rows v = weights.linear(h, WeightRole::v_weight, WeightRole::v_bias);
-  out.attn_out = weights.linear(reference_attention(q, k, v, attention), WeightRole::out_weight,
-                                WeightRole::out_bias);
+  out.attn_out =
+      weights.linear(reference_attention(q, k, v, attention, weights.find(WeightRole::sinks)),
+                     WeightRole::out_weight, WeightRole::out_bias);
   if (spec.residual == Residual::parallel) {
     const Rows m =
         spec.mlp_norm ? weights.norm(x, WeightRole::mlp_norm, WeightRole::mlp_norm_bias, norm) : h;

@@ -19,8 +19,16 @@ Rows reference_linear(const Rows& x, const std::vector<float>& weight,
 /// @param bias  Null: none. Weights are multiplied as NormSpec::one_plus says.
 Rows reference_norm(const Rows& x, const std::vector<float>& weight, const std::vector<float>* bias,
                     const NormSpec& spec);
-/// q [rows, heads * head_dim], k and v [rows, kv_heads * head_dim] of one sample, causal.
-Rows reference_attention(const Rows& q, const Rows& k, const Rows& v, const AttentionSpec& spec);
+/// Whether the query at position i sees the key at position j.
+bool reference_sees(const AttentionSpec& spec, std::size_t i, std::size_t j);
+/// q [rows, heads * head_dim], k and v [rows, kv_heads * head_dim] of one sample.
+/// @param sinks  [heads], or null.
+Rows reference_attention(const Rows& q, const Rows& k, const Rows& v, const AttentionSpec& spec,
+                         const std::vector<float>* sinks = nullptr);
+/// One row of it.
+std::vector<double> reference_attention_row(std::size_t i, const Rows& q, const Rows& k,
+                                            const Rows& v, const AttentionSpec& spec,
+                                            const std::vector<float>* sinks = nullptr);
 /// Norm (if `weight`), rotation and temperature of each head, positions from 0.
 Rows reference_rotate(Rows x, std::uint32_t heads, const AttentionSpec& spec,
                       const std::vector<float>* weight, const NormSpec& norm);
