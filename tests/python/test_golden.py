@@ -25,6 +25,7 @@ RUNS = [(family, type_name) for family in FAMILIES for type_name in golden_meta(
 # Those that differ in what a block must know of the sample's other rows.
 STATEFUL = ["llama", "qwen3", "llama_dynamic", "phi3", "gemma3_text", "cohere2", "ministral3",
             "bloom", "opt", "bert"]
+BIDIRECTIONAL = ["bert"]
 PARTITIONS = {"default": [], "blocks": ["--block-tokens", 16], "parts": ["--part-tokens", 20],
               "parts_and_blocks": ["--part-tokens", 20, "--block-tokens", 8]}
 
@@ -112,12 +113,26 @@ def test_a_capture_that_does_not_exist_is_refused_by_name(family, capture, libra
     assert not (tmp_path / "store").exists()
 
 
+def partitions_of(family):
+    """Blocks that cut samples are for families whose tokens attend to nothing behind them."""
+    return {name: options for name, options in PARTITIONS.items()
+            if family not in BIDIRECTIONAL or "--block-tokens" not in options}
+
+
+@pytest.mark.parametrize("family", BIDIRECTIONAL)
+def test_a_block_that_would_cut_samples_is_refused(family, librarian, tmp_path):
+    done = librarian("extract", *job_of(family), "--out", tmp_path / "store",
+                     "--block-tokens", 16, exit_code=USAGE)
+    assert "--block-tokens 16" in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
 @pytest.mark.parametrize("family", STATEFUL)
 def test_rows_do_not_depend_on_blocks_or_parts(family, librarian, tmp_path):
     """The same bits, not merely close ones (design: same bytes, whatever happens)."""
     captures = captures_of(read_golden(family))
     stores = {}
-    for name, options in PARTITIONS.items():
+    for name, options in partitions_of(family).items():
         librarian("extract", *job_of(family), "--out", tmp_path / name, "--capture", captures,
                   *options)
         stores[name] = read_store(tmp_path / name)
