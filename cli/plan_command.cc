@@ -58,6 +58,7 @@ Json plan_to_json(const PreparedJob& job, double flops_per_second) {
   }
   const ingest::DiskPlan& disk = job.disk();
   return {{"model_type", job.checkpoint().config().model_type},
+          {"rope_type", job.checkpoint().config().rope_type},
           {"layers", layers},
           {"hidden_size", job.checkpoint().spec().hidden_size},
           {"dtype", gpu_exec::dtype_name(job.dtype())},
@@ -155,6 +156,19 @@ void print_time(const PreparedJob& job, double flops_per_second) {
   print(fact("at 10 Gbit/s", regime(fast)));
 }
 
+/// transformers takes the longest sample of a batch; here each counts for itself.
+std::string rope_text(const weightmap::ModelConfig& config) {
+  std::string text = config.rope_type;
+  for (const gpu_exec::LayerSpec& layer : config.spec.layers) {
+    const std::uint32_t limit = layer.attention.rope.short_rows_max;
+    if (limit != 0) {
+      return text + ": other angles for samples of more than " + format_count(limit) +
+             " tokens, each by its own length";
+    }
+  }
+  return text;
+}
+
 }  // namespace
 
 Result<int> run_plan(const Options& options, const std::stop_token& stop) {
@@ -181,6 +195,7 @@ Result<int> run_plan(const Options& options, const std::stop_token& stop) {
                            (job->tokens().truncated_samples > 0
                                 ? ", " + format_count(job->tokens().truncated_samples) + " cut"
                                 : "")));
+  print(fact("rope", rope_text(checkpoint.config())));
   print(fact("parts", std::to_string(job->parts().size())));
   print(fact("arithmetic",
              std::string(gpu_exec::dtype_name(job->dtype())) + " on " + job->device_kind()));

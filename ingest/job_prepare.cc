@@ -71,6 +71,9 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   fetcher_ = std::make_unique<Fetcher>(*transport_, *environment_.clock, fetching);
   LIB_TRY(checkpoint_, weightmap::Checkpoint::open(*fetcher_, model_uri_, stop));
 
+  for (const std::string& text : checkpoint_->config().warnings) {
+    warnings_.push_back(text);
+  }
   dtype_ = options_.dtype.value_or(checkpoint_->dtype());
   LIB_TRY(captures_, parse_captures(options_.captures, capture_shape(checkpoint_->spec())));
   TokenLimits limits;

@@ -140,3 +140,17 @@ def test_rows_do_not_depend_on_blocks_or_parts(family, librarian, tmp_path):
         assert set(store) == set(stores["default"]), name
         for capture, values in store.items():
             np.testing.assert_array_equal(values, stores["default"][capture], f"{name} {capture}")
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "amx"])
+@pytest.mark.parametrize("family", ["llama_bias", "gemma2", "cohere", "gpt_neox", "bert"])
+def test_every_path_agrees_with_transformers(family, isa, librarian, tmp_path):
+    store, truth = tmp_path / "store", read_golden(family)
+    done = librarian("extract", *job_of(family), "--out", store, "--dtype", "f32", "--isa", isa,
+                     "--capture", captures_of(truth), exit_code=None)
+    if done.returncode == USAGE and f"path {isa}" in done.stderr:
+        pytest.skip(f"this processor cannot run the path {isa}")
+    assert done.returncode == 0, done.stderr
+    assert part_attributes(store, 0)["device_kind"] == f"cpu-{isa}"
+    wrong = errors_in_f32(read_store(store), truth)
+    assert not wrong, "\n".join(wrong)
