@@ -183,12 +183,14 @@ std::vector<float> rope_frequencies(const RopeSpec& rope, std::uint64_t sample_r
   if (!rope.long_inverse_frequency.empty()) {
     return rope.long_inverse_frequency;
   }
-  // The model's own code takes the new theta in f64 and the powers in f32.
-  const double dim = rope.rotary_dim;
-  const double growth = rope.dynamic_factor * static_cast<double>(sample_rows) /
-                            static_cast<double>(rope.short_rows_max) -
-                        (rope.dynamic_factor - 1);
-  const double theta = rope.dynamic_theta * std::pow(growth, dim / (dim - 2));
+  // The model's own code takes the new theta in f32 too: there the length is a tensor.
+  const auto dim = static_cast<double>(rope.rotary_dim);
+  const float stretch = static_cast<float>(rope.dynamic_factor) * static_cast<float>(sample_rows) /
+                        static_cast<float>(rope.short_rows_max);
+  const float growth = stretch - static_cast<float>(rope.dynamic_factor - 1);
+  const auto power = static_cast<float>(std::pow(
+      static_cast<double>(growth), static_cast<double>(static_cast<float>(dim / (dim - 2)))));
+  const auto theta = static_cast<double>(static_cast<float>(rope.dynamic_theta) * power);
   std::vector<float> frequencies(rope.rotary_dim / 2);
   for (std::uint32_t i = 0; i < frequencies.size(); ++i) {
     const float exponent = static_cast<float>(2 * i) / static_cast<float>(rope.rotary_dim);

@@ -5,6 +5,7 @@
 #include <span>
 #include <string_view>
 #include <variant>
+#include <vector>
 
 #include "base/error.h"
 #include "gpu_exec/model_spec.h"
@@ -178,7 +179,10 @@ struct Family {
                          gpu_exec::LayerSpec& layer) = nullptr;
 };
 
-std::span<const Family> families();
+/// All that are built in.
+std::vector<const Family*> families();
+/// Those of families_layer_norm.cc.
+std::span<const Family> layer_norm_families();
 /// Null if it is not built in.
 const Family* find_family(std::string_view model_type);
 

@@ -378,8 +378,8 @@ Result<ModelConfig> read_wrapped(ConfigReader& outer, const Wrapper& wrapper, Di
 
 std::vector<std::string> supported_model_types() {
   std::vector<std::string> names;
-  for (const Family& family : families()) {
-    names.emplace_back(family.model_type);
+  for (const Family* family : families()) {
+    names.emplace_back(family->model_type);
   }
   for (const Wrapper& wrapper : wrappers()) {
     names.emplace_back(wrapper.model_type);

@@ -34,12 +34,13 @@ std::vector<float> llama3_frequencies(std::uint32_t dim, double theta,
   const auto high_wavelength = static_cast<float>(original / scaling.high);
   const auto factor = static_cast<float>(scaling.factor);
   for (float& frequency : frequencies) {
-    const float wavelength = static_cast<float>(2 * std::numbers::pi) / frequency;
+    // A number over a tensor is there the tensor's reciprocal, times the number.
+    const float wavelength = 1.0F / frequency * static_cast<float>(2 * std::numbers::pi);
     if (wavelength > low_wavelength) {
       frequency = frequency / factor;
     } else if (!(wavelength < high_wavelength)) {
       const float smooth =
-          (static_cast<float>(original) / wavelength - static_cast<float>(scaling.low)) /
+          (1.0F / wavelength * static_cast<float>(original) - static_cast<float>(scaling.low)) /
           static_cast<float>(scaling.high - scaling.low);
       const float stretched = (1.0F - smooth) * frequency / factor;
       frequency = stretched + smooth * frequency;
