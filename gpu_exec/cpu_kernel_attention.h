@@ -227,13 +227,13 @@ inline void load_panel(const AttentionTile& tile, const Panel& panel) {
   }
   for_each_row(tile, panel, [&](std::uint64_t lane, std::uint64_t position, std::uint64_t head) {
     rows[lane] = query_at(tile, Storage::kBytes, position, head);
-    if (tile.sinks != nullptr && !(tile.sinks[head] < kLowest)) {
+    if (tile.sinks != nullptr) {
       // Relative to the row's own position, as the slopes' distances are.
       const double shift = tile.slopes == nullptr ? 0.0
                                                   : static_cast<double>(tile.slopes[head]) *
                                                         static_cast<double>(position);
       const auto sink = static_cast<float>((tile.sinks[head] - shift) * kLog2E);
-      panel.maxima[lane] = sink < kLowest ? kLowest : sink;
+      panel.maxima[lane] = sink < kLowest ? kLowest : sink;  // Any score makes that nothing.
       panel.sums[lane] = 1;
     }
   });
