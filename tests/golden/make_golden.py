@@ -184,14 +184,13 @@ FAMILIES = {
     "starcoder2": Family("Starcoder2Config", dict(sliding_window=8)),
     "stablelm": Family("StableLmConfig", dict(partial_rotary_factor=0.5, use_qkv_bias=True)),
     "stablelm_parallel": residual("StableLmConfig", dict(
-        partial_rotary_factor=0.5, use_parallel_residual=True, qk_layernorm=True), transformers=5),
+        partial_rotary_factor=0.5, use_parallel_residual=True)),
     "phi": Family("PhiConfig"),
     "nemotron": Family("NemotronConfig", dict(head_dim=16)),
     "falcon": Family("FalconConfig", dict(new_decoder_architecture=True, bias=True)),
     "falcon_multi_query": residual("FalconConfig", dict(tie_word_embeddings=True)),
-    "falcon_alibi": residual("FalconConfig", dict(
-        num_attention_heads=6, num_kv_heads=6, alibi=True, parallel_attn=False, multi_query=False,
-        bias=True)),
+    "falcon_sequential": residual("FalconConfig", dict(
+        num_kv_heads=4, parallel_attn=False, multi_query=False, bias=True)),
     "gpt2": Family("GPT2Config", dict(tie_word_embeddings=True, n_positions=64)),
     "bloom": Family("BloomConfig", dict(num_attention_heads=6), auto_class="AutoModel",
                     weight_file_bytes=48_000),

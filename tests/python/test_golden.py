@@ -24,8 +24,7 @@ FAMILIES = sorted(path.parent.name for path in GOLDEN.glob("*/meta.json"))
 RUNS = [(family, type_name) for family in FAMILIES for type_name in golden_meta(family)["golden"]]
 # Those that differ in what a block must know of the sample's other rows.
 STATEFUL = ["llama", "qwen3", "llama_dynamic", "phi3", "gemma3_text", "cohere2", "ministral3",
-            "bloom", "opt", "bert"]
-BIDIRECTIONAL = ["bert"]
+            "bloom", "opt"]
 PARTITIONS = {"default": [], "blocks": ["--block-tokens", 16], "parts": ["--part-tokens", 20],
               "parts_and_blocks": ["--part-tokens", 20, "--block-tokens", 8]}
 
@@ -113,33 +112,34 @@ def test_a_capture_that_does_not_exist_is_refused_by_name(family, capture, libra
     assert not (tmp_path / "store").exists()
 
 
-def partitions_of(family):
-    """Blocks that cut samples are for families whose tokens attend to nothing behind them."""
-    return {name: options for name, options in PARTITIONS.items()
-            if family not in BIDIRECTIONAL or "--block-tokens" not in options}
-
-
-@pytest.mark.parametrize("family", BIDIRECTIONAL)
-def test_a_block_that_would_cut_samples_is_refused(family, librarian, tmp_path):
-    done = librarian("extract", *job_of(family), "--out", tmp_path / "store",
-                     "--block-tokens", 16, exit_code=USAGE)
-    assert "--block-tokens 16" in done.stderr
-    assert not (tmp_path / "store").exists()
-
-
-@pytest.mark.parametrize("family", STATEFUL)
-def test_rows_do_not_depend_on_blocks_or_parts(family, librarian, tmp_path):
+def assert_same_rows(family, partitions, librarian, folder):
     """The same bits, not merely close ones (design: same bytes, whatever happens)."""
     captures = captures_of(read_golden(family))
     stores = {}
-    for name, options in partitions_of(family).items():
-        librarian("extract", *job_of(family), "--out", tmp_path / name, "--capture", captures,
+    for name, options in partitions.items():
+        librarian("extract", *job_of(family), "--out", folder / name, "--capture", captures,
                   *options)
-        stores[name] = read_store(tmp_path / name)
+        stores[name] = read_store(folder / name)
     for name, store in stores.items():
         assert set(store) == set(stores["default"]), name
         for capture, values in store.items():
             np.testing.assert_array_equal(values, stores["default"][capture], f"{name} {capture}")
+
+
+@pytest.mark.parametrize("family", STATEFUL)
+def test_rows_do_not_depend_on_blocks_or_parts(family, librarian, tmp_path):
+    assert_same_rows(family, PARTITIONS, librarian, tmp_path)
+
+
+def test_rows_of_a_model_without_causal_mask_do_not_depend_on_parts(librarian, tmp_path):
+    """Its blocks hold whole samples, so a block smaller than the longest is refused."""
+    longest = max(golden_meta("bert")["sample_lengths"])
+    assert_same_rows("bert", {**PARTITIONS, "blocks": ["--block-tokens", longest],
+                              "parts_and_blocks": ["--part-tokens", 20, "--block-tokens", longest]},
+                     librarian, tmp_path)
+    done = librarian("extract", *job_of("bert"), "--out", tmp_path / "refused",
+                     "--block-tokens", longest - 1, exit_code=None)
+    assert done.returncode != 0 and "--block-tokens" in done.stderr
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "amx"])

@@ -1,0 +1,515 @@
+#!/usr/bin/env python3
+"""Random variations of every family: is what Librarian extracts still what transformers computes?
+
+Goal: find what no fixed golden has: sizes, flags, rope parameters, layer patterns, keys of
+config.json that are left out so that the class default applies.
+Method: draw a config, write its checkpoint as transformers does, drop keys, let transformers read
+that folder and compute in float32 and in the 16-bit type, run `librarian extract`, compare with the
+tolerances of tests/python/test_golden.py.
+
+    python try_families.py LIBRARIAN [--families llama,gemma2] [--trials 20] [--seed 0] [--keep DIR]
+
+One line per trial: ok, FAILED with what differs and the config, or refused with Librarian's words.
+Exit code 1 if a trial failed. Configs are in the dialect of the transformers that runs it, so run it
+with 4.x and with 5.x. Needs what make_golden.py needs, and tests/requirements.txt.
+"""
+
+import argparse
+import collections
+import json
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "python"), str(HERE.parents[1] / "examples")]
+
+import make_golden  # noqa: E402  (needs the path above; first, because it sets the environment)
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from support import read_store  # noqa: E402
+from test_golden import captures_of, errors_in_16_bit, errors_in_f32  # noqa: E402
+
+USAGE, BAD_INPUT = 2, 3
+SECONDS_MAX = 120
+CONFIG_TRIES = 200  # draws that transformers itself refuses
+FLAG = (False, True)
+THETAS = (500.0, 10000.0, 1e6)
+GATED_ACTS = ("silu",) * 6 + ("gelu", "gelu_pytorch_tanh", "relu")
+PLAIN_ACTS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2", "silu", "gelu_fast")
+EPSILONS = (1e-6, 1e-5, 1e-3)
+# Without these keys, or with other values, the weights do not fit.
+SHAPE_KEYS = {"model_type", "vocab_size", "pad_token_id", "hidden_size", "intermediate_size",
+              "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "num_kv_heads",
+              "head_dim", "n_embd", "n_layer", "n_head", "n_inner", "n_positions", "ffn_dim",
+              "ffn_hidden_size", "word_embed_proj_dim", "max_position_embeddings",
+              "type_vocab_size"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to draw one family: `options` are choices per key, `more` what depends on other keys."""
+
+    config_class: str
+    options: dict = field(default_factory=dict)
+    more: tuple = ()
+    auto_classes: tuple = ("AutoModelForCausalLM",) * 4 + ("AutoModel",)
+    longest_sample: int = 90
+    transformers: tuple = (4, 5)
+
+
+@dataclass
+class Draw:
+    """A config under construction."""
+
+    random: random.Random
+    config: dict
+
+    @property
+    def layers(self):
+        return self.config["num_hidden_layers"]
+
+    @property
+    def head_dim(self):
+        return self.config.get("head_dim") or (
+            self.config["hidden_size"] // self.config["num_attention_heads"])
+
+    def maybe(self, chance, **keys):
+        """Set keys to one of the values given for each, with a probability."""
+        if self.random.random() < chance:
+            self.config.update({key: self.random.choice(values) for key, values in keys.items()})
+
+
+def sizes(draw):
+    """Sizes that every family has; hidden is a multiple of the heads."""
+    pick = draw.random.choice
+    heads = pick((1, 2, 3, 4, 4, 6, 8))
+    head_dim = pick((4, 8, 8, 12, 16, 24, 32)) if heads < 8 else pick((4, 8, 12))
+    divisors = [n for n in range(1, heads + 1) if heads % n == 0]
+    draw.config.update(
+        hidden_size=heads * head_dim, num_attention_heads=heads,
+        num_key_value_heads=pick(divisors + [1, heads]), num_hidden_layers=pick((1, 2, 3, 4, 6)),
+        intermediate_size=pick((7, 20, 33, 64, 100)), vocab_size=pick((17, 40, 131)),
+        max_position_embeddings=pick((16, 40, 64, 4096)), pad_token_id=0, bos_token_id=1,
+        eos_token_id=2)
+    for key in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"):
+        draw.maybe(0.7, **{key: EPSILONS})
+    draw.maybe(0.6, tie_word_embeddings=FLAG)
+
+
+def own_head_dim(draw):
+    """A head_dim that is not hidden / heads, and sometimes an odd hidden size or the default's."""
+    draw.maybe(0.6, head_dim=(4, 6, 8, 16, 20, 34))
+    if draw.config.get("head_dim") and draw.random.random() < 0.5:
+        heads = draw.config["num_attention_heads"]
+        draw.config["hidden_size"] = heads * draw.random.choice((5, 7, 11))
+
+
+def class_heads(draw):
+    """Seldom: leave the heads to the class default, as some published configs do."""
+    if draw.random.random() < 0.06:
+        for key in ("num_attention_heads", "num_key_value_heads", "head_dim"):
+            draw.config.pop(key, None)
+        draw.config.update(hidden_size=64, num_hidden_layers=2, num_attention_heads=...)
+
+
+def rope(*kinds):
+    """rope_theta and rope_scaling of these kinds; the type under its old or its new key."""
+    def apply(draw):
+        draw.maybe(0.7, rope_theta=THETAS)
+        kind = draw.random.choice(kinds + ("default",))
+        if kind != "default":
+            scaling = ROPES[kind](draw)
+            scaling[draw.random.choice(("rope_type", "rope_type", "type"))] = kind
+            draw.config["rope_scaling"] = scaling
+    return apply
+
+
+def some_of(draw, required, **optional):
+    """The required keys, and each of the optional ones with a value half of the time."""
+    return {**required, **{key: draw.random.choice(values) for key, values in optional.items()
+                           if draw.random.random() < 0.5}}
+
+
+def yarn(draw):
+    return some_of(draw, {"factor": draw.random.choice((1.0, 2.0, 4.0, 40.0))},
+                   original_max_position_embeddings=(8, 16, 4096), attention_factor=(0.7, 1.3),
+                   beta_fast=(4.0, 32), beta_slow=(0.5, 1), mscale=(0.7, 1.0),
+                   mscale_all_dim=(0.5, 1.0), truncate=FLAG)
+
+
+def llama3(draw):
+    return dict(factor=draw.random.choice((2.0, 8.0)), low_freq_factor=1.0,
+                high_freq_factor=draw.random.choice((2.0, 4.0)),
+                original_max_position_embeddings=draw.random.choice((16, 64, 8192)))
+
+
+def factors(draw):
+    """The lists of longrope, one number for each pair of rotated channels."""
+    pairs = int(draw.head_dim * draw.config.get("partial_rotary_factor", 1.0)) // 2
+    return {key: [round(1 + draw.random.random() * top, 3) for _ in range(pairs)]
+            for key, top in (("short_factor", 0.5), ("long_factor", 9.0))}
+
+
+def longrope(draw):
+    draw.maybe(0.6, original_max_position_embeddings=(8, 16, 32))
+    return some_of(draw, {**factors(draw), "factor": draw.random.choice((1.0, 4.0))},
+                   attention_factor=(0.8, 1.2))
+
+
+ROPES = {"linear": lambda draw: {"factor": draw.random.choice((2.0, 8.0))},
+         "dynamic": lambda draw: {"factor": draw.random.choice((2.0, 4.0))},
+         "yarn": yarn, "llama3": llama3, "longrope": longrope}
+ANY_ROPE = rope("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+LINEAR_ROPE = rope("default", "linear")
+PLAIN_ROPE = rope()
+
+
+def windows(draw):
+    """A window, and for each layer whether it has it; or the pattern of the class."""
+    draw.config["sliding_window"] = draw.random.choice((1, 3, 8, 33, 500))
+    way = draw.random.choice(("types", "types", "pattern", "class"))
+    if way == "types":
+        draw.config["layer_types"] = [
+            draw.random.choice(("sliding_attention", "full_attention")) for _ in range(draw.layers)]
+    elif way == "pattern":
+        draw.config["sliding_window_pattern"] = draw.random.choice((1, 2, 3))
+
+
+def one_window(draw):
+    draw.maybe(0.7, sliding_window=(None, 1, 3, 8, 33, 500))
+
+
+def qwen_windows(draw):
+    draw.maybe(0.6, use_sliding_window=FLAG, sliding_window=(1, 3, 8, 33),
+               max_window_layers=(0, 1, 2, 28))
+
+
+def partial_rope(*names):
+    """A fraction of an even number of channels."""
+    def apply(draw):
+        even = [f for f in (0.25, 0.5, 0.75, 1.0) if draw.head_dim * f % 2 == 0]
+        draw.config[draw.random.choice(names)] = draw.random.choice(even)
+    return apply
+
+
+def phi3_longrope(draw):
+    """Phi-3 knows longrope alone, with these three keys, and two older names of it."""
+    if draw.random.random() < 0.6:
+        kind = draw.random.choice(("longrope", "longrope", "su", "yarn"))
+        draw.config["rope_scaling"] = {"type": kind, **factors(draw)}
+        draw.config["original_max_position_embeddings"] = draw.random.choice((8, 16, 32))
+
+
+def no_rope_layers(draw):
+    way = draw.random.choice(("layers", "interval", "class"))
+    if way == "layers":
+        draw.config["no_rope_layers"] = [draw.random.choice((0, 1)) for _ in range(draw.layers)]
+    elif way == "interval":
+        draw.config["no_rope_layer_interval"] = draw.random.choice((2, 3))
+    draw.maybe(0.5, use_sliding_window=FLAG, sliding_window=(None, 3, 8))
+
+
+def exaone_windows(draw):
+    windows(draw)
+    draw.maybe(0.3, sliding_window=(None,), layer_types=(["full_attention"] * draw.layers,))
+
+
+def temperature_rope(draw):
+    """Ministral 3: rope_parameters with a temperature of q."""
+    if draw.random.random() < 0.8:
+        draw.config["rope_parameters"] = {
+            **some_of(draw, yarn(draw), llama_4_scaling_beta=(0.1, 0.5)), "rope_type": "yarn",
+            "rope_theta": draw.random.choice(THETAS),
+            "original_max_position_embeddings": draw.random.choice((8, 16))}
+        draw.config["rope_parameters"].setdefault("llama_4_scaling_beta", 0.2)
+
+
+def falcon_kind(draw):
+    """The three published kinds of block, and sizes that fit them."""
+    heads = draw.config["num_attention_heads"]
+    kind = draw.random.choice(("new", "multi_query", "old"))
+    if kind == "new":
+        draw.config.update(new_decoder_architecture=True,
+                           num_kv_heads=draw.config["num_key_value_heads"])
+        draw.maybe(0.4, num_ln_in_parallel_attn=(1, 2))
+    elif kind == "multi_query":
+        draw.maybe(0.5, num_kv_heads=(1, heads))
+    else:
+        draw.config.update(multi_query=False, num_kv_heads=heads)
+        draw.maybe(0.7, parallel_attn=FLAG, alibi=FLAG)
+    draw.maybe(0.5, ffn_hidden_size=(20, 33))
+
+
+def decoder_mlp(draw):
+    """GPT-2 and OPT have their own names for the width of the MLP."""
+    width = draw.config["intermediate_size"]
+    draw.maybe(0.7, n_inner=(width, None), ffn_dim=(width,))
+    draw.config["word_embed_proj_dim"] = draw.config["hidden_size"]
+    draw.config.setdefault("ffn_dim", 4)
+
+
+def multimodal(draw):
+    """The text config of Gemma 3 inside a multimodal one."""
+    text = {key: value for key, value in draw.config.items()}
+    draw.config.clear()
+    draw.config.update(text_config=text, vision_config=make_golden.VISION, mm_tokens_per_image=1)
+
+
+BIASES = dict(attention_bias=FLAG, mlp_bias=FLAG, hidden_act=GATED_ACTS)
+GEMMA3 = dict(attention_bias=FLAG, query_pre_attn_scalar=(7, 20, 256), rope_local_base_freq=THETAS)
+FAMILIES = {
+    "llama": Family("LlamaConfig", BIASES, (own_head_dim, class_heads, ANY_ROPE)),
+    "qwen2": Family("Qwen2Config", dict(hidden_act=GATED_ACTS),
+                    (class_heads, ANY_ROPE, qwen_windows)),
+    "qwen3": Family("Qwen3Config", dict(attention_bias=FLAG, hidden_act=GATED_ACTS),
+                    (own_head_dim, class_heads, ANY_ROPE, qwen_windows)),
+    "mistral": Family("MistralConfig", dict(hidden_act=GATED_ACTS),
+                      (own_head_dim, class_heads, rope("linear", "llama3", "yarn"), one_window)),
+    "ministral3": Family("Ministral3Config", {}, (own_head_dim, temperature_rope, one_window),
+                         transformers=(5,)),
+    "gemma": Family("GemmaConfig", dict(attention_bias=FLAG,
+                                        hidden_act=("gelu", "gelu_pytorch_tanh")),
+                    (own_head_dim, class_heads, PLAIN_ROPE)),
+    "gemma2": Family("Gemma2Config", dict(
+        attention_bias=FLAG, query_pre_attn_scalar=(7, 20, 256),
+        attn_logit_softcapping=(None, 1.0, 5.0), final_logit_softcapping=(None, 30.0),
+        hidden_activation=("gelu_pytorch_tanh", "gelu")),
+        (own_head_dim, class_heads, PLAIN_ROPE, windows)),
+    "gemma3_text": Family("Gemma3TextConfig", GEMMA3,
+                          (own_head_dim, class_heads, LINEAR_ROPE, windows)),
+    "gemma3": Family("Gemma3Config", GEMMA3, (own_head_dim, LINEAR_ROPE, windows, multimodal),
+                     auto_classes=("AutoModelForImageTextToText",)),
+    "phi3": Family("Phi3Config", dict(hidden_act=GATED_ACTS), (
+        partial_rope("partial_rotary_factor"), PLAIN_ROPE, phi3_longrope, one_window)),
+    "olmo2": Family("Olmo2Config", dict(attention_bias=FLAG), (ANY_ROPE,)),
+    "olmo3": Family("Olmo3Config", dict(attention_bias=FLAG),
+                    (rope("linear", "yarn", "llama3"), windows)),
+    "cohere": Family("CohereConfig", dict(attention_bias=FLAG, use_qk_norm=FLAG,
+                                          logit_scale=(0.1, 1.0)), (ANY_ROPE,)),
+    "cohere2": Family("Cohere2Config", dict(attention_bias=FLAG), (own_head_dim, ANY_ROPE, windows)),
+    "granite": Family("GraniteConfig", dict(
+        BIASES, embedding_multiplier=(0.5, 12.0), residual_multiplier=(0.22, 1.5),
+        attention_multiplier=(0.05, 0.3), logits_scaling=(8.0,)), (ANY_ROPE,)),
+    "glm4": Family("Glm4Config", dict(attention_bias=FLAG), (
+        own_head_dim, partial_rope("partial_rotary_factor"), PLAIN_ROPE)),
+    "smollm3": Family("SmolLM3Config", BIASES, (ANY_ROPE, no_rope_layers)),
+    "seed_oss": Family("SeedOssConfig", dict(BIASES, attention_out_bias=FLAG),
+                       (own_head_dim, ANY_ROPE)),
+    "exaone4": Family("Exaone4Config", {}, (ANY_ROPE, exaone_windows)),
+    "gpt_neox": Family("GPTNeoXConfig", dict(
+        use_parallel_residual=FLAG, attention_bias=FLAG, hidden_act=PLAIN_ACTS,
+        rotary_emb_base=(500, 10000)), (partial_rope("rotary_pct"),)),
+    "bert": Family("BertConfig", dict(hidden_act=PLAIN_ACTS, type_vocab_size=(1, 2, 3)), (),
+                   ("AutoModelForMaskedLM", "AutoModel"), 40),
+    "starcoder2": Family("Starcoder2Config", dict(use_bias=FLAG, hidden_act=PLAIN_ACTS),
+                         (ANY_ROPE, one_window)),
+    "stablelm": Family("StableLmConfig", dict(
+        use_qkv_bias=FLAG, use_parallel_residual=FLAG,
+        qk_layernorm=FLAG if make_golden.TRANSFORMERS_MAJOR > 4 else (False,)),
+        (partial_rope("partial_rotary_factor"), LINEAR_ROPE)),
+    "phi": Family("PhiConfig", dict(qk_layernorm=FLAG, hidden_act=PLAIN_ACTS),
+                  (partial_rope("partial_rotary_factor"), LINEAR_ROPE)),
+    "nemotron": Family("NemotronConfig", dict(
+        attention_bias=FLAG, mlp_bias=FLAG, hidden_act=PLAIN_ACTS),
+        (own_head_dim, partial_rope("partial_rotary_factor"), PLAIN_ROPE)),
+    "falcon": Family("FalconConfig", dict(bias=FLAG, activation=("gelu", "relu")),
+                     (falcon_kind, PLAIN_ROPE)),
+    "gpt2": Family("GPT2Config", dict(
+        activation_function=PLAIN_ACTS, scale_attn_weights=FLAG,
+        scale_attn_by_inverse_layer_idx=FLAG), (decoder_mlp,), longest_sample=40),
+    "bloom": Family("BloomConfig", {}),
+    "opt": Family("OPTConfig", dict(activation_function=("relu", "gelu"), enable_bias=FLAG),
+                  (decoder_mlp,), longest_sample=40),
+}
+
+
+def draw_config(family, generator):
+    """A config that transformers accepts, and the class that makes its model."""
+    for _ in range(CONFIG_TRIES):
+        draw = Draw(generator, {})
+        sizes(draw)
+        for key, values in family.options.items():
+            draw.maybe(0.7, **{key: values})
+        draw.config["max_position_embeddings"] = max(
+            draw.config["max_position_embeddings"],
+            family.longest_sample if family.longest_sample < 90 else 0)
+        for step in family.more:
+            step(draw)
+        try:
+            return build_config(family.config_class, draw.config), generator.choice(
+                family.auto_classes)
+        except Exception:  # Whatever transformers raises at a combination it cannot use.
+            continue
+    raise SystemExit(f"{family.config_class}: no config of {CONFIG_TRIES} was accepted")
+
+
+def build_config(class_name, drawn):
+    """The config class with what it knows of the drawn keys; `...` leaves the class default."""
+    config_class = getattr(transformers, class_name)
+    if "text_config" in drawn:
+        text_class = config_class.sub_configs["text_config"].__name__
+        return config_class(**{**drawn, "text_config": build_config(
+            text_class, drawn["text_config"]).to_dict()})
+    known = config_class()
+    optional = {"rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct",
+                "rotary_emb_base", "rope_local_base_freq", "sliding_window_pattern", "head_dim",
+                "original_max_position_embeddings"}
+    return config_class(**{key: value for key, value in drawn.items()
+                           if value is not ... and (hasattr(known, key) or key in optional)})
+
+
+def drop_keys(path, class_name, generator):
+    """Leave out some keys that no weight depends on, and say which.
+
+    Mostly those that equal the class default, as hand-written configs do.
+    """
+    config = json.loads(path.read_text())
+    inner = config.get("text_config", config)
+    config_class = getattr(transformers, class_name)
+    if inner is not config:
+        config_class = config_class.sub_configs["text_config"]
+    default = config_class().to_dict()
+    dropped = [key for key, value in sorted(inner.items())
+               if key != "model_type" and generator.random() < (
+                   0.4 if default.get(key, ...) == value else 0.0 if key in SHAPE_KEYS else 0.04)]
+    for key in dropped:
+        del inner[key]
+    if make_golden.TRANSFORMERS_MAJOR == 4 and generator.random() < 0.3 and "torch_dtype" in config:
+        config["dtype"] = config.pop("torch_dtype")  # 4.56 and 4.57 write it so.
+    make_golden.write_json(path, config)
+    return dropped
+
+
+def fits(folder, auto_class):
+    """Whether transformers still finds each weight that a capture depends on."""
+    try:
+        _, report = make_golden.load_model(folder, auto_class, "f32")
+    except Exception:  # Whatever transformers raises at a config it cannot use.
+        return False
+    needed = [key for key in report["missing_keys"] if not key.startswith(("lm_head", "embed_out"))]
+    return not (needed or report["unexpected_keys"] or report["mismatched_keys"])
+
+
+def make_trial(family, folder, seed):
+    """Write model/ and tokens.safetensors; returns what the trial's judge must know."""
+    generator = random.Random(seed)
+    for _ in range(CONFIG_TRIES):
+        config, auto_class = draw_config(family, generator)
+        shutil.rmtree(folder, ignore_errors=True)
+        weights = generator.choice(("bf16", "bf16", "bf16", "bf16", "f16", "f32"))
+        try:
+            model = make_golden.make_model(config, auto_class, seed)
+        except Exception:  # The config was accepted, the model is not.
+            continue
+        make_golden.save_model(model.to(make_golden.TYPES[weights]), folder / "model",
+                               generator.choice((8_000, 60_000, 1_000_000_000)))
+        if fits(folder / "model", auto_class):
+            break
+    else:
+        raise SystemExit(f"{family.config_class}: no model of {CONFIG_TRIES} could be loaded")
+    config_path = folder / "model" / "config.json"
+    complete = config_path.read_text()
+    dropped = drop_keys(config_path, family.config_class, generator)
+    if not fits(folder / "model", auto_class):
+        config_path.write_text(complete)
+        dropped = []
+    lengths = [generator.randint(1, family.longest_sample) for _ in range(4)]
+    lengths += [1, family.longest_sample, generator.randint(17, 34)]
+    generator.shuffle(lengths)
+    samples = make_golden.make_samples(config.get_text_config().vocab_size, lengths, seed)
+    make_golden.write_tokens(folder / "tokens.safetensors", samples)
+    options = [str(value) for option, values in (("--block-tokens", (8, 16, 32)),
+                                                 ("--part-tokens", (50, 120)))
+               if generator.random() < 0.4 for value in (option, generator.choice(values))]
+    return auto_class, weights, samples, dropped, options
+
+
+def transformers_captures(folder, auto_class, type_name, samples):
+    model, _ = make_golden.load_model(folder / "model", auto_class, type_name)
+    return make_golden.run_all(model, samples)[0]
+
+
+def extract(librarian, folder, type_name, captures, options):
+    """The finished process; its store is folder/<type_name>."""
+    store = folder / type_name
+    shutil.rmtree(store, ignore_errors=True)
+    return subprocess.run(
+        [librarian, "extract", folder / "model", "--tokens", folder / "tokens.safetensors", "--out",
+         store, "--dtype", type_name, "--capture", captures, *options],
+        capture_output=True, text=True, timeout=SECONDS_MAX)
+
+
+def as_arrays(captures):
+    return {name: tensor.float().numpy() for name, tensor in captures.items()}
+
+
+def try_one(librarian, name, folder, seed):
+    """("ok" | "refused" | "FAILED", facts) of one trial."""
+    auto_class, weights, samples, dropped, options = make_trial(FAMILIES[name], folder, seed)
+    truth = transformers_captures(folder, auto_class, "f32", samples)
+    half = "f16" if weights == "f16" else "bf16"
+    facts = [f"{auto_class} {weights} tokens {sum(map(len, samples))} {' '.join(options)}",
+             f"left out: {' '.join(dropped) or '-'}"]
+    for type_name in ("f32", half):
+        done = extract(librarian, folder, type_name, captures_of(truth), options)
+        if done.returncode in (USAGE, BAD_INPUT):
+            return "refused", [done.stderr.strip().replace(str(folder) + "/", "")] + facts
+        if done.returncode != 0:
+            return "FAILED", [f"exit code {done.returncode}: {done.stderr.strip()}"] + facts
+        got = read_store(folder / type_name)
+        if type_name == "f32":
+            wrong = errors_in_f32(got, as_arrays(truth))
+        else:
+            theirs = transformers_captures(folder, auto_class, half, samples)
+            wrong = errors_in_16_bit(got, as_arrays(truth),
+                                     make_golden.median_errors(theirs, truth))
+        if wrong:
+            return "FAILED", [f"{type_name} {line}" for line in wrong] + facts
+    return "ok", facts
+
+
+def try_family(librarian, name, options):
+    """All trials of a family; returns how many had each outcome."""
+    outcomes = collections.Counter()
+    for trial in range(options.first, options.first + options.trials):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = pathlib.Path(scratch) / "trial"
+            outcome, facts = try_one(librarian, name, folder, options.seed * 100_000 + trial)
+            outcomes[outcome] += 1
+            print(f"{outcome:8s}{name} {trial}: {'; '.join(facts)}", flush=True)
+            if outcome == "FAILED":
+                config = json.loads((folder / "model" / "config.json").read_text())
+                print("        " + json.dumps(config, sort_keys=True), flush=True)
+                if options.keep:
+                    shutil.copytree(folder, options.keep / f"{name}-{trial}", dirs_exist_ok=True)
+    return outcomes
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("librarian", help="path of the program")
+    parser.add_argument("--families", default="", help="comma-separated; default: all")
+    parser.add_argument("--trials", type=int, default=20, help="per family")
+    parser.add_argument("--first", type=int, default=0, help="number of the first trial")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=pathlib.Path, help="copy failed trials here")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    summary = {}
+    for name in [name for name in options.families.split(",") if name] or FAMILIES:
+        if make_golden.TRANSFORMERS_MAJOR in FAMILIES[name].transformers:
+            summary[name] = try_family(options.librarian, name, options)
+    print(f"transformers {transformers.__version__}")
+    for name, outcomes in summary.items():
+        print(f"{name:14s}", *(f"{outcomes[kind]:4d} {kind}" for kind in ("ok", "refused", "FAILED")))
+    sys.exit(1 if any(outcomes["FAILED"] for outcomes in summary.values()) else 0)
+
+
+if __name__ == "__main__":
+    main()
