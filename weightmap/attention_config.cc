@@ -84,15 +84,18 @@ Result<std::vector<bool>> read_layer_types(ConfigReader& config, std::uint32_t l
 
 /// All but every pattern-th layer have a window, unless layer_types says otherwise.
 Result<std::vector<bool>> read_pattern(ConfigReader& config, const WindowForm& form,
-                                       std::vector<bool> listed, std::uint32_t layers) {
+                                       std::vector<bool> listed, std::uint32_t layers,
+                                       bool has_window) {
   constexpr const char* kPattern = "sliding_window_pattern";
+  const bool unused = !listed.empty() || (form.window_null && !has_window);
   std::uint32_t pattern = form.pattern;
-  // A word like "LLLG" only explains the list.
-  const bool word = form.pattern_key && config.raw(kPattern).is_string() && !listed.empty();
-  if (form.pattern_key && !word) {
+  if (form.pattern_key && unused) {
+    config.ignore(kPattern);  // It may be 0 then, or a word that explains the list.
+  } else if (form.pattern_key) {
     LIB_TRY(pattern, config.count(kPattern, 1, kLayersMax, form.pattern));
   }
-  if (!listed.empty()) {
+  if (unused) {
+    listed.resize(layers, false);
     return listed;
   }
   for (std::uint32_t layer = 0; layer < layers; ++layer) {
@@ -124,7 +127,7 @@ Result<std::vector<bool>> read_sliding(ConfigReader& config, const WindowForm& f
   }
   LIB_TRY(std::vector<bool> listed, read_layer_types(config, layers));
   if (form.rule == WindowRule::layer_types) {
-    LIB_TRY(listed, read_pattern(config, form, std::move(listed), layers));
+    LIB_TRY(listed, read_pattern(config, form, std::move(listed), layers, has_window));
     return listed;
   }
   LIB_TRY(const bool in_use, config.flag("use_sliding_window", false));
@@ -185,10 +188,7 @@ Result<std::vector<LayerKind>> read_layer_kinds(ConfigReader& config, const Fami
   const bool null_window = config.is_null("sliding_window");
   LIB_TRY(const std::uint32_t window,
           config.count("sliding_window", 1, kPositionsMax, null_window ? 0 : form.window));
-  LIB_TRY(std::vector<bool> sliding, read_sliding(config, form, kinds, window != 0));
-  if (form.window_null && window == 0 && !config.has("layer_types")) {
-    sliding.assign(layers, false);
-  }
+  LIB_TRY(const std::vector<bool> sliding, read_sliding(config, form, kinds, window != 0));
   for (std::uint32_t layer = 0; layer < layers; ++layer) {
     if (sliding[layer] && window == 0) {
       return config.refuse("sliding_window", "is missing, and layer " + std::to_string(layer) +

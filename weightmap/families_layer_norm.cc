@@ -40,10 +40,10 @@ constexpr std::array kStarcoder2Fixed{
 constexpr std::array kStarcoder2Aliases{KeyAlias{"norm_epsilon", "layer_norm_epsilon"}};
 constexpr std::array kStarcoder2Harmless{"attention_softmax_in_fp32",
                                          "scale_attention_softmax_in_fp32"};
-constexpr std::array kQkLayerNorm{
-    FixedKey{"qk_layernorm", false, "norms of q and k that have biases or one set per head"}};
+constexpr std::array kPhiFixed{FixedKey{"qk_layernorm", false, "norms of q and k with biases"}};
 constexpr std::array kStableLmFixed{
-    kQkLayerNorm[0], FixedKey{"rotary_scaling_factor", 1.0, "a rope scaled in its own way"}};
+    FixedKey{"qk_layernorm", false, "a tensor of norm weights for each head"},
+    FixedKey{"rotary_scaling_factor", 1.0, "a rope scaled in its own way"}};
 constexpr std::array kNeoxAliases{KeyAlias{"rope_theta", "rotary_emb_base"},
                                   KeyAlias{"partial_rotary_factor", "rotary_pct"}};
 constexpr std::array kFalconAliases{
@@ -186,7 +186,7 @@ constexpr std::array kFamilies{
            .attention = {.qkv_bias = kAlways, .out_bias = kAlways},
            .rope = {.partial = true, .part = 0.5},
            .mlp = {.gated = false, .bias = kAlways, .activation = "gelu_new"},
-           .fixed = kQkLayerNorm},
+           .fixed = kPhiFixed},
     Family{.model_type = "nemotron",
            .names = &kLayerNormNames,
            .sizes = {256000, 6144, 32, 48, 0, 0, 24576, 4096},
