@@ -52,7 +52,7 @@ class CpuDevice final : public Device {
   std::uint64_t packed_bytes(std::uint64_t outputs, std::uint64_t inputs,
                              DType type) const override {
     return round_up(divide_up(outputs, kernels_.panel_columns) *
-                        packed_panel_bytes(inputs, kernels_.panel_columns, type),
+                        packed_panel_bytes(inputs, panel_layout(kernels_, type), type),
                     64);
   }
 
@@ -63,8 +63,9 @@ class CpuDevice final : public Device {
 
   void pack_matrix(const MatrixSource& source, std::uint64_t outputs, std::uint64_t inputs,
                    std::byte* packed) override {
-    pool_.run(divide_up(outputs, kernels_.panel_columns), [&](std::uint64_t panel) {
-      pack_panel(source, outputs, inputs, kernels_.panel_columns, panel, packed);
+    const PanelLayout layout = panel_layout(kernels_, source.type);
+    pool_.run(divide_up(outputs, layout.columns), [&](std::uint64_t panel) {
+      pack_panel(source, outputs, inputs, layout, panel, packed);
     });
   }
 
@@ -244,19 +245,34 @@ class CpuDevice final : public Device {
   }
 
   void run_linear(const LinearTile& whole, std::byte* scratch, const std::stop_token& stop) {
-    const std::uint64_t row_tiles = divide_up(whole.row_end, kernels_.tile_rows);
-    const std::uint64_t column_tiles = divide_up(whole.outputs, kernels_.tile_columns);
+    if (whole.row_end == 0 || whole.outputs == 0) {
+      return;
+    }
+    const LinearShape shape = kernels_.linear_shape(whole);
+    // Tiles of equal size, and enough of them that no thread waits long for another's last one.
+    const std::uint64_t row_tiles = divide_up(whole.row_end, shape.rows_max);
+    const std::uint64_t tile_rows = round_up(divide_up(whole.row_end, row_tiles), shape.rows_unit);
+    const auto tasks_min = static_cast<std::uint64_t>(pool_.threads() == 1 ? 1 : 4 * threads());
+    std::uint64_t column_tiles = divide_up(whole.outputs, shape.columns_max);
+    while (row_tiles * column_tiles < tasks_min &&
+           divide_up(whole.outputs, 2 * column_tiles) >= shape.columns_min) {
+      column_tiles *= 2;
+    }
+    const std::uint64_t tile_columns =
+        round_up(divide_up(whole.outputs, column_tiles), kernels_.panel_columns);
     const std::uint64_t thread_floats = round_up(kernels_.linear_scratch_floats, 16);
     pool_.run(row_tiles * column_tiles, [&](std::uint64_t task) {
-      if (stop.stop_requested()) {
+      // Neighbouring tasks share weights: they are the larger part of the traffic.
+      LinearTile tile = whole;
+      tile.row_begin = task % row_tiles * tile_rows;
+      tile.row_end = std::min(tile.row_begin + tile_rows, whole.row_end);
+      tile.column_begin = task / row_tiles * tile_columns;
+      tile.column_end = std::min(tile.column_begin + tile_columns, whole.outputs);
+      // Rounding up may leave nothing for the last ones.
+      if (stop.stop_requested() || tile.row_begin >= tile.row_end ||
+          tile.column_begin >= tile.column_end) {
         return;
       }
-      LinearTile tile = whole;
-      // Neighbouring tasks share weights: they are the larger part of the traffic.
-      tile.row_begin = task % row_tiles * kernels_.tile_rows;
-      tile.row_end = std::min(tile.row_begin + kernels_.tile_rows, whole.row_end);
-      tile.column_begin = task / row_tiles * kernels_.tile_columns;
-      tile.column_end = std::min(tile.column_begin + kernels_.tile_columns, whole.outputs);
       tile.scratch = thread_scratch(scratch, thread_floats);
       kernels_.linear(tile);
     });

@@ -1,4 +1,4 @@
-// The kernels of one path and their table; see cpu_kernel_gemm.h for what must precede it.
+// The kernels of one path and their table; see cpu_kernel_vectors.h for what must precede it.
 #include "gpu_exec/cpu_kernel_attention.h"
 
 namespace librarian::gpu_exec {
@@ -6,9 +6,9 @@ namespace {
 
 constexpr CpuKernels kKernels{
     .panel_columns = kPanel,
-    .tile_rows = kTileRows,
-    .tile_columns = kTileColumns,
+    .bf16_in_pairs = Bf16::kPaired,
     .linear_scratch_floats = kLinearScratchFloats,
+    .linear_shape = linear_shape,
     .attention_scratch_floats = attention_scratch_size,
     .linear = linear_tile,
     .attention = attention_tile,

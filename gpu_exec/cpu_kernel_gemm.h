@@ -1,99 +1,75 @@
-// Matrix products; part of cpu_kernel_bodies.h, which kernels_<path>.cc includes after it has
-// defined Vec, its primitives, kMicroRows and load and store per storage type; see cpu_kernels.h.
-// No include guard on purpose: one inclusion per file.
+// Matrix products; part of cpu_kernel_bodies.h.
 //
 // Order of arithmetic of one output, the same whatever tile it is in: for each run of kDepth
 // inputs a sum from zero, one multiply_add per input in order; these sums added in order to an
 // f32 accumulator; then the bias, then the activation, then one rounding.
+//
+// A task sums a tile of about 200 x 512 outputs. For each run of inputs it widens its rows once
+// (they stay in L2), then takes the panels of weights one after the other: widened, a panel's run
+// stays in L1 while all rows meet it. Nothing in that comes from L3 unasked: while the product
+// runs, the next panel and the next run of rows are fetched into L2.
+#include "gpu_exec/cpu_kernel_finish.h"
 
 namespace librarian::gpu_exec {
 namespace {
 
 constexpr std::uint64_t kPanel = 2 * kLanes;  // Columns of the micro kernel.
-constexpr std::uint64_t kDepth = 256;         // Inputs per sum: a widened panel stays in L1.
-// Distance of f32 rows in scratch; 17 cache lines, so that consecutive rows use different sets.
-constexpr std::uint64_t kRowStride = kDepth + 16;
-constexpr std::uint64_t kTileRows = std::uint64_t{10} * kMicroRows;
-constexpr std::uint64_t kTileColumns = 256;
+// Inputs per sum, even: a widened panel and the rows that meet it fit in an L1 of 32 KiB or more.
+constexpr std::uint64_t kDepth = 192;
+// Distance of f32 rows in scratch, at least kDepth and kHeadDimMax; 17 cache lines, so that
+// consecutive rows use different sets.
+constexpr std::uint64_t kRowStride = 272;
+constexpr std::uint64_t kTileRows = (std::uint64_t{224} / kMicroRows) * kMicroRows;
+constexpr std::uint64_t kTileColumns = 512;  // Of both matrices together.
+constexpr std::uint64_t kTileColumnsMin = 64;
+constexpr std::uint64_t kCacheLine = 64;
 
-constexpr std::uint64_t smaller(std::uint64_t a, std::uint64_t b) { return a < b ? a : b; }
-constexpr std::uint64_t larger(std::uint64_t a, std::uint64_t b) { return a > b ? a : b; }
-constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) {
-  return (value + unit - 1) / unit * unit;
-}
+/// What a product fetches into L2 as it runs: every kAheadInputs inputs two lines at `weights`,
+/// which moves on by `weights_step` bytes, and one at `x`, which moves on by `x_step`.
+struct Ahead {
+  const std::byte* weights;
+  const std::byte* x;
+  std::uint64_t weights_step, x_step;
+};
+constexpr std::uint64_t kAheadInputs = 16;
 
-/// Reads `count` < kLanes elements, the rest as zeros.
-template <typename Storage>
-inline Vec load_part(const std::byte* from, std::uint64_t count) {
-  alignas(64) std::byte buffer[kLanes * sizeof(float)] = {};
-  __builtin_memcpy(buffer, from, count * Storage::kBytes);
-  return Storage::load(buffer);
-}
-template <typename Storage>
-inline void store_part(Vec value, std::byte* to, std::uint64_t count) {
-  alignas(64) std::byte buffer[kLanes * sizeof(float)];
-  Storage::store(value, buffer);
-  __builtin_memcpy(to, buffer, count * Storage::kBytes);
-}
-inline Vec load_f32(const float* from) {
-  return F32::load(reinterpret_cast<const std::byte*>(from));
-}
-inline void store_f32(Vec value, float* to) { F32::store(value, reinterpret_cast<std::byte*>(to)); }
-
-/// Calls function(storage tag) for `type`.
-template <typename Function>
-inline void with_storage(DType type, Function function) {
-  switch (type) {
-    case DType::bf16:
-      return function(Bf16());
-    case DType::f16:
-      return function(F16());
-    case DType::f32:
-      return function(F32());
-  }
-}
-
-/// Widens `count` elements into `to`, and zeros up to the next multiple of kLanes.
-template <typename Storage>
-inline void widen_row(const std::byte* from, std::uint64_t count, float* to) {
-  std::uint64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    store_f32(Storage::load(from + i * Storage::kBytes), to + i);
-  }
-  if (i < count) {
-    store_f32(load_part<Storage>(from + i * Storage::kBytes, count - i), to + i);
-  }
-}
-template <typename Storage>
-inline void narrow_row(const float* from, std::uint64_t count, std::byte* to) {
-  std::uint64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    Storage::store(load_f32(from + i), to + i * Storage::kBytes);
-  }
-  if (i < count) {
-    store_part<Storage>(load_f32(from + i), to + i * Storage::kBytes, count - i);
-  }
+/// Lines that are there already.
+inline Ahead nothing_ahead(const float* near) {
+  const auto* at = reinterpret_cast<const std::byte*>(near);
+  return {at, at, 0, 0};
 }
 
 /// c[R, kPanel] = a[R, depth] * b[depth, kPanel], or added to c. Rows of `a` are kRowStride apart.
 template <int R>
 void micro_kernel(const float* a, const float* b, std::uint64_t depth, float* c,
-                  std::uint64_t c_stride, bool add) {
+                  std::uint64_t c_stride, bool add, Ahead ahead) {
   Vec sum[R][2];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     sum[r][0] = Vec(0.0F);
     sum[r][1] = Vec(0.0F);
   }
-  for (std::uint64_t k = 0; k < depth; ++k) {
-    const Vec b0 = load_f32(b);
-    const Vec b1 = load_f32(b + kLanes);
-    b += kPanel;
+  for (std::uint64_t k = 0; k < depth;) {
+    __builtin_prefetch(ahead.weights, 0, 2);
+    __builtin_prefetch(ahead.weights + kCacheLine, 0, 2);
+    __builtin_prefetch(ahead.x, 0, 2);
+    ahead.weights += ahead.weights_step;
+    ahead.x += ahead.x_step;
+    const float* c_ahead = c + smaller(k / kAheadInputs, R - 1) * c_stride;
+    __builtin_prefetch(c_ahead, 1);
+    __builtin_prefetch(c_ahead + kLanes, 1);
+    const std::uint64_t end = smaller(k + kAheadInputs, depth);
+#pragma GCC unroll 1
+    for (; k < end; ++k) {
+      const Vec b0 = load_f32(b);
+      const Vec b1 = load_f32(b + kLanes);
+      b += kPanel;
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const Vec x = Vec(a[static_cast<std::uint64_t>(r) * kRowStride + k]);
-      sum[r][0] = multiply_add(x, b0, sum[r][0]);
-      sum[r][1] = multiply_add(x, b1, sum[r][1]);
+      for (int r = 0; r < R; ++r) {
+        const Vec x = Vec(a[static_cast<std::uint64_t>(r) * kRowStride + k]);
+        sum[r][0] = multiply_add(x, b0, sum[r][0]);
+        sum[r][1] = multiply_add(x, b1, sum[r][1]);
+      }
     }
   }
 #pragma GCC unroll 16
@@ -110,134 +86,192 @@ void micro_kernel(const float* a, const float* b, std::uint64_t depth, float* c,
 
 template <int R>
 inline void micro_remainder(std::uint64_t rows, const float* a, const float* b, std::uint64_t depth,
-                            float* c, std::uint64_t c_stride, bool add) {
+                            float* c, std::uint64_t c_stride, bool add, const Ahead& ahead) {
   if (rows == R) {
-    return micro_kernel<R>(a, b, depth, c, c_stride, add);
+    return micro_kernel<R>(a, b, depth, c, c_stride, add, ahead);
   }
   if constexpr (R > 1) {
-    micro_remainder<R - 1>(rows, a, b, depth, c, c_stride, add);
+    micro_remainder<R - 1>(rows, a, b, depth, c, c_stride, add, ahead);
   }
 }
 
 /// The same for any number of rows; each row sees the operations of micro_kernel<1>.
-inline void multiply_rows(std::uint64_t rows, const float* a, const float* b, std::uint64_t depth,
-                          float* c, std::uint64_t c_stride, bool add) {
+/// @param ahead  Called once for each kMicroRows rows or fewer.
+template <typename AheadOf>
+inline void multiply_rows_ahead(std::uint64_t rows, const float* a, const float* b,
+                                std::uint64_t depth, float* c, std::uint64_t c_stride, bool add,
+                                AheadOf ahead) {
   std::uint64_t r = 0;
   for (; r + kMicroRows <= rows; r += kMicroRows) {
-    micro_kernel<kMicroRows>(a + r * kRowStride, b, depth, c + r * c_stride, c_stride, add);
+    micro_kernel<kMicroRows>(a + r * kRowStride, b, depth, c + r * c_stride, c_stride, add,
+                             ahead());
   }
   if (r < rows) {
     micro_remainder<kMicroRows - 1>(rows - r, a + r * kRowStride, b, depth, c + r * c_stride,
-                                    c_stride, add);
+                                    c_stride, add, ahead());
   }
+}
+/// The same without looking ahead.
+inline void multiply_rows(std::uint64_t rows, const float* a, const float* b, std::uint64_t depth,
+                          float* c, std::uint64_t c_stride, bool add) {
+  multiply_rows_ahead(rows, a, b, depth, c, c_stride, add, [a] { return nothing_ahead(a); });
 }
 
 /// Scratch of one linear task.
 struct LinearScratch {
-  float* a;     // [kTileRows, kRowStride]
-  float* b;     // [kDepth, kPanel]
-  float* c[2];  // [kTileRows, kTileColumns] each
+  float* a;  // [kTileRows, kRowStride]
+  float* b;  // [kDepth, kPanel]
+  float* c;  // [kTileColumns / kPanel][kTileRows][kPanel]
 };
 constexpr std::uint64_t kLinearScratchFloats =
-    kTileRows * kRowStride + kDepth * kPanel + 2 * kTileRows * kTileColumns;
+    kTileRows * kRowStride + kDepth * kPanel + kTileRows * kTileColumns;
 
 inline LinearScratch split_linear_scratch(float* scratch) {
   float* b = scratch + kTileRows * kRowStride;
-  float* c = b + kDepth * kPanel;
-  return {scratch, b, {c, c + kTileRows * kTileColumns}};
+  return {scratch, b, b + kDepth * kPanel};
 }
 
-/// Adds inputs [k_begin, k_begin + depth) to the accumulators of one matrix.
+/// The panels of a tile's weights in the order of their products: a gated pair one after the other.
+struct TilePanels {
+  explicit TilePanels(const LinearTile& linear)
+      : tile(linear),
+        matrices(linear.glu ? 2 : 1),
+        count(round_up(linear.column_end - linear.column_begin, kPanel) / kPanel * matrices) {}
+
+  const WeightView& matrix(std::uint64_t panel) const { return tile.matrices[panel % matrices]; }
+  /// First output, counted from the tile's.
+  std::uint64_t column(std::uint64_t panel) const { return panel / matrices * kPanel; }
+  /// Bytes of one input.
+  std::uint64_t input_bytes(std::uint64_t panel) const {
+    return kPanel * (matrix(panel).type == DType::f32 ? 4 : 2);
+  }
+  /// Where input `k`, an even one, lies.
+  const std::byte* at(std::uint64_t panel, std::uint64_t k) const {
+    const WeightView& weights = matrix(panel);
+    const bool paired = Bf16::kPaired && weights.type == DType::bf16;
+    const std::uint64_t inputs = paired ? round_up(tile.inputs, kPairedInputsUnit) : tile.inputs;
+    const std::uint64_t index = (tile.column_begin + column(panel)) / kPanel;
+    return weights.packed + (index * inputs + k) * input_bytes(panel);
+  }
+
+  const LinearTile& tile;
+  const std::uint64_t matrices, count;
+};
+
+/// Widens `depth` inputs of a panel into b[depth, kPanel].
 template <typename Weight>
-inline void multiply_panels(const LinearTile& tile, const WeightView& matrix, std::uint64_t k_begin,
-                            std::uint64_t depth, const LinearScratch& scratch, float* c) {
+inline void widen_panel(const std::byte* packed, std::uint64_t depth, float* b) {
+  if constexpr (Weight::kPaired) {
+    for (std::uint64_t k = 0; k < depth; k += 2) {
+      for (std::uint64_t half = 0; half < kPanel; half += kLanes) {
+        const auto pair = Weight::load_pairs(packed + (k * kPanel + 2 * half) * Weight::kBytes);
+        store_f32(pair.even, b + k * kPanel + half);
+        store_f32(pair.odd, b + (k + 1) * kPanel + half);
+      }
+    }
+  } else {
+    widen_row<Weight>(packed, depth * kPanel, b);
+  }
+}
+
+/// One run of a tile's inputs.
+struct Run {
+  std::uint64_t begin, depth;
+  const std::byte* next_x;  // Where the run after it begins in the tile's first row; null: nowhere.
+};
+
+/// Adds a run's product with one panel to the accumulators; its rows are in scratch.a already.
+template <typename Storage>
+inline void multiply_panel(const TilePanels& panels, std::uint64_t panel, const Run& run,
+                           const LinearScratch& scratch, std::uint64_t& next_row) {
+  const LinearTile& tile = panels.tile;
   const std::uint64_t rows = tile.row_end - tile.row_begin;
-  for (std::uint64_t n = tile.column_begin; n < tile.column_end; n += kPanel) {
-    const std::byte* packed = matrix.packed + (n * tile.inputs + k_begin * kPanel) * Weight::kBytes;
-    const float* b = scratch.b;
+  const std::byte* packed = panels.at(panel, run.begin);
+  const float* b = scratch.b;
+  with_storage(panels.matrix(panel).type, [&](auto weight) {
+    using Weight = decltype(weight);
     if constexpr (Weight::kBytes == sizeof(float)) {
       b = reinterpret_cast<const float*>(packed);  // Panels begin at multiples of 32 bytes.
     } else {
-      widen_row<Weight>(packed, depth * kPanel, scratch.b);
+      widen_panel<Weight>(packed, run.depth, scratch.b);
     }
-    multiply_rows(rows, scratch.a, b, depth, c + (n - tile.column_begin), kTileColumns,
-                  k_begin > 0);
-  }
-}
-
-inline Vec activated(Activation activation, Vec x) {
-  switch (activation) {
-    case Activation::identity:
-      return x;
-    case Activation::silu:
-      return silu(x);
-    case Activation::gelu:
-      return gelu(x);
-    case Activation::gelu_tanh:
-      return gelu_tanh(x);
-    case Activation::relu:
-      return relu(x);
-    case Activation::relu_squared:
-      return relu(x) * relu(x);
-  }
-  __builtin_unreachable();
-}
-
-/// Bias, activation and rounding of one row of the tile.
-template <typename Storage>
-inline void finish_row(const LinearTile& tile, const float* first, const float* second,
-                       std::byte* y) {
-  const std::uint64_t columns = tile.column_end - tile.column_begin;
-  const auto value_at = [&](const WeightView& matrix, const float* c, std::uint64_t i) {
-    Vec value = load_f32(c + i);
-    if (matrix.bias != nullptr) {
-      const float* bias = matrix.bias + tile.column_begin + i;
-      value = value + (i + kLanes <= columns
-                           ? load_f32(bias)
-                           : load_part<F32>(reinterpret_cast<const std::byte*>(bias), columns - i));
+  });
+  // What comes next: the next panel, or the first one's next run. All of it over the calls for
+  // this panel, as far as two lines at a time go.
+  const bool last = panel + 1 == panels.count;
+  const std::byte* next = last ? panels.at(0, run.begin) + run.depth * panels.input_bytes(0)
+                               : panels.at(panel + 1, run.begin);
+  const std::uint64_t next_bytes = run.depth * panels.input_bytes(last ? 0 : panel + 1);
+  const std::uint64_t calls = (rows + kMicroRows - 1) / kMicroRows;
+  const std::uint64_t steps = (run.depth + kAheadInputs - 1) / kAheadInputs;
+  const std::uint64_t step = smaller(2 * kCacheLine, next_bytes / (calls * steps) + 1);
+  const auto ahead = [&] {
+    Ahead lines = nothing_ahead(scratch.b);
+    if (!last || run.next_x != nullptr) {
+      lines.weights = next;
+      lines.weights_step = step;
+      next += step * steps;
     }
-    return value;
+    if (run.next_x != nullptr && next_row < rows) {
+      lines.x = run.next_x + next_row * tile.inputs * Storage::kBytes;
+      lines.x_step = kAheadInputs * Storage::kBytes;
+      ++next_row;
+    }
+    return lines;
   };
-  for (std::uint64_t i = 0; i < columns; i += kLanes) {
-    Vec value = activated(tile.activation, value_at(tile.matrices[0], first, i));
-    if (tile.glu) {
-      value = value * value_at(tile.matrices[1], second, i);
-    }
-    std::byte* to = y + i * Storage::kBytes;
-    if (i + kLanes <= columns) {
-      Storage::store(value, to);
-    } else {
-      store_part<Storage>(value, to, columns - i);
-    }
+  multiply_rows_ahead(rows, scratch.a, b, run.depth, scratch.c + panel * rows * kPanel, kPanel,
+                      run.begin > 0, ahead);
+}
+
+/// Writes the outputs of a panel, or of the gated pair that ends with it.
+template <typename Storage>
+inline void finish_panel(const TilePanels& panels, std::uint64_t panel, const float* c) {
+  constexpr std::uint64_t kAheadRows = 16;
+  const LinearTile& tile = panels.tile;
+  const std::uint64_t rows = tile.row_end - tile.row_begin;
+  const std::uint64_t column = tile.column_begin + panels.column(panel);
+  const std::uint64_t count = smaller(kPanel, tile.column_end - column);
+  const float* second = c + panel * rows * kPanel;
+  const float* first = tile.glu ? second - rows * kPanel : second;
+  const std::uint64_t row_bytes = tile.outputs * Storage::kBytes;
+  std::byte* y = tile.y + tile.row_begin * row_bytes + column * Storage::kBytes;
+  for (std::uint64_t r = 0; r < rows; ++r) {
+    __builtin_prefetch(y + smaller(kAheadRows, rows - 1 - r) * row_bytes, 1);
+    finish_columns<Storage>(tile, column, count, first + r * kPanel, second + r * kPanel, y);
+    y += row_bytes;
   }
 }
 
 template <typename Storage>
 void linear_rows(const LinearTile& tile) {
   const LinearScratch scratch = split_linear_scratch(tile.scratch);
+  const TilePanels panels(tile);
   const std::uint64_t rows = tile.row_end - tile.row_begin;
-  const int matrices = tile.glu ? 2 : 1;
+  const std::byte* x = tile.x + tile.row_begin * tile.inputs * Storage::kBytes;
   for (std::uint64_t k = 0; k < tile.inputs; k += kDepth) {
     const std::uint64_t depth = smaller(kDepth, tile.inputs - k);
     for (std::uint64_t r = 0; r < rows; ++r) {
-      widen_row<Storage>(tile.x + ((tile.row_begin + r) * tile.inputs + k) * Storage::kBytes, depth,
+      widen_row<Storage>(x + (r * tile.inputs + k) * Storage::kBytes, depth,
                          scratch.a + r * kRowStride);
     }
-    for (int m = 0; m < matrices; ++m) {
-      with_storage(tile.matrices[m].type, [&](auto weight) {
-        multiply_panels<decltype(weight)>(tile, tile.matrices[m], k, depth, scratch, scratch.c[m]);
-      });
+    const bool last = k + depth == tile.inputs;
+    const Run run{k, depth, last ? nullptr : x + (k + depth) * Storage::kBytes};
+    std::uint64_t next_row = 0;
+    for (std::uint64_t panel = 0; panel < panels.count; ++panel) {
+      multiply_panel<Storage>(panels, panel, run, scratch, next_row);
+      if (last && (panel + 1) % panels.matrices == 0) {
+        finish_panel<Storage>(panels, panel, scratch.c);
+      }
     }
-  }
-  for (std::uint64_t r = 0; r < rows; ++r) {
-    finish_row<Storage>(
-        tile, scratch.c[0] + r * kTileColumns, scratch.c[1] + r * kTileColumns,
-        tile.y + ((tile.row_begin + r) * tile.outputs + tile.column_begin) * Storage::kBytes);
   }
 }
 
 void linear_tile(const LinearTile& tile) {
   with_storage(tile.dtype, [&](auto storage) { linear_rows<decltype(storage)>(tile); });
+}
+
+LinearShape linear_shape(const LinearTile& whole) {
+  return {kTileRows, kMicroRows, whole.glu ? kTileColumns / 2 : kTileColumns, kTileColumnsMin};
 }
 
 }  // namespace

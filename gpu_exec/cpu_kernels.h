@@ -13,8 +13,12 @@
 
 namespace librarian::gpu_exec {
 
-/// Packed weights are panels of `panel_columns` outputs: [panel][input][column], zero beyond the
-/// last output; elements as in the checkpoint.
+/// Inputs of matrices that are packed in pairs are padded with zeros to a multiple of this.
+inline constexpr std::uint64_t kPairedInputsUnit = 32;
+
+/// Packed weights are panels of `panel_columns` outputs, zero beyond the last output; elements as
+/// in the checkpoint. A panel is [input][column]; or, for bf16 on a path with `bf16_in_pairs`,
+/// [input / 2][column][input % 2].
 struct WeightView {
   const std::byte* packed;
   const float* bias;  ///< Null: none.
@@ -30,9 +34,15 @@ struct LinearTile {
   WeightView matrices[2];                  ///< Gate and up, or one matrix.
   Activation activation;                   ///< Of the first product.
   bool glu;                                ///< y = act(first) * second; else y = act(first).
-  std::uint64_t row_begin, row_end;        ///< At most tile_rows.
-  std::uint64_t column_begin, column_end;  ///< At most tile_columns, begins at a multiple of it.
+  std::uint64_t row_begin, row_end;        ///< As linear_shape() says.
+  std::uint64_t column_begin, column_end;  ///< Likewise; begins at a multiple of panel_columns.
   float* scratch;                          ///< linear_scratch_floats, aligned to 64.
+};
+
+/// How an operation may be cut into tiles. No result depends on the cut.
+struct LinearShape {
+  std::uint64_t rows_max, rows_unit;       ///< Multiples of the unit are fastest.
+  std::uint64_t columns_max, columns_min;  ///< Powers of two; fewer are slow.
 };
 
 /// Queries at positions [position_begin, position_end) of one sample, for the query heads of one
@@ -94,8 +104,9 @@ struct AddTile {
 /// One instruction-set path.
 struct CpuKernels {
   std::uint64_t panel_columns;
-  std::uint64_t tile_rows, tile_columns;
+  bool bf16_in_pairs;  ///< See WeightView.
   std::uint64_t linear_scratch_floats;
+  LinearShape (*linear_shape)(const LinearTile& whole);
   std::uint64_t (*attention_scratch_floats)(std::uint64_t head_dim, std::uint64_t group);
   void (*linear)(const LinearTile& tile);
   void (*attention)(const AttentionTile& tile);

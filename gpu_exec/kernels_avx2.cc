@@ -41,6 +41,7 @@ inline Vec scale_by_power_of_two(Vec value, Vec n) {
 
 struct F32 {
   static constexpr std::uint64_t kBytes = 4;
+  static constexpr bool kPaired = false;
   static Vec load(const std::byte* from) {
     return Vec(_mm256_loadu_ps(reinterpret_cast<const float*>(from)));
   }
@@ -51,6 +52,7 @@ struct F32 {
 
 struct Bf16 {
   static constexpr std::uint64_t kBytes = 2;
+  static constexpr bool kPaired = false;
   static Vec load(const std::byte* from) {
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     return Vec(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16)));
@@ -72,6 +74,7 @@ struct Bf16 {
 
 struct F16 {
   static constexpr std::uint64_t kBytes = 2;
+  static constexpr bool kPaired = false;
   static Vec load(const std::byte* from) {
     return Vec(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
   }

@@ -30,17 +30,29 @@ inline Vec choose_less(Vec a, Vec b, Vec yes, Vec no) {
 }
 inline Vec scale_by_power_of_two(Vec value, Vec n) { return Vec(_mm512_scalef_ps(value.v, n.v)); }
 
+struct Pair {
+  Vec even, odd;
+};
+
 struct F32 {
   static constexpr std::uint64_t kBytes = 4;
+  static constexpr bool kPaired = false;
   static Vec load(const std::byte* from) { return Vec(_mm512_loadu_ps(from)); }
   static void store(Vec value, std::byte* to) { _mm512_storeu_ps(to, value.v); }
 };
 
 struct Bf16 {
   static constexpr std::uint64_t kBytes = 2;
+  static constexpr bool kPaired = true;
   static Vec load(const std::byte* from) {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
     return Vec(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)));
+  }
+  static Pair load_pairs(const std::byte* from) {
+    const __m512i both = _mm512_loadu_si512(from);
+    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xFFFF0000U));
+    return {Vec(_mm512_castsi512_ps(_mm512_slli_epi32(both, 16))),
+            Vec(_mm512_castsi512_ps(_mm512_and_si512(both, high)))};
   }
   // Not the bf16 instruction: it flushes subnormal numbers to zero.
   static void store(Vec value, std::byte* to) {
@@ -57,6 +69,7 @@ struct Bf16 {
 
 struct F16 {
   static constexpr std::uint64_t kBytes = 2;
+  static constexpr bool kPaired = false;
   static Vec load(const std::byte* from) {
     return Vec(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
   }

@@ -41,6 +41,7 @@ inline Vec scale_by_power_of_two(Vec value, Vec n) {
 
 struct F32 {
   static constexpr std::uint64_t kBytes = 4;
+  static constexpr bool kPaired = false;
   static Vec load(const std::byte* from) {
     Vec value;
     __builtin_memcpy(&value.v, from, sizeof value.v);
@@ -51,6 +52,7 @@ struct F32 {
 
 struct Bf16 {
   static constexpr std::uint64_t kBytes = 2;
+  static constexpr bool kPaired = false;
   static Vec load(const std::byte* from) {
     std::uint16_t in[kLanes];
     __builtin_memcpy(in, from, sizeof in);
@@ -70,6 +72,7 @@ struct Bf16 {
 
 struct F16 {
   static constexpr std::uint64_t kBytes = 2;
+  static constexpr bool kPaired = false;
   static Vec load(const std::byte* from) {
     std::uint16_t in[kLanes];
     __builtin_memcpy(in, from, sizeof in);
