@@ -112,21 +112,25 @@ class CpuDevice final : public Device {
     const std::uint64_t group = op.heads / op.kv_heads;
     const std::uint64_t tile_positions = attention_tile_positions(group);
     const std::uint64_t thread_floats = attention_floats(op.head_dim, group);
-    // first_tile[i]: number of query tiles before segment i.
-    std::vector<std::uint64_t> first_tile(op.segments.size() + 1, 0);
+    // first_task[i]: number of tasks before segment i.
+    std::vector<std::uint64_t> first_task(op.segments.size() + 1, 0);
     for (std::size_t i = 0; i < op.segments.size(); ++i) {
-      first_tile[i + 1] = first_tile[i] + divide_up(op.segments[i].rows, tile_positions);
+      first_task[i + 1] =
+          first_task[i] + divide_up(op.segments[i].rows, tile_positions) * op.kv_heads;
     }
-    pool_.run(first_tile.back() * op.kv_heads, [&](std::uint64_t task) {
+    pool_.run(first_task.back(), [&](std::uint64_t task) {
       if (stop.stop_requested()) {
         return;
       }
-      const std::uint64_t tile_index = task / op.kv_heads;
-      const std::uint64_t kv_head = task % op.kv_heads;
-      const auto after = std::upper_bound(first_tile.begin(), first_tile.end(), tile_index);
-      const auto segment_index = static_cast<std::size_t>(after - first_tile.begin()) - 1;
+      const auto after = std::upper_bound(first_task.begin(), first_task.end(), task);
+      const auto segment_index = static_cast<std::size_t>(after - first_task.begin()) - 1;
       const Segment& segment = op.segments[segment_index];
-      const std::uint64_t row = (tile_index - first_tile[segment_index]) * tile_positions;
+      // Tiles of one head follow one another: they share keys. The last tile, which may see the
+      // most, comes first, so that no long task is left to the end.
+      const std::uint64_t tiles = divide_up(segment.rows, tile_positions);
+      const std::uint64_t tile_of_segment = task - first_task[segment_index];
+      const std::uint64_t kv_head = tile_of_segment / tiles;
+      const std::uint64_t row = (tiles - 1 - tile_of_segment % tiles) * tile_positions;
       AttentionTile tile{};
       tile.dtype = op.dtype;
       tile.q_stride = static_cast<std::uint64_t>(op.heads) * op.head_dim;

@@ -295,24 +295,52 @@ inline void store_panel(const AttentionTile& tile, const Panel& panel) {
   }
 }
 
+/// Widens `count` elements as widen_row does.
+/// @return  Zero in every lane if all are finite, else NaN somewhere.
+template <typename Storage>
+inline Vec widen_and_check(const std::byte* from, std::uint64_t count, float* to) {
+  Vec poison(0.0F);  // x - x is zero for finite x and NaN otherwise; NaN stays in a sum.
+  std::uint64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const Vec x = Storage::load(from + i * Storage::kBytes);
+    poison = poison + (x - x);
+    store_f32(x, to + i);
+  }
+  if (i < count) {
+    const Vec x = load_part<Storage>(from + i * Storage::kBytes, count - i);
+    poison = poison + (x - x);
+    store_f32(x, to + i);
+  }
+  return poison;
+}
+
 /// Widens keys and values [begin, end) to rows `begin - chunk` and on.
 /// @return  Whether all values are finite: then a probability of zero cancels any of them.
 template <typename Storage>
 inline bool load_chunk(const AttentionTile& tile, const AttentionScratch& s, std::uint64_t chunk,
                        std::uint64_t begin, std::uint64_t end) {
-  Vec poison(0.0F);  // x - x is zero for finite x and NaN otherwise; NaN stays in a sum.
+  Vec poison(0.0F);
   for (std::uint64_t j = begin; j < end; ++j) {
     const std::uint64_t from = j * tile.kv_stride * Storage::kBytes;
-    float* key = s.keys + (j - chunk) * kKeyStride;
-    float* value = s.values + (j - chunk) * kKeyStride;
-    widen_row<Storage>(tile.k + from, tile.head_dim, key);
-    widen_row<Storage>(tile.v + from, tile.head_dim, value);
-    for (std::uint64_t d = 0; d < tile.head_dim; d += kLanes) {
-      const Vec x = load_f32(value + d);
-      poison = poison + (x - x);
-    }
+    widen_row<Storage>(tile.k + from, tile.head_dim, s.keys + (j - chunk) * kKeyStride);
+    poison = poison + widen_and_check<Storage>(tile.v + from, tile.head_dim,
+                                               s.values + (j - chunk) * kKeyStride);
   }
   return lane_sum(poison) == 0.0F;
+}
+
+/// Asks for the keys and values [begin, end) that load_chunk will want, some time before.
+inline void prefetch_chunk(const AttentionTile& tile, std::uint64_t element_bytes,
+                           std::uint64_t begin, std::uint64_t end) {
+  constexpr std::uint64_t kLineBytes = 64;
+  const std::uint64_t row_bytes = tile.head_dim * element_bytes;
+  for (std::uint64_t j = begin; j < end; ++j) {
+    const std::uint64_t from = j * tile.kv_stride * element_bytes;
+    for (std::uint64_t at = 0; at < row_bytes; at += kLineBytes) {
+      __builtin_prefetch(tile.k + from + at, 0, 2);
+      __builtin_prefetch(tile.v + from + at, 0, 2);
+    }
+  }
 }
 
 /// Caps scores and adds the slopes' part, for keys [begin, end) of the chunk.
@@ -473,7 +501,12 @@ void attend(const AttentionTile& tile) {
   for (std::uint64_t chunk = key_begin / kChunk * kChunk; chunk < key_end; chunk += kChunk) {
     const bool finite = load_chunk<Storage>(tile, s, chunk, larger(chunk, key_begin),
                                             smaller(chunk + kChunk, key_end));
+    // Rows are far apart, where the processor does not foresee them: ask for some with each panel.
+    const std::uint64_t step = divide_up(kChunk * kQueries, rows);
+    std::uint64_t ahead = chunk + kChunk;
     for (std::uint64_t row = 0; row < rows; row += kQueries) {
+      prefetch_chunk(tile, Storage::kBytes, ahead, smaller(ahead + step, key_end));
+      ahead += step;
       attend_panel(tile, s, panel_at(tile, s, row), chunk, finite);
     }
   }

