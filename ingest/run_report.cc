@@ -84,6 +84,7 @@ Json RunReport::to_json() const {
       {"bound_ns", bound.bound.count()},
       {"bound_set_by", bound.pacemaker()},
       {"compute_flops", compute_flops},
+      {"peak_flops_per_second", peak_flops},
       {"memory_planned_bytes", memory_planned_bytes},
       {"memory_limit_bytes", memory_limit_bytes},
       {"resident_peak_bytes", resident_peak_bytes},
@@ -93,6 +94,7 @@ Json RunReport::to_json() const {
 
 std::string RunReport::text() const {
   std::string out;
+  const double flops_per_second = ratio(compute_flops, seconds(compute_busy));
   const auto line = [&](const std::string& name, const std::string& value) {
     std::string padded = name;
     padded.resize(16, ' ');
@@ -111,10 +113,14 @@ std::string RunReport::text() const {
       format_bytes(raw_bytes) + " stored in " + format_bytes(stored_bytes) + " (" +
           number(ratio(static_cast<double>(raw_bytes), static_cast<double>(stored_bytes)), "%.2f") +
           "x)");
-  line("compute", format_duration(compute_busy) + ", " +
-                      number(ratio(compute_flops, seconds(compute_busy)) / 1e9, "%.0f") +
+  line("compute", format_duration(compute_busy) + ", " + number(flops_per_second / 1e9, "%.0f") +
                       " GFLOP/s on " + device_kind + " with " + std::to_string(threads) +
                       " threads");
+  if (flops_per_second > 0) {
+    line("roofline", number(100 * ratio(flops_per_second, peak_flops), "%.0f") + " % of the " +
+                         number(peak_flops / 1e9, "%.0f") +
+                         " GFLOP/s that these threads reach at most (measured at the start)");
+  }
   line("stages", "fetch " + format_duration(fetch_busy) + ", load " + format_duration(load_busy) +
                      ", encode " + format_duration(encode_busy) + ", write " +
                      format_duration(write_busy));

@@ -65,6 +65,7 @@ struct RunReport {
   PaceBound bound;
 
   double compute_flops = 0;  ///< Floating-point operations done in compute_busy.
+  double peak_flops = 0;     ///< What the device can do at most, per second, measured at the start.
   std::uint64_t memory_planned_bytes = 0;
   std::uint64_t memory_limit_bytes = 0;
   std::uint64_t resident_peak_bytes = 0;  ///< VmHWM of the process.
