@@ -386,8 +386,8 @@ def kept(captures, keep):
 
 
 def relative_errors(value, truth):
-    """|value - truth| / |truth| of each row (L2 norms)."""
-    return (value.float() - truth).norm(dim=-1) / truth.norm(dim=-1)
+    """|value - truth| / |truth| of each row (L2 norms); 0 where both are 0."""
+    return ((value.float() - truth).norm(dim=-1) / truth.norm(dim=-1)).nan_to_num(0.0)
 
 
 def median_errors(captures, truth):

@@ -37,6 +37,8 @@ from test_golden import captures_of, errors_in_16_bit, errors_in_f32  # noqa: E4
 USAGE, BAD_INPUT = 2, 3
 SECONDS_MAX = 120
 CONFIG_TRIES = 200  # draws that transformers itself refuses
+REDRAWS = 5  # other weights for a trial that went over a limit
+F32_ERROR_CERTAIN = 1e-3  # more is no rounding, whatever the weights
 FLAG = (False, True)
 THETAS = (500.0, 10000.0, 1e6)
 GATED_ACTS = ("silu",) * 6 + ("gelu", "gelu_pytorch_tanh", "relu")
@@ -59,6 +61,7 @@ class Family:
     more: tuple = ()
     auto_classes: tuple = ("AutoModelForCausalLM",) * 4 + ("AutoModel",)
     longest_sample: int = 90
+    block_tokens: tuple = (8, 16, 32)
     transformers: tuple = (4, 5)
 
 
@@ -93,7 +96,7 @@ def sizes(draw):
     draw.config.update(
         hidden_size=heads * head_dim, num_attention_heads=heads,
         num_key_value_heads=pick(divisors + [1, heads]), num_hidden_layers=pick((1, 2, 3, 4, 6)),
-        intermediate_size=pick((7, 20, 33, 64, 100)), vocab_size=pick((17, 40, 131)),
+        intermediate_size=pick((20, 33, 64, 100)), vocab_size=pick((17, 40, 131)),
         max_position_embeddings=pick((16, 40, 64, 4096)), pad_token_id=0, bos_token_id=1,
         eos_token_id=2)
     for key in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"):
@@ -170,14 +173,18 @@ PLAIN_ROPE = rope()
 
 
 def windows(draw):
-    """A window, and for each layer whether it has it; or the pattern of the class."""
+    """A window, and for most configs which layers have it."""
     draw.config["sliding_window"] = draw.random.choice((1, 3, 8, 33, 500))
-    way = draw.random.choice(("types", "types", "pattern", "class"))
-    if way == "types":
+    if draw.random.random() < 0.6:
         draw.config["layer_types"] = [
             draw.random.choice(("sliding_attention", "full_attention")) for _ in range(draw.layers)]
-    elif way == "pattern":
-        draw.config["sliding_window_pattern"] = draw.random.choice((1, 2, 3))
+
+
+def pattern_windows(draw):
+    """The same for a family that also knows the older way to say it."""
+    windows(draw)
+    if "layer_types" not in draw.config:
+        draw.maybe(0.6, sliding_window_pattern=(1, 2, 3))
 
 
 def one_window(draw):
@@ -215,7 +222,7 @@ def no_rope_layers(draw):
 
 
 def exaone_windows(draw):
-    windows(draw)
+    pattern_windows(draw)
     draw.maybe(0.3, sliding_window=(None,), layer_types=(["full_attention"] * draw.layers,))
 
 
@@ -248,9 +255,9 @@ def falcon_kind(draw):
 def decoder_mlp(draw):
     """GPT-2 and OPT have their own names for the width of the MLP."""
     width = draw.config["intermediate_size"]
-    draw.maybe(0.7, n_inner=(width, None), ffn_dim=(width,))
+    draw.maybe(0.7, n_inner=(width, None))
+    draw.config["ffn_dim"] = width
     draw.config["word_embed_proj_dim"] = draw.config["hidden_size"]
-    draw.config.setdefault("ffn_dim", 4)
 
 
 def multimodal(draw):
@@ -272,18 +279,21 @@ FAMILIES = {
                       (own_head_dim, class_heads, rope("linear", "llama3", "yarn"), one_window)),
     "ministral3": Family("Ministral3Config", {}, (own_head_dim, temperature_rope, one_window),
                          transformers=(5,)),
-    "gemma": Family("GemmaConfig", dict(attention_bias=FLAG,
-                                        hidden_act=("gelu", "gelu_pytorch_tanh")),
-                    (own_head_dim, class_heads, PLAIN_ROPE)),
+    # "gelu" was never meant: transformers 5 reads it as the tanh form, 4.57 takes it literally.
+    "gemma": Family("GemmaConfig", dict(
+        attention_bias=FLAG,
+        hidden_act=("gelu_pytorch_tanh",) + ("gelu",) * (make_golden.TRANSFORMERS_MAJOR > 4)),
+        (own_head_dim, class_heads, PLAIN_ROPE)),
     "gemma2": Family("Gemma2Config", dict(
         attention_bias=FLAG, query_pre_attn_scalar=(7, 20, 256),
         attn_logit_softcapping=(None, 1.0, 5.0), final_logit_softcapping=(None, 30.0),
         hidden_activation=("gelu_pytorch_tanh", "gelu")),
         (own_head_dim, class_heads, PLAIN_ROPE, windows)),
     "gemma3_text": Family("Gemma3TextConfig", GEMMA3,
-                          (own_head_dim, class_heads, LINEAR_ROPE, windows)),
-    "gemma3": Family("Gemma3Config", GEMMA3, (own_head_dim, LINEAR_ROPE, windows, multimodal),
-                     auto_classes=("AutoModelForImageTextToText",)),
+                          (own_head_dim, class_heads, LINEAR_ROPE, pattern_windows)),
+    "gemma3": Family("Gemma3Config", GEMMA3, (
+        own_head_dim, LINEAR_ROPE, pattern_windows, multimodal),
+        auto_classes=("AutoModelForImageTextToText",)),
     "phi3": Family("Phi3Config", dict(hidden_act=GATED_ACTS), (
         partial_rope("partial_rotary_factor"), PLAIN_ROPE, phi3_longrope, one_window)),
     "olmo2": Family("Olmo2Config", dict(attention_bias=FLAG), (ANY_ROPE,)),
@@ -291,7 +301,8 @@ FAMILIES = {
                     (rope("linear", "yarn", "llama3"), windows)),
     "cohere": Family("CohereConfig", dict(attention_bias=FLAG, use_qk_norm=FLAG,
                                           logit_scale=(0.1, 1.0)), (ANY_ROPE,)),
-    "cohere2": Family("Cohere2Config", dict(attention_bias=FLAG), (own_head_dim, ANY_ROPE, windows)),
+    "cohere2": Family("Cohere2Config", dict(attention_bias=FLAG),
+                      (own_head_dim, ANY_ROPE, pattern_windows)),
     "granite": Family("GraniteConfig", dict(
         BIASES, embedding_multiplier=(0.5, 12.0), residual_multiplier=(0.22, 1.5),
         attention_multiplier=(0.05, 0.3), logits_scaling=(8.0,)), (ANY_ROPE,)),
@@ -305,7 +316,7 @@ FAMILIES = {
         use_parallel_residual=FLAG, attention_bias=FLAG, hidden_act=PLAIN_ACTS,
         rotary_emb_base=(500, 10000)), (partial_rope("rotary_pct"),)),
     "bert": Family("BertConfig", dict(hidden_act=PLAIN_ACTS, type_vocab_size=(1, 2, 3)), (),
-                   ("AutoModelForMaskedLM", "AutoModel"), 40),
+                   ("AutoModelForMaskedLM", "AutoModel"), 40, block_tokens=(40, 64)),
     "starcoder2": Family("Starcoder2Config", dict(use_bias=FLAG, hidden_act=PLAIN_ACTS),
                          (ANY_ROPE, one_window)),
     "stablelm": Family("StableLmConfig", dict(
@@ -379,7 +390,8 @@ def drop_keys(path, class_name, generator):
                    0.4 if default.get(key, ...) == value else 0.0 if key in SHAPE_KEYS else 0.04)]
     for key in dropped:
         del inner[key]
-    if make_golden.TRANSFORMERS_MAJOR == 4 and generator.random() < 0.3 and "torch_dtype" in config:
+    if config.get("transformers_version", "").startswith("4.") and generator.random() < 0.3 \
+            and "torch_dtype" in config:
         config["dtype"] = config.pop("torch_dtype")  # 4.56 and 4.57 write it so.
     make_golden.write_json(path, config)
     return dropped
@@ -395,98 +407,147 @@ def fits(folder, auto_class):
     return not (needed or report["unexpected_keys"] or report["mismatched_keys"])
 
 
-def make_trial(family, folder, seed):
-    """Write model/ and tokens.safetensors; returns what the trial's judge must know."""
-    generator = random.Random(seed)
+@dataclass(frozen=True)
+class Trial:
+    """A checkpoint and tokens in `folder`, and how to run them."""
+
+    folder: pathlib.Path
+    auto_class: str
+    weights: str
+    samples: list
+    left_out: list  # keys of config.json
+    options: list  # of `librarian extract`
+
+    @property
+    def model(self):
+        return self.folder / "model"
+
+    @property
+    def half(self):
+        return "f16" if self.weights == "f16" else "bf16"
+
+    def facts(self):
+        return [f"{self.auto_class} {self.weights} tokens {sum(map(len, self.samples))} "
+                f"{' '.join(self.options)}", f"left out: {' '.join(self.left_out) or '-'}"]
+
+
+def write_checkpoint(family, folder, generator, seed):
+    """A model that transformers can load again; returns its config, auto class and weight type."""
     for _ in range(CONFIG_TRIES):
         config, auto_class = draw_config(family, generator)
-        shutil.rmtree(folder, ignore_errors=True)
         weights = generator.choice(("bf16", "bf16", "bf16", "bf16", "f16", "f32"))
+        file_bytes = generator.choice((8_000, 60_000, 1_000_000_000))
+        shutil.rmtree(folder, ignore_errors=True)
         try:
             model = make_golden.make_model(config, auto_class, seed)
         except Exception:  # The config was accepted, the model is not.
             continue
-        make_golden.save_model(model.to(make_golden.TYPES[weights]), folder / "model",
-                               generator.choice((8_000, 60_000, 1_000_000_000)))
-        if fits(folder / "model", auto_class):
-            break
-    else:
-        raise SystemExit(f"{family.config_class}: no model of {CONFIG_TRIES} could be loaded")
+        make_golden.save_model(model.to(make_golden.TYPES[weights]), folder, file_bytes)
+        if fits(folder, auto_class):
+            return config, auto_class, weights
+    raise SystemExit(f"{family.config_class}: no model of {CONFIG_TRIES} could be loaded")
+
+
+def make_trial(family, folder, seed):
+    """Draw a trial and write its files."""
+    generator = random.Random(seed)
+    config, auto_class, weights = write_checkpoint(family, folder / "model", generator, seed)
     config_path = folder / "model" / "config.json"
     complete = config_path.read_text()
-    dropped = drop_keys(config_path, family.config_class, generator)
+    left_out = drop_keys(config_path, family.config_class, generator)
     if not fits(folder / "model", auto_class):
         config_path.write_text(complete)
-        dropped = []
+        left_out = []
     lengths = [generator.randint(1, family.longest_sample) for _ in range(4)]
     lengths += [1, family.longest_sample, generator.randint(17, 34)]
     generator.shuffle(lengths)
     samples = make_golden.make_samples(config.get_text_config().vocab_size, lengths, seed)
     make_golden.write_tokens(folder / "tokens.safetensors", samples)
-    options = [str(value) for option, values in (("--block-tokens", (8, 16, 32)),
+    options = [str(value) for option, values in (("--block-tokens", family.block_tokens),
                                                  ("--part-tokens", (50, 120)))
                if generator.random() < 0.4 for value in (option, generator.choice(values))]
-    return auto_class, weights, samples, dropped, options
+    return Trial(folder, auto_class, weights, samples, left_out, options)
 
 
-def transformers_captures(folder, auto_class, type_name, samples):
-    model, _ = make_golden.load_model(folder / "model", auto_class, type_name)
-    return make_golden.run_all(model, samples)[0]
+def redraw_weights(trial, seed):
+    """Other weights for the same config.json."""
+    config_text = (trial.model / "config.json").read_text()
+    config = transformers.AutoConfig.from_pretrained(trial.model)
+    model = make_golden.make_model(config, trial.auto_class, seed)
+    shutil.rmtree(trial.model)
+    make_golden.save_model(model.to(make_golden.TYPES[trial.weights]), trial.model, 1_000_000_000)
+    (trial.model / "config.json").write_text(config_text)
 
 
-def extract(librarian, folder, type_name, captures, options):
+def transformers_captures(trial, type_name):
+    model, _ = make_golden.load_model(trial.model, trial.auto_class, type_name)
+    return make_golden.run_all(model, trial.samples)[0]
+
+
+def extract(librarian, trial, type_name, captures):
     """The finished process; its store is folder/<type_name>."""
-    store = folder / type_name
+    store = trial.folder / type_name
     shutil.rmtree(store, ignore_errors=True)
     return subprocess.run(
-        [librarian, "extract", folder / "model", "--tokens", folder / "tokens.safetensors", "--out",
-         store, "--dtype", type_name, "--capture", captures, *options],
+        [librarian, "extract", trial.model, "--tokens", trial.folder / "tokens.safetensors",
+         "--out", store, "--dtype", type_name, "--capture", captures, *trial.options],
         capture_output=True, text=True, timeout=SECONDS_MAX)
 
 
-def as_arrays(captures):
-    return {name: tensor.float().numpy() for name, tensor in captures.items()}
-
-
-def try_one(librarian, name, folder, seed):
-    """("ok" | "refused" | "FAILED", facts) of one trial."""
-    auto_class, weights, samples, dropped, options = make_trial(FAMILIES[name], folder, seed)
-    truth = transformers_captures(folder, auto_class, "f32", samples)
-    half = "f16" if weights == "f16" else "bf16"
-    facts = [f"{auto_class} {weights} tokens {sum(map(len, samples))} {' '.join(options)}",
-             f"left out: {' '.join(dropped) or '-'}"]
-    for type_name in ("f32", half):
-        done = extract(librarian, folder, type_name, captures_of(truth), options)
+def compare(librarian, trial):
+    """("ok" | "refused" | "FAILED", lines that say what is wrong)."""
+    truth = transformers_captures(trial, "f32")
+    truth_arrays = {name: tensor.float().numpy() for name, tensor in truth.items()}
+    for type_name in ("f32", trial.half):
+        done = extract(librarian, trial, type_name, captures_of(truth))
         if done.returncode in (USAGE, BAD_INPUT):
-            return "refused", [done.stderr.strip().replace(str(folder) + "/", "")] + facts
+            return "refused", [done.stderr.strip().replace(f"{trial.folder}/", "")]
         if done.returncode != 0:
-            return "FAILED", [f"exit code {done.returncode}: {done.stderr.strip()}"] + facts
-        got = read_store(folder / type_name)
+            return "FAILED", [f"exit code {done.returncode}: {done.stderr.strip()}"]
+        got = read_store(trial.folder / type_name)
         if type_name == "f32":
-            wrong = errors_in_f32(got, as_arrays(truth))
+            wrong = errors_in_f32(got, truth_arrays)
         else:
-            theirs = transformers_captures(folder, auto_class, half, samples)
-            wrong = errors_in_16_bit(got, as_arrays(truth),
-                                     make_golden.median_errors(theirs, truth))
+            medians = make_golden.median_errors(transformers_captures(trial, type_name), truth)
+            wrong = errors_in_16_bit(got, truth_arrays, medians)
         if wrong:
-            return "FAILED", [f"{type_name} {line}" for line in wrong] + facts
-    return "ok", facts
+            return "FAILED", [f"{type_name} {line}" for line in wrong]
+    return "ok", []
+
+
+def is_chance(librarian, trial, lines):
+    """Whether only these weights go over a limit, as few channels or a sum near zero can.
+
+    An error in the program shows with most weights, or is large in f32.
+    """
+    if any(line.startswith("exit") for line in lines):
+        return False
+    large = [line for line in lines if line.startswith("f32") and
+             not float(line.rsplit(" ", 1)[1]) < F32_ERROR_CERTAIN]
+    failures = 0
+    for seed in range(0 if large else REDRAWS):
+        redraw_weights(trial, seed)
+        failures += compare(librarian, trial)[0] != "ok"
+    return not large and failures <= REDRAWS // 2
 
 
 def try_family(librarian, name, options):
     """All trials of a family; returns how many had each outcome."""
     outcomes = collections.Counter()
-    for trial in range(options.first, options.first + options.trials):
+    for number in range(options.first, options.first + options.trials):
         with tempfile.TemporaryDirectory() as scratch:
-            folder = pathlib.Path(scratch) / "trial"
-            outcome, facts = try_one(librarian, name, folder, options.seed * 100_000 + trial)
+            trial = make_trial(FAMILIES[name], pathlib.Path(scratch) / "trial",
+                               options.seed * 100_000 + number)
+            outcome, lines = compare(librarian, trial)
+            if outcome == "FAILED" and options.keep:
+                shutil.copytree(trial.folder, options.keep / f"{name}-{number}", dirs_exist_ok=True)
+            if outcome == "FAILED" and is_chance(librarian, trial, lines):
+                outcome, lines = "ok", ["by chance, not with other weights: "] + lines
             outcomes[outcome] += 1
-            print(f"{outcome:8s}{name} {trial}: {'; '.join(facts)}", flush=True)
+            print(f"{outcome:8s}{name} {number}: {'; '.join(lines + trial.facts())}", flush=True)
             if outcome == "FAILED":
-                config = json.loads((folder / "model" / "config.json").read_text())
+                config = json.loads((trial.model / "config.json").read_text())
                 print("        " + json.dumps(config, sort_keys=True), flush=True)
-                if options.keep:
-                    shutil.copytree(folder, options.keep / f"{name}-{trial}", dirs_exist_ok=True)
     return outcomes
 
 

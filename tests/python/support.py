@@ -65,9 +65,13 @@ def read_golden(family):
 
 
 def relative_error_per_token(value, reference):
-    """|value - reference| / |reference| for each row (L2 norms), float64 [tokens]."""
+    """|value - reference| / |reference| for each row (L2 norms), float64 [tokens].
+
+    0 where a row is equal, also if it is all zeros (a relu can close every channel).
+    """
     value, reference = value.astype(np.float64), reference.astype(np.float64)
-    return np.linalg.norm(value - reference, axis=1) / np.linalg.norm(reference, axis=1)
+    difference, length = (np.linalg.norm(row, axis=1) for row in (value - reference, reference))
+    return np.divide(difference, length, out=np.zeros_like(length), where=difference != 0)
 
 
 def part_folders(store):

@@ -61,10 +61,10 @@ def job_of(family):
 
 
 @pytest.mark.parametrize("family,type_name", RUNS, ids=lambda value: value)
-def test_captures_agree_with_transformers(family, type_name, librarian, serve, tmp_path):
+def test_captures_agree_with_transformers(family, type_name, librarian, serve, memory_path):
     server = serve(GOLDEN / family)
     tokens = GOLDEN / family / "tokens.safetensors"
-    store = tmp_path / "store"
+    store = memory_path / "store"
     truth = read_golden(family)
     librarian("extract", server.url + "model/", "--tokens", tokens, "--out", store,
               "--dtype", type_name, "--capture", captures_of(truth))
@@ -82,10 +82,10 @@ def test_captures_agree_with_transformers(family, type_name, librarian, serve, t
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_hf_names_are_transformers_hidden_states(family, librarian, tmp_path):
+def test_hf_names_are_transformers_hidden_states(family, librarian, memory_path):
     """hf:i is output_hidden_states[i], the last one included."""
     truth, states = read_golden(family), golden_meta(family)["hidden_states"]
-    store = tmp_path / "store"
+    store = memory_path / "store"
     librarian("extract", *job_of(family), "--out", store, "--dtype", "f32",
               "--capture", ",".join(f"hf:{i}" for i in range(len(states))))
     names, got = part_attributes(store, 0)["captures"], read_store(store)
@@ -104,12 +104,12 @@ def names_that_do_not_exist():
 
 
 @pytest.mark.parametrize("family,capture", names_that_do_not_exist(), ids=lambda value: value)
-def test_a_capture_that_does_not_exist_is_refused_by_name(family, capture, librarian, tmp_path):
-    done = librarian("extract", *job_of(family), "--out", tmp_path / "store",
+def test_a_capture_that_does_not_exist_is_refused_by_name(family, capture, librarian, memory_path):
+    done = librarian("extract", *job_of(family), "--out", memory_path / "store",
                      "--capture", capture, exit_code=None)
     assert done.returncode in (USAGE, BAD_INPUT), done.stderr
     assert capture.partition("@")[0] in done.stderr
-    assert not (tmp_path / "store").exists()
+    assert not (memory_path / "store").exists()
 
 
 def assert_same_rows(family, partitions, librarian, folder):
@@ -127,17 +127,17 @@ def assert_same_rows(family, partitions, librarian, folder):
 
 
 @pytest.mark.parametrize("family", STATEFUL)
-def test_rows_do_not_depend_on_blocks_or_parts(family, librarian, tmp_path):
-    assert_same_rows(family, PARTITIONS, librarian, tmp_path)
+def test_rows_do_not_depend_on_blocks_or_parts(family, librarian, memory_path):
+    assert_same_rows(family, PARTITIONS, librarian, memory_path)
 
 
-def test_rows_of_a_model_without_causal_mask_do_not_depend_on_parts(librarian, tmp_path):
+def test_rows_of_a_model_without_causal_mask_do_not_depend_on_parts(librarian, memory_path):
     """Its blocks hold whole samples, so a block smaller than the longest is refused."""
     longest = max(golden_meta("bert")["sample_lengths"])
     assert_same_rows("bert", {**PARTITIONS, "blocks": ["--block-tokens", longest],
                               "parts_and_blocks": ["--part-tokens", 20, "--block-tokens", longest]},
-                     librarian, tmp_path)
-    done = librarian("extract", *job_of("bert"), "--out", tmp_path / "refused",
+                     librarian, memory_path)
+    done = librarian("extract", *job_of("bert"), "--out", memory_path / "refused",
                      "--block-tokens", longest - 1, exit_code=None)
     assert done.returncode != 0 and "--block-tokens" in done.stderr
 

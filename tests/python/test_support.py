@@ -71,6 +71,6 @@ def test_bf16_conversion_is_exact_and_rounds_to_even():
 
 
 def test_relative_error_is_per_row():
-    reference = np.array([[3.0, 4.0], [1.0, 0.0]])
-    value = np.array([[3.0, 4.5], [1.0, 0.0]])
-    np.testing.assert_allclose(relative_error_per_token(value, reference), [0.1, 0.0])
+    reference = np.array([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]])
+    value = np.array([[3.0, 4.5], [1.0, 0.0], [0.0, 0.0]])
+    np.testing.assert_allclose(relative_error_per_token(value, reference), [0.1, 0.0, 0.0])
