@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <iterator>
 #include <set>
 #include <sstream>
 
@@ -67,6 +68,17 @@ Result<std::uint64_t> auto_or_count(const std::string& name, const std::string& 
   return value;
 }
 
+/// Names of the paths that this machine runs.
+std::string isa_choices() {
+  std::string choices = "auto";
+  for (auto isa = std::rbegin(gpu_exec::kCpuIsas); isa != std::rend(gpu_exec::kCpuIsas); ++isa) {
+    if (gpu_exec::cpu_has_isa(*isa)) {
+      choices += std::string(", ") + gpu_exec::cpu_isa_name(*isa);
+    }
+  }
+  return choices;
+}
+
 Result<void> apply_choices(const RawOptions& raw, ingest::JobOptions& job) {
   if (raw.device.starts_with("cuda")) {
     return usage("--device " + raw.device + ": the CUDA device is not built yet; use --device cpu");
@@ -79,17 +91,17 @@ Result<void> apply_choices(const RawOptions& raw, ingest::JobOptions& job) {
         "--device-memory: only for --device cuda:N, which is not built yet; the CPU's "
         "memory is --host-memory");
   }
-  if (raw.isa == "amx") {
-    return usage("--isa amx: this path is not built yet; use auto, avx512, avx2 or portable");
-  }
-  for (const gpu_exec::CpuIsa isa :
-       {gpu_exec::CpuIsa::portable, gpu_exec::CpuIsa::avx2, gpu_exec::CpuIsa::avx512}) {
+  for (const gpu_exec::CpuIsa isa : gpu_exec::kCpuIsas) {
     if (raw.isa == gpu_exec::cpu_isa_name(isa)) {
+      if (!gpu_exec::cpu_has_isa(isa)) {
+        return usage("--isa " + raw.isa + ": this processor cannot run it; use one of " +
+                     isa_choices());
+      }
       job.isa = isa;
     }
   }
   if (!job.isa && raw.isa != "auto") {
-    return usage("--isa " + raw.isa + ": must be auto, avx512, avx2 or portable");
+    return usage("--isa " + raw.isa + ": must be one of " + isa_choices());
   }
   for (const gpu_exec::DType type :
        {gpu_exec::DType::bf16, gpu_exec::DType::f16, gpu_exec::DType::f32}) {
@@ -155,7 +167,7 @@ void add_job_options(CLI::App& app, ingest::JobOptions& job, RawOptions& raw) {
                  "Type of arithmetic, state and store: checkpoint, bf16, f16, f32")
       ->capture_default_str();
   app.add_option("--device", raw.device, "auto or cpu")->capture_default_str();
-  app.add_option("--isa", raw.isa, "CPU path: auto, avx512, avx2, portable (same bits per path)")
+  app.add_option("--isa", raw.isa, "CPU path: " + isa_choices() + " (same bits per path)")
       ->capture_default_str();
   app.add_option("--host-memory", raw.host_memory,
                  "Limit of all buffers, e.g. 4GiB. Default: half of RAM or of the cgroup limit")

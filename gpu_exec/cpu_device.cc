@@ -6,12 +6,14 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <utility>
 #include <vector>
 
 #include "gpu_exec/cpu_isa.h"
 #include "gpu_exec/cpu_kernels.h"
 #include "gpu_exec/cpu_pack.h"
+#include "gpu_exec/cpu_peak.h"
 #include "gpu_exec/device.h"
 #include "gpu_exec/layer_executor.h"
 #include "gpu_exec/task_pool.h"
@@ -31,10 +33,18 @@ constexpr std::uint64_t kTaskElements = 32768;
 
 class CpuDevice final : public Device {
  public:
-  CpuDevice(CpuIsa isa, int threads) : isa_(isa), kernels_(cpu_kernels(isa)), pool_(threads) {}
+  CpuDevice(const char* path, const CpuKernels& kernels, int threads)
+      : kind_(std::string("cpu-") + path), kernels_(kernels), pool_(threads) {}
 
-  std::string kind() const override { return std::string("cpu-") + cpu_isa_name(isa_); }
+  std::string kind() const override { return kind_; }
   int threads() const override { return pool_.threads(); }
+  double peak_flops(DType type) override {
+    double& peak = peak_flops_[type];
+    if (peak == 0) {
+      peak = measured_peak_flops(kernels_, type, pool_);
+    }
+    return peak;
+  }
 
   Result<DeviceMemory> allocate(std::uint64_t bytes) override {
     void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -291,9 +301,10 @@ class CpuDevice final : public Device {
               [&](std::uint64_t i) { task(i * step, std::min((i + 1) * step, rows)); });
   }
 
-  const CpuIsa isa_;
-  const CpuKernels& kernels_;
+  const std::string kind_;
+  const CpuKernels kernels_;
   TaskPool pool_;
+  std::map<DType, double> peak_flops_;
 };
 
 }  // namespace
@@ -306,7 +317,11 @@ Result<std::unique_ptr<Device>> make_cpu_device(CpuIsa isa, int threads) {
     return Error(ErrorCode::invalid_argument,
                  std::string("this processor cannot run the path ") + cpu_isa_name(isa));
   }
-  return std::unique_ptr<Device>(std::make_unique<CpuDevice>(isa, threads));
+  return make_cpu_device(cpu_isa_name(isa), cpu_kernels(isa), threads);
+}
+
+std::unique_ptr<Device> make_cpu_device(const char* path, const CpuKernels& kernels, int threads) {
+  return std::make_unique<CpuDevice>(path, kernels, threads);
 }
 
 }  // namespace librarian::gpu_exec

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "gpu_exec/cpu_kernels.h"
 #include "gpu_exec/device.h"
@@ -10,6 +11,10 @@
 namespace librarian::gpu_exec {
 
 /// The table of `isa`; only if cpu_has_isa(isa).
-const CpuKernels& cpu_kernels(CpuIsa isa);
+CpuKernels cpu_kernels(CpuIsa isa);
+
+/// A device of other kernels: tests emulate processors with it.
+/// @param path  What kind() says after "cpu-".
+std::unique_ptr<Device> make_cpu_device(const char* path, const CpuKernels& kernels, int threads);
 
 }  // namespace librarian::gpu_exec

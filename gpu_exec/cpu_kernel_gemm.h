@@ -16,9 +16,9 @@ namespace {
 constexpr std::uint64_t kPanel = 2 * kLanes;  // Columns of the micro kernel.
 // Inputs per sum, even: a widened panel and the rows that meet it fit in an L1 of 32 KiB or more.
 constexpr std::uint64_t kDepth = 192;
-// Distance of f32 rows in scratch, at least kDepth and kHeadDimMax; 17 cache lines, so that
-// consecutive rows use different sets.
-constexpr std::uint64_t kRowStride = 272;
+// Distance of f32 rows in scratch: an odd number of cache lines, so that consecutive rows use
+// different sets.
+constexpr std::uint64_t kRowStride = kDepth + 16;
 constexpr std::uint64_t kTileRows = (std::uint64_t{224} / kMicroRows) * kMicroRows;
 constexpr std::uint64_t kTileColumns = 512;  // Of both matrices together.
 constexpr std::uint64_t kTileColumnsMin = 64;
@@ -98,9 +98,8 @@ inline void micro_remainder(std::uint64_t rows, const float* a, const float* b, 
 /// The same for any number of rows; each row sees the operations of micro_kernel<1>.
 /// @param ahead  Called once for each kMicroRows rows or fewer.
 template <typename AheadOf>
-inline void multiply_rows_ahead(std::uint64_t rows, const float* a, const float* b,
-                                std::uint64_t depth, float* c, std::uint64_t c_stride, bool add,
-                                AheadOf ahead) {
+inline void multiply_rows(std::uint64_t rows, const float* a, const float* b, std::uint64_t depth,
+                          float* c, std::uint64_t c_stride, bool add, AheadOf ahead) {
   std::uint64_t r = 0;
   for (; r + kMicroRows <= rows; r += kMicroRows) {
     micro_kernel<kMicroRows>(a + r * kRowStride, b, depth, c + r * c_stride, c_stride, add,
@@ -111,12 +110,6 @@ inline void multiply_rows_ahead(std::uint64_t rows, const float* a, const float*
                                     c_stride, add, ahead());
   }
 }
-/// The same without looking ahead.
-inline void multiply_rows(std::uint64_t rows, const float* a, const float* b, std::uint64_t depth,
-                          float* c, std::uint64_t c_stride, bool add) {
-  multiply_rows_ahead(rows, a, b, depth, c, c_stride, add, [a] { return nothing_ahead(a); });
-}
-
 /// Scratch of one linear task.
 struct LinearScratch {
   float* a;  // [kTileRows, kRowStride]
@@ -182,8 +175,8 @@ struct Run {
 
 /// Adds a run's product with one panel to the accumulators; its rows are in scratch.a already.
 template <typename Storage>
-inline void multiply_panel(const TilePanels& panels, std::uint64_t panel, const Run& run,
-                           const LinearScratch& scratch, std::uint64_t& next_row) {
+inline void multiply_weights(const TilePanels& panels, std::uint64_t panel, const Run& run,
+                             const LinearScratch& scratch, std::uint64_t& next_row) {
   const LinearTile& tile = panels.tile;
   const std::uint64_t rows = tile.row_end - tile.row_begin;
   const std::byte* packed = panels.at(panel, run.begin);
@@ -219,20 +212,20 @@ inline void multiply_panel(const TilePanels& panels, std::uint64_t panel, const 
     }
     return lines;
   };
-  multiply_rows_ahead(rows, scratch.a, b, run.depth, scratch.c + panel * rows * kPanel, kPanel,
-                      run.begin > 0, ahead);
+  multiply_rows(rows, scratch.a, b, run.depth, scratch.c + panel * rows * kPanel, kPanel,
+                run.begin > 0, ahead);
 }
 
 /// Writes the outputs of a panel, or of the gated pair that ends with it.
+/// @param first, second  [rows, kPanel] sums of the pair; the same if there is no pair.
 template <typename Storage>
-inline void finish_panel(const TilePanels& panels, std::uint64_t panel, const float* c) {
+inline void finish_panel(const TilePanels& panels, std::uint64_t panel, const float* first,
+                         const float* second) {
   constexpr std::uint64_t kAheadRows = 16;
   const LinearTile& tile = panels.tile;
   const std::uint64_t rows = tile.row_end - tile.row_begin;
   const std::uint64_t column = tile.column_begin + panels.column(panel);
   const std::uint64_t count = smaller(kPanel, tile.column_end - column);
-  const float* second = c + panel * rows * kPanel;
-  const float* first = tile.glu ? second - rows * kPanel : second;
   const std::uint64_t row_bytes = tile.outputs * Storage::kBytes;
   std::byte* y = tile.y + tile.row_begin * row_bytes + column * Storage::kBytes;
   for (std::uint64_t r = 0; r < rows; ++r) {
@@ -258,19 +251,20 @@ void linear_rows(const LinearTile& tile) {
     const Run run{k, depth, last ? nullptr : x + (k + depth) * Storage::kBytes};
     std::uint64_t next_row = 0;
     for (std::uint64_t panel = 0; panel < panels.count; ++panel) {
-      multiply_panel<Storage>(panels, panel, run, scratch, next_row);
+      multiply_weights<Storage>(panels, panel, run, scratch, next_row);
       if (last && (panel + 1) % panels.matrices == 0) {
-        finish_panel<Storage>(panels, panel, scratch.c);
+        const float* sums = scratch.c + panel * rows * kPanel;
+        finish_panel<Storage>(panels, panel, sums - (panels.matrices - 1) * rows * kPanel, sums);
       }
     }
   }
 }
 
-void linear_tile(const LinearTile& tile) {
+inline void linear_tile(const LinearTile& tile) {
   with_storage(tile.dtype, [&](auto storage) { linear_rows<decltype(storage)>(tile); });
 }
 
-LinearShape linear_shape(const LinearTile& whole) {
+inline LinearShape linear_shape(const LinearTile& whole) {
   return {kTileRows, kMicroRows, whole.glu ? kTileColumns / 2 : kTileColumns, kTileColumnsMin};
 }
 

@@ -113,6 +113,11 @@ struct CpuKernels {
   void (*norm)(const NormTile& tile);
   void (*rotate)(const RotateTile& tile);
   void (*add)(const AddTile& tile);
+  /// Does nothing but the instruction that products of matrices of `type` are made of, `rounds`
+  /// times some.
+  /// @param sink  Two small numbers in, anything out.
+  /// @return      How many floating-point operations that was.
+  std::uint64_t (*peak)(DType type, std::uint64_t rounds, float* sink);
 };
 
 /// Positions per attention task: about 256 rows share one conversion of keys and values.
@@ -124,5 +129,6 @@ constexpr std::uint64_t attention_tile_positions(std::uint64_t group) {
 const CpuKernels& portable_kernels();
 const CpuKernels& avx2_kernels();    ///< Call only if cpu_has_isa(avx2).
 const CpuKernels& avx512_kernels();  ///< Call only if cpu_has_isa(avx512).
+CpuKernels amx_kernels();            ///< Call only if cpu_has_isa(amx).
 
 }  // namespace librarian::gpu_exec

@@ -179,6 +179,9 @@ class Device {
   /// Names the arithmetic: results are equal bit for bit on one kind, e.g. "cpu-avx512".
   virtual std::string kind() const = 0;
   virtual int threads() const = 0;
+  /// Floating-point operations per second of all threads together, at most, in products of
+  /// matrices of `type`: measured in the first call for some milliseconds, known afterwards.
+  virtual double peak_flops(DType type) = 0;
 
   /// @return  Exactly `bytes`, aligned to 64 or more, zeroed.
   /// @error does_not_fit  the memory is not there.
@@ -209,12 +212,16 @@ class Device {
 };
 
 /// Instruction-set path of the CPU device. Results are equal bit for bit on one path, and differ
-/// in low bits between paths.
-enum class CpuIsa : std::uint8_t { portable, avx2, avx512 };
+/// in low bits between paths. `amx` multiplies bf16 activations with bf16 weights in tiles, where
+/// subnormal numbers count as zero; all else, products with f16 or f32 included, is as on `avx512`.
+enum class CpuIsa : std::uint8_t { portable, avx2, avx512, amx };
+/// All of them, the best last.
+inline constexpr CpuIsa kCpuIsas[] = {CpuIsa::portable, CpuIsa::avx2, CpuIsa::avx512, CpuIsa::amx};
 const char* cpu_isa_name(CpuIsa isa);
 /// The best path that this machine runs and this program has.
 CpuIsa best_cpu_isa();
-/// Whether this machine runs `isa`.
+/// Whether this machine runs `isa`. Asks the operating system for the use of AMX tiles where that
+/// is the question.
 bool cpu_has_isa(CpuIsa isa);
 
 /// @param threads  Worker threads for kernels, at least 1.

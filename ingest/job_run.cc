@@ -199,6 +199,8 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   const TimePoint begin = clock.now();
   const std::string started = utc_now();
 
+  const double peak_flops = device_->peak_flops(dtype_);
+
   LIB_TRY_VOID(check_disk());
   LIB_TRY_VOID(
       claim_store(files, clock, options_.out, {identity_, identity_digest_, parts_}, stop));
@@ -265,6 +267,7 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
           ? 0
           : flops() * static_cast<double>(report.layer_tokens) /
                 (static_cast<double>(tokens_.tokens()) * static_cast<double>(computed_layers()));
+  report.peak_flops = peak_flops;
   report.memory_planned_bytes = memory_.total_bytes;
   report.memory_limit_bytes = memory_.limit_bytes;
   report.resident_peak_bytes = ingest::resident_peak_bytes();

@@ -41,7 +41,7 @@ std::vector<float> to_floats(std::span<const std::byte> bytes, DType type) {
 
 std::vector<CpuIsa> machine_isas() {
   std::vector<CpuIsa> isas;
-  for (const CpuIsa isa : {CpuIsa::portable, CpuIsa::avx2, CpuIsa::avx512}) {
+  for (const CpuIsa isa : kCpuIsas) {
     if (cpu_has_isa(isa)) {
       isas.push_back(isa);
     }

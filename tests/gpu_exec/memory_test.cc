@@ -18,6 +18,7 @@ class CanaryDevice final : public Device {
 
   std::string kind() const override { return inner_->kind(); }
   int threads() const override { return inner_->threads(); }
+  double peak_flops(DType type) override { return inner_->peak_flops(type); }
   Result<DeviceMemory> allocate(std::uint64_t bytes) override {
     if (bytes > bytes_max) {
       return Error(ErrorCode::does_not_fit, "the test's device is full");
@@ -216,7 +217,7 @@ TEST(CpuDevice, SaysWhatItIs) {
   EXPECT_EQ(device->threads(), 3);
   EXPECT_TRUE(cpu_has_isa(best_cpu_isa()));
   EXPECT_EQ(make_cpu_device(CpuIsa::portable, 0).error().code(), ErrorCode::invalid_argument);
-  for (const CpuIsa isa : {CpuIsa::portable, CpuIsa::avx2, CpuIsa::avx512}) {
+  for (const CpuIsa isa : kCpuIsas) {
     EXPECT_EQ(make_cpu_device(isa, 1).has_value(), cpu_has_isa(isa)) << cpu_isa_name(isa);
   }
 }

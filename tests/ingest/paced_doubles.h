@@ -41,6 +41,7 @@ class PacedDevice final : public gpu_exec::Device {
 
   std::string kind() const override { return inner_->kind(); }
   int threads() const override { return inner_->threads(); }
+  double peak_flops(gpu_exec::DType type) override { return inner_->peak_flops(type); }
   Result<gpu_exec::DeviceMemory> allocate(std::uint64_t bytes) override {
     return inner_->allocate(bytes);
   }
