@@ -75,13 +75,11 @@ Result<std::uint32_t> ConfigReader::count(const char* key, std::uint32_t min, st
 
 Result<std::uint32_t> ConfigReader::size(const char* key, std::uint32_t min, std::uint32_t max,
                                          std::uint32_t family_default) {
-  if (is_null(key)) {
-    return refuse(key, "is null");
+  if (has(key) || is_null(key) || !absent_sizes_allowed_) {
+    return count(key, min, max);
   }
-  if (!has(key)) {
-    sizes_taken_.push_back(spelled(key) + "=" + std::to_string(family_default));
-  }
-  return count(key, min, max, family_default);
+  sizes_taken_.push_back(spelled(key) + "=" + std::to_string(family_default));
+  return family_default;
 }
 
 Result<double> ConfigReader::number(const char* key, double min, double max,

@@ -36,10 +36,11 @@ class ConfigReader {
   /// @error bad_input  Absent without a fallback, of another kind, or outside [min, max].
   Result<std::uint32_t> count(const char* key, std::uint32_t min, std::uint32_t max,
                               std::optional<std::uint32_t> fallback = std::nullopt);
-  /// As count(), for a key that writers leave out only where it is `family_default`; a null is
-  /// refused, and what was taken for granted is remembered.
+  /// As count(), for a key that only the part of a larger document may leave out, where it is
+  /// `family_default`; a null is refused, and what was taken for granted is remembered.
   Result<std::uint32_t> size(const char* key, std::uint32_t min, std::uint32_t max,
                              std::uint32_t family_default);
+  void allow_absent_sizes() { absent_sizes_allowed_ = true; }
   const std::vector<std::string>& sizes_taken() const { return sizes_taken_; }
   Result<double> number(const char* key, double min, double max,
                         std::optional<double> fallback = std::nullopt);
@@ -72,6 +73,7 @@ class ConfigReader {
   std::map<std::string, std::vector<const char*>> spellings_;  // The preferred one first.
   std::vector<std::string> warnings_;
   std::vector<std::string> sizes_taken_;
+  bool absent_sizes_allowed_ = false;
 };
 
 }  // namespace librarian::weightmap

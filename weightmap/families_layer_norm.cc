@@ -32,6 +32,14 @@ constexpr std::array kCohereFixed{
     FixedKey{"use_embedding_sharing", true, "a head of its own"},
     FixedKey{"use_gated_activation", true, "an MLP without gate"},
     FixedKey{"use_parallel_block", true, "a sequential layer"}};
+constexpr std::array kCohere2Fixed{
+    kCohereFixed[0],
+    kCohereFixed[1],
+    kCohereFixed[2],
+    kCohereFixed[3],
+    kCohereFixed[4],
+    kCohereFixed[5],
+    FixedKey{"use_qk_norm", false, "what transformers ignores in this family"}};
 constexpr std::array kCohereHarmless{"use_parallel_embedding", "_sliding_window_pattern"};
 constexpr std::array kStarcoder2Fixed{
     FixedKey{"norm_type", std::string_view("layer_norm"), "another norm"},
@@ -61,10 +69,13 @@ constexpr std::array kBloomFixed{
     FixedKey{"slow_but_exact", false, "sums split as in training"},
     FixedKey{"skip_bias_add", true, "another order of additions"},
     FixedKey{"skip_bias_add_qkv", false, "another order of additions"}};
-constexpr std::array kBloomHarmless{"attention_softmax_in_fp32", "masked_softmax_fusion",
+constexpr std::array kBloomHarmless{"attention_softmax_in_fp32",
+                                    "bias_dropout_fusion",
+                                    "masked_softmax_fusion",
                                     "offset_alibi",
 
-                                    "seq_length", "n_inner"};
+                                    "seq_length",
+                                    "n_inner"};
 constexpr std::array kGpt2Aliases{KeyAlias{"hidden_size", "n_embd"},
                                   KeyAlias{"num_hidden_layers", "n_layer"},
                                   KeyAlias{"num_attention_heads", "n_head"},
@@ -153,7 +164,7 @@ constexpr std::array kFamilies{
            .nope = NopeRule::full_layers,
            .rope = {.style = RopeStyle::pairs},
            .head = {.tied = true, .multiplier = {"logit_scale", 0.0625}},
-           .fixed = kCohereFixed,
+           .fixed = kCohere2Fixed,
            .harmless = kCohereHarmless},
     Family{.model_type = "starcoder2",
            .names = &kStarcoder2Names,

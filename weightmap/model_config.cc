@@ -345,6 +345,8 @@ Result<ModelConfig> read_wrapped(ConfigReader& outer, const Wrapper& wrapper, Di
                                            std::string(wrapper.model_type) + "' is read from it");
   }
   ConfigReader config(text, outer.what() + ": 'text_config'");
+  config
+      .allow_absent_sizes();  // Writers compare a part with its class and leave out what is equal.
   LIB_TRY(ModelConfig result, read_text_model(config, wrapper.text_type, dialect));
   warn_of_sizes(config, result);
   result.names.multimodal = true;
@@ -398,9 +400,7 @@ Result<ModelConfig> parse_model_config(std::string_view json, const std::string&
       return read_wrapped(config, wrapper, dialect);
     }
   }
-  LIB_TRY(ModelConfig result, read_text_model(config, "", dialect));
-  warn_of_sizes(config, result);
-  return result;
+  return read_text_model(config, "", dialect);
 }
 
 }  // namespace librarian::weightmap

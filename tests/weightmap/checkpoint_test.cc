@@ -186,7 +186,7 @@ TEST(Checkpoint, IsRefusedByTheNameOfWhatIsWrong) {
          model.files[kSecond].push_back(extra);
          model.index[extra.name] = kSecond;
        },
-       "model."},
+       "'embed_tokens.weight'"},
       {"another family", [](CheckpointFiles& model) { model.config["model_type"] = "qwen3"; },
        "model"},
   };

@@ -18,7 +18,8 @@ Result<RopeConfig> parse(const Json& config, std::uint32_t head_dim,
   // Through text, as it comes from a file: numbers then have the kinds that the reader gives them.
   LIB_TRY(const Json document, parse_json(config.dump(), "FILE"));
   ConfigReader reader(document, "FILE");
-  return parse_rope(reader, head_dim, max_positions, theta);
+  return read_rope(reader, {.theta = theta, .theta_v5 = theta}, Dialect::v4, head_dim,
+                   max_positions);
 }
 
 double plain(double theta, std::uint32_t pair, std::uint32_t dim) {
@@ -98,6 +99,12 @@ TEST(Rope, TakesItsDefaultsFromFamilyAndModel) {
                      [](std::uint32_t i) { return plain(5e5, i, 64); });
 }
 
+Json longrope(std::size_t shorter, std::size_t longer) {
+  return {{"type", "longrope"},
+          {"short_factor", std::vector<double>(shorter, 1.0)},
+          {"long_factor", std::vector<double>(longer, 2.0)}};
+}
+
 TEST(Rope, RefusesByTheNameOfTheKey) {
   const Json good = {{"rope_type", "llama3"},
                      {"factor", 8.0},
@@ -128,6 +135,22 @@ TEST(Rope, RefusesByTheNameOfTheKey) {
       {"beta_fast", {{"type", "linear"}, {"factor", 2.0}, {"beta_fast", 32}}},
       {"type", {{"type", 7}}},
       {"rope_type", {{"rope_type", 7}}},
+      {"truncate", {{"type", "linear"}, {"factor", 2.0}, {"truncate", false}}},
+      {"factor", {{"type", "yarn"}}},
+      {"factor", {{"type", "yarn"}, {"factor", 0}}},
+      {"truncate", {{"type", "yarn"}, {"factor", 2.0}, {"truncate", 1}}},
+      {"attention_factor", {{"type", "yarn"}, {"factor", 2.0}, {"attention_factor", "1"}}},
+      {"factor", {{"type", "dynamic"}}},
+      {"factor", {{"type", "dynamic"}, {"factor", 0.5}}},
+      {"original_max_position_embeddings",
+       {{"type", "dynamic"}, {"factor", 2.0}, {"original_max_position_embeddings", 4096}}},
+      {"short_factor", {{"type", "longrope"}, {"factor", 2.0}}},
+      {"long_factor", longrope(32, 31)},
+      {"short_factor", longrope(31, 32)},
+      {"factor", longrope(32, 32)},
+      {"rope_type", {{"type", "linear"}, {"rope_type", "default"}, {"factor", 2.0}}},
+      {"llama_4_scaling_beta", {{"type", "default"}, {"llama_4_scaling_beta", 0.1}}},
+      {"rope_theta", {{"type", "default"}, {"rope_theta", 5000.0}}},
   };
   for (const auto& [key, scaling] : rows) {
     const auto rope = parse({{"rope_scaling", scaling}}, 64);
@@ -135,6 +158,125 @@ TEST(Rope, RefusesByTheNameOfTheKey) {
     EXPECT_NE(rope.error().message().find(std::string("'") + key + "'"), std::string::npos)
         << rope.error().message();
   }
+}
+
+Result<RopeConfig> parse_with(const RopeForm& form, Dialect dialect, const std::string& config) {
+  LIB_TRY(const Json document, parse_json(config, "FILE"));
+  ConfigReader reader(document, "FILE");
+  return read_rope(reader, form, dialect, 64, 4096);
+}
+
+// Goal: 5 writes into one object what 4 spreads over three keys.
+TEST(Rope, IsTheSameInBothDialects) {
+  constexpr RopeForm kPartial{.partial = true};
+  const auto four = parse_with(kPartial, Dialect::v4,
+                               R"({"rope_theta": 5e5, "partial_rotary_factor": 0.5,
+          "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}})");
+  const auto five =
+      parse_with(kPartial, Dialect::v5,
+                 R"({"rope_parameters": {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0,
+          "partial_rotary_factor": 0.5, "original_max_position_embeddings": 512}})");
+  ASSERT_TRUE(four) << four.error().message();
+  ASSERT_TRUE(five) << five.error().message();
+  EXPECT_EQ(four->spec.rotary_dim, 32U);
+  EXPECT_EQ(four->spec.inverse_frequency, five->spec.inverse_frequency);
+  EXPECT_EQ(four->spec.cos_sin_multiplier, five->spec.cos_sin_multiplier);
+  EXPECT_FALSE(parse_with({}, Dialect::v4, R"({"partial_rotary_factor": 0.5})"))
+      << "a family that turns whole heads";
+}
+
+TEST(Rope, OfLayersWithAWindowIsTheLocalOne) {
+  constexpr RopeForm kGemma{.rule = RopeRule::local_theta, .theta = 1e6, .theta_v5 = 1e6};
+  const auto four = parse_with(kGemma, Dialect::v4,
+                               R"({"rope_theta": 5e5, "rope_local_base_freq": 2e4,
+          "rope_scaling": {"rope_type": "linear", "factor": 8.0}})");
+  const auto five = parse_with(kGemma, Dialect::v5,
+                               R"({"rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 2e4}}})");
+  for (const auto* rope : {&four, &five}) {
+    ASSERT_TRUE(*rope) << rope->error().message();
+    EXPECT_EQ((*rope)->type, "linear");
+    EXPECT_NEAR((*rope)->spec.inverse_frequency[1], plain(5e5, 1, 64) / 8, 1e-6);
+    EXPECT_NEAR((*rope)->local.inverse_frequency[1], plain(2e4, 1, 64), 1e-6);
+  }
+  const auto absent = parse_with(kGemma, Dialect::v5, "{}");
+  ASSERT_TRUE(absent) << absent.error().message();
+  EXPECT_NEAR(absent->spec.inverse_frequency[1], plain(1e6, 1, 64), 1e-6);
+  EXPECT_NEAR(absent->local.inverse_frequency[1], plain(1e4, 1, 64), 1e-6);
+  for (const char* flat : {R"({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}})",
+                           R"({"rope_parameters": {"chunked_attention": {"rope_theta": 1e4}}})"}) {
+    EXPECT_FALSE(parse_with(kGemma, Dialect::v5, flat)) << flat;
+  }
+  constexpr RopeForm kOlmo{.rule = RopeRule::local_plain, .theta_v5 = 5e5};
+  const auto olmo =
+      parse_with(kOlmo, Dialect::v4,
+                 R"({"rope_theta": 3e5, "rope_scaling": {"rope_type": "linear", "factor": 4.0}})");
+  ASSERT_TRUE(olmo) << olmo.error().message();
+  EXPECT_NEAR(olmo->spec.inverse_frequency[1], plain(3e5, 1, 64) / 4, 1e-6);
+  EXPECT_NEAR(olmo->local.inverse_frequency[1], plain(3e5, 1, 64), 1e-6);
+}
+
+// Goal: the one default that two versions disagree on is taken from the writer, and said.
+TEST(Rope, WarnsWhenTheVersionsDisagree) {
+  constexpr RopeForm kCohere{.theta_v5 = 5e5};
+  for (const Dialect dialect : {Dialect::v4, Dialect::v5}) {
+    const Json document = Json::object();
+    ConfigReader reader(document, "FILE");
+    const auto rope = read_rope(reader, kCohere, dialect, 64, 4096);
+    ASSERT_TRUE(rope);
+    EXPECT_NEAR(rope->spec.inverse_frequency[1], plain(dialect == Dialect::v4 ? 1e4 : 5e5, 1, 64),
+                1e-6);
+    ASSERT_EQ(reader.warnings().size(), 1U);
+    EXPECT_NE(reader.warnings()[0].find("'rope_theta' is absent"), std::string::npos);
+  }
+  const Json given = {{"rope_theta", 1e4}};
+  ConfigReader reader(given, "FILE");
+  ASSERT_TRUE(read_rope(reader, kCohere, Dialect::v4, 64, 4096));
+  EXPECT_TRUE(reader.warnings().empty());
+}
+
+// Where the trained context of "longrope" stands, and what counts when it stands twice.
+TEST(Rope, FindsTheContextThatLongropeCountsFrom) {
+  Json scaling = longrope(32, 32);
+  scaling["factor"] = 4.0;
+  constexpr RopeForm kPhi{.original = 2048, .longrope_aliases = true};
+  const auto rows = [&](const RopeForm& form, Dialect dialect, Json document) {
+    const auto rope = parse_with(form, dialect, document.dump());
+    EXPECT_TRUE(rope) << rope.error().message();
+    return rope ? rope->spec.short_rows_max : 0;
+  };
+  EXPECT_EQ(rows({}, Dialect::v4, {{"rope_scaling", scaling}}), 4096U) << "the model's length";
+  EXPECT_EQ(rows(kPhi, Dialect::v4, {{"rope_scaling", scaling}}), 2048U) << "the family's";
+  EXPECT_EQ(rows(kPhi, Dialect::v4,
+                 {{"rope_scaling", scaling}, {"original_max_position_embeddings", 1024}}),
+            1024U);
+  Json inside = scaling;
+  inside["original_max_position_embeddings"] = 512;
+  EXPECT_EQ(rows({}, Dialect::v5, {{"rope_parameters", inside}}), 512U);
+  EXPECT_FALSE(parse_with({}, Dialect::v4, Json({{"rope_scaling", inside}}).dump()))
+      << "transformers 4 does not look there";
+  scaling["type"] = "su";
+  EXPECT_EQ(rows(kPhi, Dialect::v4, {{"rope_scaling", scaling}}), 2048U) << "an old spelling";
+  EXPECT_FALSE(parse_with({}, Dialect::v4, Json({{"rope_scaling", scaling}}).dump()));
+}
+
+TEST(Rope, ReadsTheTemperatureOfTheFamilyThatHasOne) {
+  constexpr RopeForm kMinistral{
+      .temperature = true, .absent = R"({"rope_type": "default", "llama_4_scaling_beta": 0.5})"};
+  const auto rope =
+      parse_with(kMinistral, Dialect::v5,
+                 R"({"rope_parameters": {"rope_type": "yarn", "type": "yarn", "factor": 16.0,
+          "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 1024}})");
+  ASSERT_TRUE(rope) << rope.error().message();
+  EXPECT_EQ(rope->temperature_beta, 0.1);
+  EXPECT_EQ(rope->temperature_original, 1024U);
+  const auto absent = parse_with(kMinistral, Dialect::v5, "{}");
+  ASSERT_TRUE(absent) << absent.error().message();
+  EXPECT_EQ(absent->temperature_beta, 0.5);
+  EXPECT_EQ(absent->temperature_original, 4096U);
+  EXPECT_FALSE(parse_with(kMinistral, Dialect::v5, R"({"rope_parameters": {}})"))
+      << "transformers would multiply by nothing";
 }
 
 }  // namespace

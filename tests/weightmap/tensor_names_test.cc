@@ -1,8 +1,13 @@
 // Goal: a tensor's name says exactly one thing, and a name we do not know is never taken for one.
-// Method: round trip over every role, and a table of names that look alike.
+// Method: round trip over every row of every table, published names by hand, and a table of names
+// that look alike.
 #include "weightmap/tensor_names.h"
 
 #include <gtest/gtest.h>
+
+#include <set>
+
+#include "weightmap/family.h"
 
 namespace librarian::weightmap {
 namespace {
@@ -10,28 +15,142 @@ namespace {
 using gpu_exec::WeightRole;
 using Kind = NamedTensor::Kind;
 
-TEST(TensorNames, GoThereAndBackForEveryRole) {
-  for (const std::string prefix : {"model.", ""}) {
-    for (int role = 0; role <= static_cast<int>(WeightRole::final_norm); ++role) {
-      const auto weight_role = static_cast<WeightRole>(role);
-      for (const std::int32_t layer : {0, 9, 10, 79}) {
-        const std::string name = tensor_name(prefix, layer, weight_role);
-        const NamedTensor named = classify_tensor(name, prefix, 80);
-        ASSERT_EQ(named.kind, Kind::weight) << name;
-        EXPECT_EQ(named.role, weight_role) << name;
-        EXPECT_EQ(named.layer, weight_role == WeightRole::embedding    ? -1
-                               : weight_role == WeightRole::final_norm ? 80
-                                                                       : layer)
-            << name;
+NameScheme scheme_of(const char* model_type) { return {find_family(model_type)->names, false}; }
+
+TEST(TensorNames, GoThereAndBackForEveryRoleOfEveryFamily) {
+  for (const Family* family : families()) {
+    const NameScheme scheme{family->names, false};
+    for (const std::string_view prefix : family->names->prefixes) {
+      for (const RoleName& row : family->names->outside) {
+        const std::string name = std::string(prefix).append(row.name);
+        const NamedTensor named = classify_tensor(name, scheme, prefix, 80);
+        EXPECT_EQ(named.kind, Kind::weight) << name;
+        EXPECT_EQ(named.role, row.role) << name;
+        const bool last =
+            row.role == WeightRole::final_norm || row.role == WeightRole::final_norm_bias;
+        EXPECT_EQ(named.layer, last ? 80 : -1) << name;
+      }
+      for (const RoleName& row : family->names->inside) {
+        for (const std::int32_t layer : {0, 9, 10, 79}) {
+          const std::string name = tensor_name(scheme, prefix, layer, row.role);
+          const NamedTensor named = classify_tensor(name, scheme, prefix, 80);
+          EXPECT_EQ(named.kind, Kind::weight) << name;
+          EXPECT_EQ(named.role, row.role) << name;
+          EXPECT_EQ(named.layer, layer) << name;
+        }
       }
     }
   }
-  EXPECT_EQ(tensor_name("model.", 12, WeightRole::down_weight),
-            "model.layers.12.mlp.down_proj.weight");
+}
+
+// Catches: one name for two roles, which would hide a tensor behind another.
+TEST(TensorNames, AreUniqueWithinAFamily) {
+  for (const Family* family : families()) {
+    for (const auto& rows : {family->names->outside, family->names->inside}) {
+      std::set<std::string_view> names;
+      for (const RoleName& row : rows) {
+        EXPECT_TRUE(names.insert(row.name).second) << family->model_type << " " << row.name;
+      }
+    }
+  }
+}
+
+// Catches: a family that asks for a role which its table cannot name; tensor_name() would stop.
+TEST(TensorNames, CoverEveryRoleThatTheFamilyMayAskFor) {
+  for (const Family* family : families()) {
+    gpu_exec::ModelSpec model;
+    model.norm = family->norm;
+    model.embedding.positions = family->embedding.positions ? 1 : 0;
+    model.embedding.types = family->embedding.types;
+    model.embedding.norm = family->embedding.norm;
+    model.final_norm = family->final_norm;
+    const NameScheme scheme{family->names, false};
+    std::vector<WeightRole> roles = gpu_exec::embedding_roles(model);
+    std::vector<LayerForm> forms{family->layer};
+    if (family->parallel.key != nullptr) {
+      forms.push_back(family->parallel_layer);
+    }
+    for (const LayerForm& form : forms) {
+      gpu_exec::LayerSpec layer;
+      layer.attention_norm = form.attention_norm;
+      layer.attention_out_norm = form.attention_out_norm;
+      layer.mlp_norm = form.mlp_norm;
+      layer.mlp_out_norm = form.mlp_out_norm;
+      layer.attention.storage = family->attention.storage;
+      layer.attention.qkv_bias = family->attention.qkv_bias.key || family->attention.qkv_bias.value;
+      layer.attention.out_bias = family->attention.out_bias.key || family->attention.out_bias.value;
+      layer.attention.qk_norm = family->attention.qk_norm;
+      layer.mlp.gated = family->mlp.gated;
+      layer.mlp.fused = family->mlp.fused;
+      layer.mlp.bias = family->mlp.bias.key || family->mlp.bias.value;
+      if (std::string(family->model_type) == "falcon") {
+        layer.attention.storage = gpu_exec::QkvStorage::grouped;
+      }
+      const auto more = gpu_exec::weight_roles(model, layer);
+      roles.insert(roles.end(), more.begin(), more.end());
+    }
+    const auto last = gpu_exec::final_roles(model);
+    roles.insert(roles.end(), last.begin(), last.end());
+    for (const WeightRole role : roles) {
+      EXPECT_FALSE(tensor_name(scheme, "", 0, role).empty())
+          << family->model_type << " " << gpu_exec::weight_role_name(role);
+    }
+  }
+}
+
+struct PublishedName {
+  const char* model_type;
+  const char* name;
+  WeightRole role;
+  std::int32_t layer;
+};
+
+// One name per peculiarity, as in published checkpoints.
+TEST(TensorNames, OfPublishedCheckpointsAreKnown) {
+  for (const PublishedName& row : {
+           PublishedName{"llama", "model.layers.12.mlp.down_proj.weight", WeightRole::down_weight,
+                         12},
+           {"gemma2", "model.layers.3.post_attention_layernorm.weight",
+            WeightRole::attention_out_norm, 3},
+           {"gemma2", "model.layers.3.pre_feedforward_layernorm.weight", WeightRole::mlp_norm, 3},
+           {"olmo2", "model.layers.0.post_feedforward_layernorm.weight", WeightRole::mlp_out_norm,
+            0},
+           {"llama", "model.layers.0.post_attention_layernorm.weight", WeightRole::mlp_norm, 0},
+           {"glm4", "model.layers.0.post_self_attn_layernorm.weight",
+            WeightRole::attention_out_norm, 0},
+           {"phi3", "model.layers.0.self_attn.qkv_proj.weight", WeightRole::qkv_weight, 0},
+           {"phi", "model.final_layernorm.bias", WeightRole::final_norm_bias, 80},
+           {"gpt_neox", "gpt_neox.layers.5.attention.query_key_value.bias", WeightRole::qkv_bias,
+            5},
+           {"gpt2", "h.11.attn.c_attn.weight", WeightRole::qkv_weight, 11},
+           {"gpt2", "wpe.weight", WeightRole::position_embedding, -1},
+           {"falcon", "transformer.h.0.ln_attn.weight", WeightRole::attention_norm, 0},
+           {"falcon", "transformer.h.0.input_layernorm.weight", WeightRole::attention_norm, 0},
+           {"bloom", "word_embeddings_layernorm.bias", WeightRole::embedding_norm_bias, -1},
+           {"opt", "model.decoder.layers.0.final_layer_norm.weight", WeightRole::mlp_norm, 0},
+           {"opt", "model.decoder.final_layer_norm.weight", WeightRole::final_norm, 80},
+           {"bert", "bert.embeddings.LayerNorm.gamma", WeightRole::embedding_norm, -1},
+           {"bert", "bert.encoder.layer.2.output.LayerNorm.beta", WeightRole::mlp_out_norm_bias, 2},
+           {"bert", "bert.encoder.layer.2.attention.output.LayerNorm.weight",
+            WeightRole::attention_out_norm, 2},
+       }) {
+    const NameScheme scheme = scheme_of(row.model_type);
+    bool found = false;
+    for (const std::string_view prefix : scheme.family->prefixes) {
+      const NamedTensor named = classify_tensor(row.name, scheme, prefix, 80);
+      if (named.kind == Kind::weight) {
+        found = true;
+        EXPECT_EQ(named.role, row.role) << row.name;
+        EXPECT_EQ(named.layer, row.layer) << row.name;
+      }
+    }
+    EXPECT_TRUE(found) << row.name;
+  }
 }
 
 // Catches: prefix matches, sloppy layer numbers, a catch-all for "unused".
 TEST(TensorNames, ThatLookAlikeAreUnknown) {
+  const NameScheme llama = scheme_of("llama");
   for (const char* name : {
            "",
            "model.",
@@ -47,6 +166,7 @@ TEST(TensorNames, ThatLookAlikeAreUnknown) {
            "model.layers.00.input_layernorm.weight",
            "model.layers.0x1.input_layernorm.weight",
            "model.layers.1e0.input_layernorm.weight",
+           "model.layers.4.input_layernorm.weight",
            "model.layers.4294967296.input_layernorm.weight",
            "model.layers.99999999999999999999.input_layernorm.weight",
            "model.layers.0input_layernorm.weight",
@@ -67,20 +187,73 @@ TEST(TensorNames, ThatLookAlikeAreUnknown) {
            "model.norm.bias",
            "norm.weight",
            "lm_head.bias",
+           "lm_head",
            "model.lm_head.weight",
-           "score.weight",
            "model.rotary_emb.inv_freq_x",
+           "model.layers.0.attention.bias",
            "transformer.wte.weight",
+           "vision_tower.layers.0.weight",
+           "multi_modal_projector.linear.weight",
        }) {
-    EXPECT_EQ(classify_tensor(name, "model.", 4).kind, Kind::unknown) << name;
+    EXPECT_EQ(classify_tensor(name, llama, "model.", 4).kind, Kind::unknown) << name;
   }
 }
 
 TEST(TensorNames, ThatNoForwardPassNeedsAreUnused) {
-  for (const char* name : {"lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq",
-                           "model.rotary_emb.inv_freq", "model.layers.3.self_attn.masked_bias"}) {
-    EXPECT_EQ(classify_tensor(name, "model.", 4).kind, Kind::unused) << name;
+  const std::pair<const char*, const char*> rows[] = {
+      {"llama", "lm_head.weight"},
+      {"llama", "score.weight"},
+      {"llama", "model.layers.0.self_attn.rotary_emb.inv_freq"},
+      {"llama", "model.rotary_emb.inv_freq"},
+      {"llama", "model.layers.3.self_attn.masked_bias"},
+      {"phi", "lm_head.bias"},
+      {"gpt_neox", "embed_out.weight"},
+      {"gpt_neox", "gpt_neox.layers.0.attention.bias"},
+      {"gpt_neox", "gpt_neox.layers.0.attention.masked_bias"},
+      {"gpt2", "transformer.h.0.attn.bias"},
+      {"bert", "cls.predictions.transform.dense.weight"},
+      {"bert", "bert.pooler.dense.bias"},
+      {"bert", "classifier.weight"},
+      {"bert", "bert.embeddings.position_ids"},
+  };
+  for (const auto& [model_type, name] : rows) {
+    const NameScheme scheme = scheme_of(model_type);
+    EXPECT_EQ(classify_tensor(name, scheme, scheme.family->prefixes.front(), 4).kind, Kind::unused)
+        << name;
   }
+}
+
+TEST(TensorNames, AreFoundUnderTheCheckpointsPrefix) {
+  const auto prefix = [](const NameScheme& scheme, std::vector<std::string_view> names) {
+    return base_prefix(scheme, names);
+  };
+  const NameScheme llama = scheme_of("llama");
+  EXPECT_EQ(prefix(llama, {"lm_head.weight", "model.embed_tokens.weight"}), "model.");
+  EXPECT_EQ(prefix(llama, {"norm.weight", "embed_tokens.weight"}), "");
+  EXPECT_EQ(prefix(llama, {"language_model.model.embed_tokens.weight"}), "model.") << "not ours";
+  EXPECT_EQ(prefix(llama, {}), "model.");
+  EXPECT_EQ(prefix(scheme_of("gpt2"), {"wte.weight"}), "");
+  EXPECT_EQ(prefix(scheme_of("opt"), {"decoder.embed_tokens.weight"}), "decoder.");
+  EXPECT_EQ(prefix(scheme_of("bert"), {"bert.embeddings.word_embeddings.weight"}), "bert.");
+  const NameScheme gemma3{find_family("gemma3_text")->names, true};
+  for (const char* usual :
+       {"model.language_model.", "language_model.model.", "language_model.", "model.", ""}) {
+    const std::string embedding = std::string(usual) + "embed_tokens.weight";
+    EXPECT_EQ(prefix(gemma3, {"a.embed_tokens", embedding}), usual);
+  }
+}
+
+TEST(TensorNames, OfOtherPartsOfAMultimodalModelAreUnused) {
+  const NameScheme scheme{find_family("gemma3_text")->names, true};
+  for (const char* name : {"vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight",
+                           "model.vision_tower.patch.weight", "model.visual.blocks.0.norm.weight",
+                           "multi_modal_projector.mm_input_projection_weight",
+                           "model.multi_modal_projector.linear_1.weight",
+                           "language_model.lm_head.weight", "lm_head.weight"}) {
+    EXPECT_EQ(classify_tensor(name, scheme, "language_model.model.", 4).kind, Kind::unused) << name;
+  }
+  EXPECT_EQ(classify_tensor("audio_tower.x", scheme, "language_model.model.", 4).kind,
+            Kind::unknown);
 }
 
 }  // namespace
