@@ -158,7 +158,7 @@ FAMILIES = {
         original_max_position_embeddings=16, partial_rotary_factor=0.5, rope_scaling=LONGROPE,
         sliding_window=20), lengths=(1, 7, 34, 16, 17)),
     "olmo2": Family("Olmo2Config"),
-    "olmo3": Family("Olmo3Config", dict(SLIDING_THEN_FULL, rope_scaling=YARN, rope_theta=500.0)),
+    "olmo3": Family("Olmo3Config", dict(SLIDING_THEN_FULL, rope_scaling=YARN, rope_theta=5e5)),
     "cohere": Family("CohereConfig", dict(use_qk_norm=True, logit_scale=0.5,
                                           tie_word_embeddings=True)),
     "cohere_no_qk_norm": residual("CohereConfig", dict(tie_word_embeddings=True,
