@@ -10,8 +10,8 @@ tolerances of tests/python/test_golden.py.
     python try_families.py LIBRARIAN [--families llama,gemma2] [--trials 20] [--seed 0] [--keep DIR]
 
 One line per trial: ok, FAILED with what differs and the config, or refused with Librarian's words.
-Exit code 1 if a trial failed. Configs are in the dialect of the transformers that runs it, so run it
-with 4.x and with 5.x. Needs what make_golden.py needs, and tests/requirements.txt.
+Exit code 1 if a trial failed. Configs are in the dialect of the transformers that runs it, so run
+it with 4.x and with 5.x. Needs what make_golden.py needs, and tests/requirements.txt.
 """
 
 import argparse
@@ -568,7 +568,8 @@ def main():
             summary[name] = try_family(options.librarian, name, options)
     print(f"transformers {transformers.__version__}")
     for name, outcomes in summary.items():
-        print(f"{name:14s}", *(f"{outcomes[kind]:4d} {kind}" for kind in ("ok", "refused", "FAILED")))
+        counts = [f"{outcomes[kind]:4d} {kind}" for kind in ("ok", "refused", "FAILED")]
+        print(f"{name:14s}", *counts)
     sys.exit(1 if any(outcomes["FAILED"] for outcomes in summary.values()) else 0)
 
 
