@@ -268,7 +268,7 @@ def multimodal(draw):
 
 
 BIASES = dict(attention_bias=FLAG, mlp_bias=FLAG, hidden_act=GATED_ACTS)
-GEMMA3 = dict(attention_bias=FLAG, query_pre_attn_scalar=(7, 20, 256), rope_local_base_freq=THETAS)
+GEMMA3 = dict(attention_bias=FLAG, query_pre_attn_scalar=(24, 100, 256), rope_local_base_freq=THETAS)
 FAMILIES = {
     "llama": Family("LlamaConfig", BIASES, (own_head_dim, class_heads, ANY_ROPE)),
     "qwen2": Family("Qwen2Config", dict(hidden_act=GATED_ACTS),
@@ -285,7 +285,7 @@ FAMILIES = {
         hidden_act=("gelu_pytorch_tanh",) + ("gelu",) * (make_golden.TRANSFORMERS_MAJOR > 4)),
         (own_head_dim, class_heads, PLAIN_ROPE)),
     "gemma2": Family("Gemma2Config", dict(
-        attention_bias=FLAG, query_pre_attn_scalar=(7, 20, 256),
+        attention_bias=FLAG, query_pre_attn_scalar=(24, 100, 256),
         attn_logit_softcapping=(None, 1.0, 5.0), final_logit_softcapping=(None, 30.0),
         hidden_activation=("gelu_pytorch_tanh", "gelu")),
         (own_head_dim, class_heads, PLAIN_ROPE, windows)),
