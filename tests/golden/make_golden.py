@@ -136,8 +136,8 @@ FAMILIES = {
     "qwen2": Family("Qwen2Config", dict(tie_word_embeddings=True, rope_theta=1e6), keep="all"),
     "qwen2_yarn": residual("Qwen2Config", dict(
         use_sliding_window=True, sliding_window=8, max_window_layers=1,
-        rope_scaling=dict(YARN, attention_factor=1.3, beta_fast=4.0, beta_slow=0.5,
-                          truncate=False))),
+        rope_scaling=dict(YARN, original_max_position_embeddings=64, attention_factor=1.3,
+                          beta_fast=4.0, beta_slow=0.5, truncate=False))),
     "qwen3": Family("Qwen3Config", dict(num_hidden_layers=3, head_dim=16, rope_theta=1e6),
                     keep="all"),
     "mistral": Family("MistralConfig", dict(sliding_window=8, head_dim=20), keep="all"),
@@ -238,7 +238,7 @@ def make_model(config, auto_class, seed):
 
 
 def draw_weights(model, seed):
-    """Fill every parameter with values that make it matter: std 1/sqrt(fan_in), norms off theirs."""
+    """Fill every parameter with values that make it matter: std 1/sqrt(fan_in), norms not 1."""
     generator = torch.Generator().manual_seed(seed)
     filled = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -303,7 +303,7 @@ def load_complete_model(folder, auto_class, type_name):
 
 
 def run_sample(model, sample):
-    """All captures of one sample, and output_hidden_states; [tokens, hidden] in the model's type."""
+    """All captures of one sample, and output_hidden_states; [tokens, hidden] each."""
     model = copy.deepcopy(model)  # The rope of some types remembers the longest sample so far.
     layout = LAYOUTS.get(model.config.model_type, Layout())
     base, taken = getattr(model, "model", model.base_model), {}
@@ -376,7 +376,10 @@ def mid_is_a_sum(captures):
 
 
 def kept(captures, keep):
-    """What goes into the file: "all", what cannot be derived ("captures"), or the "residual"."""
+    """What goes into the file.
+
+    "all" (for the C++ test of whole layers), what cannot be derived ("captures"), or the "residual".
+    """
     if keep == "residual":
         left_out = ("attn_out", "resid_mid", "mlp_out")
     else:

@@ -10,8 +10,8 @@ tolerances of tests/python/test_golden.py.
     python try_families.py LIBRARIAN [--families llama,gemma2] [--trials 20] [--seed 0] [--keep DIR]
 
 One line per trial: ok, FAILED with what differs and the config, or refused with Librarian's words.
-Exit code 1 if a trial failed. Configs are in the dialect of the transformers that runs it, so run it
-with 4.x and with 5.x. Needs what make_golden.py needs, and tests/requirements.txt.
+Exit code 1 if a trial failed. Configs are in the dialect of the transformers that runs it, so run
+it with 4.x and with 5.x. Needs what make_golden.py needs, and tests/requirements.txt.
 """
 
 import argparse
@@ -268,7 +268,7 @@ def multimodal(draw):
 
 
 BIASES = dict(attention_bias=FLAG, mlp_bias=FLAG, hidden_act=GATED_ACTS)
-GEMMA3 = dict(attention_bias=FLAG, query_pre_attn_scalar=(7, 20, 256), rope_local_base_freq=THETAS)
+GEMMA3 = dict(attention_bias=FLAG, query_pre_attn_scalar=(24, 100, 256), rope_local_base_freq=THETAS)
 FAMILIES = {
     "llama": Family("LlamaConfig", BIASES, (own_head_dim, class_heads, ANY_ROPE)),
     "qwen2": Family("Qwen2Config", dict(hidden_act=GATED_ACTS),
@@ -285,7 +285,7 @@ FAMILIES = {
         hidden_act=("gelu_pytorch_tanh",) + ("gelu",) * (make_golden.TRANSFORMERS_MAJOR > 4)),
         (own_head_dim, class_heads, PLAIN_ROPE)),
     "gemma2": Family("Gemma2Config", dict(
-        attention_bias=FLAG, query_pre_attn_scalar=(7, 20, 256),
+        attention_bias=FLAG, query_pre_attn_scalar=(24, 100, 256),
         attn_logit_softcapping=(None, 1.0, 5.0), final_logit_softcapping=(None, 30.0),
         hidden_activation=("gelu_pytorch_tanh", "gelu")),
         (own_head_dim, class_heads, PLAIN_ROPE, windows)),
@@ -568,7 +568,8 @@ def main():
             summary[name] = try_family(options.librarian, name, options)
     print(f"transformers {transformers.__version__}")
     for name, outcomes in summary.items():
-        print(f"{name:14s}", *(f"{outcomes[kind]:4d} {kind}" for kind in ("ok", "refused", "FAILED")))
+        counts = [f"{outcomes[kind]:4d} {kind}" for kind in ("ok", "refused", "FAILED")]
+        print(f"{name:14s}", *counts)
     sys.exit(1 if any(outcomes["FAILED"] for outcomes in summary.values()) else 0)
 
 

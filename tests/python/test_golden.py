@@ -43,7 +43,7 @@ def errors_in_f32(got, truth):
 
 
 def errors_in_16_bit(got, truth, medians):
-    """One line per capture that is further from the truth than transformers' median error allows."""
+    """One line per capture that is further from the truth than transformers' error allows."""
     lines = []
     for name in sorted(truth.keys() & medians.keys()):
         allowed = medians[name]
