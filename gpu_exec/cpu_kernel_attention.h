@@ -493,11 +493,12 @@ template <typename Storage>
 void attend(const AttentionTile& tile) {
   const AttentionScratch s = split_attention_scratch(tile.scratch, tile.head_dim, tile.group);
   const std::uint64_t rows = (tile.position_end - tile.position_begin) * tile.group;
+  const std::uint64_t key_begin = visible_keys(tile, tile.position_begin).lo;
+  const std::uint64_t key_end = visible_keys(tile, tile.position_end - 1).hi;
+  prefetch_chunk(tile, Storage::kBytes, key_begin, smaller(key_end, key_begin + kChunk));
   for (std::uint64_t row = 0; row < rows; row += kQueries) {
     load_panel<Storage>(tile, panel_at(tile, s, row));
   }
-  const std::uint64_t key_begin = visible_keys(tile, tile.position_begin).lo;
-  const std::uint64_t key_end = visible_keys(tile, tile.position_end - 1).hi;
   for (std::uint64_t chunk = key_begin / kChunk * kChunk; chunk < key_end; chunk += kChunk) {
     const bool finite = load_chunk<Storage>(tile, s, chunk, larger(chunk, key_begin),
                                             smaller(chunk + kChunk, key_end));

@@ -122,8 +122,7 @@ struct CpuKernels {
 
 /// Positions per attention task: about 256 rows share one conversion of keys and values.
 constexpr std::uint64_t attention_tile_positions(std::uint64_t group) {
-  const std::uint64_t positions = 256 / group;
-  return positions > 128 ? 128 : (positions < 16 ? 16 : positions);
+  return group > 16 ? 16 : 256 / group;
 }
 
 const CpuKernels& portable_kernels();
