@@ -112,6 +112,12 @@ def own_head_dim(draw):
         draw.config["hidden_size"] = heads * draw.random.choice((5, 7, 11))
 
 
+def unsaid_head_dim(draw):
+    """A head_dim in a family whose config class has none, but whose code looks for it."""
+    if draw.random.random() < 0.15:
+        own_head_dim(draw)
+
+
 def class_heads(draw):
     """Seldom: leave the heads to the class default, as some published configs do."""
     if draw.random.random() < 0.06:
@@ -268,11 +274,12 @@ def multimodal(draw):
 
 
 BIASES = dict(attention_bias=FLAG, mlp_bias=FLAG, hidden_act=GATED_ACTS)
-GEMMA3 = dict(attention_bias=FLAG, query_pre_attn_scalar=(24, 100, 256), rope_local_base_freq=THETAS)
+GEMMA3 = dict(attention_bias=FLAG, query_pre_attn_scalar=(24, 100, 256),
+              rope_local_base_freq=THETAS)
 FAMILIES = {
     "llama": Family("LlamaConfig", BIASES, (own_head_dim, class_heads, ANY_ROPE)),
     "qwen2": Family("Qwen2Config", dict(hidden_act=GATED_ACTS),
-                    (class_heads, ANY_ROPE, qwen_windows)),
+                    (unsaid_head_dim, class_heads, ANY_ROPE, qwen_windows)),
     "qwen3": Family("Qwen3Config", dict(attention_bias=FLAG, hidden_act=GATED_ACTS),
                     (own_head_dim, class_heads, ANY_ROPE, qwen_windows)),
     "mistral": Family("MistralConfig", dict(hidden_act=GATED_ACTS),
@@ -296,7 +303,7 @@ FAMILIES = {
         auto_classes=("AutoModelForImageTextToText",)),
     "phi3": Family("Phi3Config", dict(hidden_act=GATED_ACTS), (
         partial_rope("partial_rotary_factor"), PLAIN_ROPE, phi3_longrope, one_window)),
-    "olmo2": Family("Olmo2Config", dict(attention_bias=FLAG), (ANY_ROPE,)),
+    "olmo2": Family("Olmo2Config", dict(attention_bias=FLAG), (unsaid_head_dim, ANY_ROPE)),
     "olmo3": Family("Olmo3Config", dict(attention_bias=FLAG),
                     (rope("linear", "yarn", "llama3"), windows)),
     "cohere": Family("CohereConfig", dict(attention_bias=FLAG, use_qk_norm=FLAG,
@@ -305,13 +312,13 @@ FAMILIES = {
                       (own_head_dim, ANY_ROPE, pattern_windows)),
     "granite": Family("GraniteConfig", dict(
         BIASES, embedding_multiplier=(0.5, 12.0), residual_multiplier=(0.22, 1.5),
-        attention_multiplier=(0.05, 0.3), logits_scaling=(8.0,)), (ANY_ROPE,)),
+        attention_multiplier=(0.05, 0.3), logits_scaling=(8.0,)), (unsaid_head_dim, ANY_ROPE)),
     "glm4": Family("Glm4Config", dict(attention_bias=FLAG), (
         own_head_dim, partial_rope("partial_rotary_factor"), PLAIN_ROPE)),
-    "smollm3": Family("SmolLM3Config", BIASES, (ANY_ROPE, no_rope_layers)),
+    "smollm3": Family("SmolLM3Config", BIASES, (unsaid_head_dim, ANY_ROPE, no_rope_layers)),
     "seed_oss": Family("SeedOssConfig", dict(BIASES, attention_out_bias=FLAG),
                        (own_head_dim, ANY_ROPE)),
-    "exaone4": Family("Exaone4Config", {}, (ANY_ROPE, exaone_windows)),
+    "exaone4": Family("Exaone4Config", {}, (unsaid_head_dim, ANY_ROPE, exaone_windows)),
     "gpt_neox": Family("GPTNeoXConfig", dict(
         use_parallel_residual=FLAG, attention_bias=FLAG, hidden_act=PLAIN_ACTS,
         rotary_emb_base=(500, 10000)), (partial_rope("rotary_pct"),)),
