@@ -149,34 +149,6 @@ inline void multiply_panel(std::uint64_t rows, const float* a, const float* b, s
   }
 }
 
-/// Half the lanes of a, then of b, alternating.
-template <std::size_t... I>
-inline Vec interleave_low(Vec a, Vec b, std::index_sequence<I...> /*lanes*/) {
-  return Vec(__builtin_shufflevector(a.v, b.v, (I % 2 * kLanes + I / 2)...));
-}
-template <std::size_t... I>
-inline Vec interleave_high(Vec a, Vec b, std::index_sequence<I...> /*lanes*/) {
-  return Vec(__builtin_shufflevector(a.v, b.v, (I % 2 * kLanes + I / 2 + kLanes / 2)...));
-}
-
-/// Rows become columns. Each step moves one bit of the row's number into the lane's number.
-inline void transpose(Vec (&rows)[kLanes]) {
-  constexpr std::make_index_sequence<kLanes> kAll;
-#pragma GCC unroll 4
-  for (std::uint64_t step = 1; step < kLanes; step *= 2) {
-    Vec next[kLanes];
-#pragma GCC unroll 8
-    for (std::uint64_t i = 0; i < kLanes / 2; ++i) {
-      next[2 * i] = interleave_low(rows[i], rows[i + kLanes / 2], kAll);
-      next[2 * i + 1] = interleave_high(rows[i], rows[i + kLanes / 2], kAll);
-    }
-#pragma GCC unroll 16
-    for (std::uint64_t i = 0; i < kLanes; ++i) {
-      rows[i] = next[i];
-    }
-  }
-}
-
 /// The rows of one panel of a tile.
 struct Panel {
   std::uint64_t row_begin, row_end;  // Rows: position, then head of the group.

@@ -16,9 +16,6 @@ namespace {
 constexpr std::uint64_t kPanel = 2 * kLanes;  // Columns of the micro kernel.
 // Inputs per sum, even: a widened panel and the rows that meet it fit in an L1 of 32 KiB or more.
 constexpr std::uint64_t kDepth = 192;
-// Distance of f32 rows in scratch: an odd number of cache lines, so that consecutive rows use
-// different sets.
-constexpr std::uint64_t kRowStride = kDepth + 16;
 constexpr std::uint64_t kTileRows = (std::uint64_t{224} / kMicroRows) * kMicroRows;
 constexpr std::uint64_t kTileColumns = 512;  // Of both matrices together.
 constexpr std::uint64_t kTileColumnsMin = 64;
@@ -39,7 +36,7 @@ inline Ahead nothing_ahead(const float* near) {
   return {at, at, 0, 0};
 }
 
-/// c[R, kPanel] = a[R, depth] * b[depth, kPanel], or added to c. Rows of `a` are kRowStride apart.
+/// c[R, kPanel] = a^T * b[depth, kPanel], or added to c; a[depth, kMicroRows], R columns of it.
 template <int R>
 void micro_kernel(const float* a, const float* b, std::uint64_t depth, float* c,
                   std::uint64_t c_stride, bool add, Ahead ahead) {
@@ -66,10 +63,11 @@ void micro_kernel(const float* a, const float* b, std::uint64_t depth, float* c,
       b += kPanel;
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        const Vec x = Vec(a[static_cast<std::uint64_t>(r) * kRowStride + k]);
+        const Vec x = Vec(a[r]);
         sum[r][0] = multiply_add(x, b0, sum[r][0]);
         sum[r][1] = multiply_add(x, b1, sum[r][1]);
       }
+      a += kMicroRows;
     }
   }
 #pragma GCC unroll 16
@@ -96,31 +94,58 @@ inline void micro_remainder(std::uint64_t rows, const float* a, const float* b, 
 }
 
 /// The same for any number of rows; each row sees the operations of micro_kernel<1>.
+/// @param a      As widen_rows() left it.
 /// @param ahead  Called once for each kMicroRows rows or fewer.
 template <typename AheadOf>
 inline void multiply_rows(std::uint64_t rows, const float* a, const float* b, std::uint64_t depth,
                           float* c, std::uint64_t c_stride, bool add, AheadOf ahead) {
   std::uint64_t r = 0;
   for (; r + kMicroRows <= rows; r += kMicroRows) {
-    micro_kernel<kMicroRows>(a + r * kRowStride, b, depth, c + r * c_stride, c_stride, add,
-                             ahead());
+    micro_kernel<kMicroRows>(a + r * depth, b, depth, c + r * c_stride, c_stride, add, ahead());
   }
   if (r < rows) {
-    micro_remainder<kMicroRows - 1>(rows - r, a + r * kRowStride, b, depth, c + r * c_stride,
-                                    c_stride, add, ahead());
+    micro_remainder<kMicroRows - 1>(rows - r, a + r * depth, b, depth, c + r * c_stride, c_stride,
+                                    add, ahead());
   }
 }
+/// Widens `rows` rows of `x` for multiply_rows(): [row / kMicroRows][depth][kMicroRows].
+template <typename Storage>
+inline void widen_rows(const std::byte* x, std::uint64_t row_bytes, std::uint64_t rows,
+                       std::uint64_t depth, float* a) {
+  static_assert(kMicroRows <= kLanes);
+  for (std::uint64_t group = 0; group < rows; group += kMicroRows) {
+    const std::uint64_t present = smaller(kMicroRows, rows - group);
+    for (std::uint64_t k = 0; k < depth; k += kLanes) {
+      const std::uint64_t count = smaller(kLanes, depth - k);
+      Vec block[kLanes];
+#pragma GCC unroll 16
+      for (std::uint64_t r = 0; r < kLanes; ++r) {
+        block[r] = Vec(0.0F);
+        if (r < present) {
+          const std::byte* from = x + (group + r) * row_bytes + k * Storage::kBytes;
+          block[r] = count == kLanes ? Storage::load(from) : load_part<Storage>(from, count);
+        }
+      }
+      transpose(block);
+      for (std::uint64_t i = 0; i < count; ++i) {
+        store_f32(block[i], a);  // What it writes too far is written over by the next.
+        a += kMicroRows;
+      }
+    }
+  }
+}
+
 /// Scratch of one linear task.
 struct LinearScratch {
-  float* a;  // [kTileRows, kRowStride]
+  float* a;  // [kTileRows / kMicroRows][kDepth][kMicroRows], and what widen_rows() writes too far
   float* b;  // [kDepth, kPanel]
   float* c;  // [kTileColumns / kPanel][kTileRows][kPanel]
 };
 constexpr std::uint64_t kLinearScratchFloats =
-    kTileRows * kRowStride + kDepth * kPanel + kTileRows * kTileColumns;
+    kTileRows * kDepth + kLanes + kDepth * kPanel + kTileRows * kTileColumns;
 
 inline LinearScratch split_linear_scratch(float* scratch) {
-  float* b = scratch + kTileRows * kRowStride;
+  float* b = scratch + kTileRows * kDepth + kLanes;
   return {scratch, b, b + kDepth * kPanel};
 }
 
@@ -243,10 +268,8 @@ void linear_rows(const LinearTile& tile) {
   const std::byte* x = tile.x + tile.row_begin * tile.inputs * Storage::kBytes;
   for (std::uint64_t k = 0; k < tile.inputs; k += kDepth) {
     const std::uint64_t depth = smaller(kDepth, tile.inputs - k);
-    for (std::uint64_t r = 0; r < rows; ++r) {
-      widen_row<Storage>(x + (r * tile.inputs + k) * Storage::kBytes, depth,
-                         scratch.a + r * kRowStride);
-    }
+    widen_rows<Storage>(x + k * Storage::kBytes, tile.inputs * Storage::kBytes, rows, depth,
+                        scratch.a);
     const bool last = k + depth == tile.inputs;
     const Run run{k, depth, last ? nullptr : x + (k + depth) * Storage::kBytes};
     std::uint64_t next_row = 0;

@@ -9,9 +9,6 @@ namespace {
 
 constexpr std::uint64_t kColumnsMax = 64;
 constexpr std::uint64_t kLine = 64;
-// Bytes of source rows to fetch ahead of their use: there are as many rows as columns, too many
-// for the processor to follow by itself.
-constexpr std::uint64_t kAhead = 4 * kLine;
 
 /// 16 bytes of Unit, in the processor family's smallest vector.
 template <typename Unit>
@@ -72,7 +69,8 @@ void pack_rows(const std::byte* const* rows, std::uint64_t columns, std::uint64_
       lines[column] = kZeros.data();
       if (rows[column] != nullptr) {
         lines[column] = rows[column] + k * sizeof(Unit);
-        __builtin_prefetch(lines[column] + kAhead);
+        // There are as many source rows as columns, too many for the processor to follow.
+        __builtin_prefetch(lines[column] + kLine);
       }
     }
     for (std::uint64_t column = 0; column < columns; column += kCount) {
