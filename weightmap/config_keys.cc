@@ -1,6 +1,8 @@
 #include "weightmap/config_keys.h"
 
 #include <array>
+#include <string_view>
+#include <variant>
 
 namespace librarian::weightmap {
 namespace {
@@ -96,6 +98,7 @@ constexpr std::array kWrapper{"adapter_layer_norm_eps",
                               "boi_token_id",
                               "boi_token_index",
                               "downsample_factor",
+                              "downsample_ratio",
                               "eoi_token_id",
                               "eoi_token_index",
                               "ignore_index",
@@ -116,9 +119,71 @@ constexpr std::array kWrapper{"adapter_layer_norm_eps",
                               "vision_feature_select_strategy",
                               "vision_soft_tokens_per_image"};
 
+constexpr std::array kFixedOfAll{FixedKey{"is_encoder_decoder", false, "an encoder and a decoder"}};
+
+std::string shown(const std::variant<bool, double, std::string_view>& value) {
+  if (const auto* flag = std::get_if<bool>(&value)) {
+    return *flag ? "true" : "false";
+  }
+  if (const auto* number = std::get_if<double>(&value)) {
+    return std::to_string(static_cast<std::int64_t>(*number));
+  }
+  return "'" + std::string(std::get<std::string_view>(value)) + "'";
+}
+
+bool equals(const Json& json, const std::variant<bool, double, std::string_view>& value) {
+  if (const auto* flag = std::get_if<bool>(&value)) {
+    return json.is_boolean() && json.get<bool>() == *flag;
+  }
+  if (const auto* number = std::get_if<double>(&value)) {
+    return json.is_number() && json.get<double>() == *number;
+  }
+  return json.is_string() &&
+         json.get_ref<const std::string&>() == std::get<std::string_view>(value);
+}
+
 }  // namespace
 
-std::span<const char* const> harmless_keys() { return kHarmless; }
-std::span<const char* const> harmless_wrapper_keys() { return kWrapper; }
+Result<void> check_fixed(ConfigReader& config, std::span<const FixedKey> rows) {
+  for (const FixedKey& row : rows) {
+    const Json& value = config.raw(row.key);
+    if (!value.is_null() && !equals(value, row.value)) {
+      return config.refuse(row.key, "is " + value.dump(-1, ' ', true).substr(0, 64) + ", not " +
+                                        shown(row.value) + ": that needs " + row.missing +
+                                        ", which is not built in");
+    }
+  }
+  return {};
+}
+
+Result<void> check_any(ConfigReader& config) {
+  LIB_TRY_VOID(check_fixed(config, kFixedOfAll));
+  if (config.has("quantization_config")) {
+    return config.refuse("quantization_config", "says the weights are quantised: not built in yet");
+  }
+  const Json& pruned = config.raw("pruned_heads");
+  if (!pruned.is_null() && !(pruned.is_object() && pruned.empty())) {
+    return config.refuse("pruned_heads", "is not empty: layers of other shapes are not built in");
+  }
+  for (const char* key : kHarmless) {
+    config.ignore(key);
+  }
+  return {};
+}
+
+Result<void> check_unused(const ConfigReader& config, const std::string& model_type) {
+  for (const std::string& unknown : config.unused()) {
+    return config.refuse(unknown.substr(0, 128),
+                         "is a key that is neither used nor known to be harmless for model_type '" +
+                             model_type + "'");
+  }
+  return {};
+}
+
+void ignore_other_parts(ConfigReader& config) {
+  for (const char* key : kWrapper) {
+    config.ignore(key);
+  }
+}
 
 }  // namespace librarian::weightmap

@@ -176,59 +176,13 @@ Result<void> read_head(ConfigReader& config, const HeadForm& form, gpu_exec::Hea
   return {};
 }
 
-std::string shown(const std::variant<bool, double, std::string_view>& value) {
-  if (const auto* flag = std::get_if<bool>(&value)) {
-    return *flag ? "true" : "false";
-  }
-  if (const auto* number = std::get_if<double>(&value)) {
-    return std::to_string(static_cast<std::int64_t>(*number));
-  }
-  return "'" + std::string(std::get<std::string_view>(value)) + "'";
-}
-
-bool equals(const Json& json, const std::variant<bool, double, std::string_view>& value) {
-  if (const auto* flag = std::get_if<bool>(&value)) {
-    return json.is_boolean() && json.get<bool>() == *flag;
-  }
-  if (const auto* number = std::get_if<double>(&value)) {
-    return json.is_number() && json.get<double>() == *number;
-  }
-  return json.is_string() &&
-         json.get_ref<const std::string&>() == std::get<std::string_view>(value);
-}
-
-/// Keys that we know, and that must say what we compute.
-Result<void> check_fixed(ConfigReader& config, std::span<const FixedKey> rows) {
-  for (const FixedKey& row : rows) {
-    const Json& value = config.raw(row.key);
-    if (!value.is_null() && !equals(value, row.value)) {
-      return config.refuse(row.key, "is " + value.dump(-1, ' ', true).substr(0, 64) + ", not " +
-                                        shown(row.value) + ": that needs " + row.missing +
-                                        ", which is not built in");
-    }
-  }
-  return {};
-}
-
-constexpr std::array kFixedOfAll{FixedKey{"is_encoder_decoder", false, "an encoder and a decoder"}};
-
 Result<void> check_common(ConfigReader& config, const Family& family) {
-  LIB_TRY_VOID(check_fixed(config, kFixedOfAll));
   LIB_TRY_VOID(check_fixed(config, family.fixed));
-  if (config.has("quantization_config")) {
-    return config.refuse("quantization_config", "says the weights are quantised: not built in yet");
-  }
-  const Json& pruned = config.raw("pruned_heads");
-  if (!pruned.is_null() && !(pruned.is_object() && pruned.empty())) {
-    return config.refuse("pruned_heads", "is not empty: layers of other shapes are not built in");
-  }
+  LIB_TRY_VOID(check_any(config));
   if (config.has("auto_map")) {
     config.warn("auto_map", std::string("names code of the repository: computed is transformers' "
                                         "own '") +
                                 family.model_type + "'");
-  }
-  for (const char* key : harmless_keys()) {
-    config.ignore(key);
   }
   for (const char* key : family.harmless) {
     config.ignore(key);
@@ -290,11 +244,7 @@ Result<ModelConfig> read_config(ConfigReader& config, const Family& family, Dial
   }
   LIB_TRY(result.dtype, read_dtype(config));
   LIB_TRY_VOID(check_common(config, family));
-  for (const std::string& unknown : config.unused()) {
-    return config.refuse(unknown.substr(0, 128),
-                         "is a key that is neither used nor known to be harmless for model_type '" +
-                             result.model_type + "'");
-  }
+  LIB_TRY_VOID(check_unused(config, result.model_type));
   return result;
 }
 
@@ -358,21 +308,9 @@ Result<ModelConfig> read_wrapped(ConfigReader& outer, const Wrapper& wrapper, Di
   if (!config.has("tie_word_embeddings")) {
     result.spec.head.tied = tied;
   }
-  if (outer.has("quantization_config")) {
-    return outer.refuse("quantization_config", "says the weights are quantised: not built in yet");
-  }
-  LIB_TRY_VOID(check_fixed(outer, kFixedOfAll));
-  for (const char* key : harmless_keys()) {
-    outer.ignore(key);
-  }
-  for (const char* key : harmless_wrapper_keys()) {
-    outer.ignore(key);
-  }
-  for (const std::string& unknown : outer.unused()) {
-    return outer.refuse(unknown.substr(0, 128),
-                        "is a key that is neither used nor known to be harmless for model_type '" +
-                            std::string(wrapper.model_type) + "'");
-  }
+  LIB_TRY_VOID(check_any(outer));
+  ignore_other_parts(outer);
+  LIB_TRY_VOID(check_unused(outer, wrapper.model_type));
   return result;
 }
 
