@@ -403,8 +403,7 @@ WRONG_CONFIGS = {
     "an unknown key that is cut inside a character": (with_keys(**{"é" * 127: 1}),),
     "quantised weights": (
         with_keys(quantization_config={"quant_method": "gptq"}), "quantization_config"),
-    "another activation": (with_keys(hidden_act="gelu"), "hidden_act", "gelu"),
-    "a model split for training": (with_keys(pretraining_tp=2), "pretraining_tp"),
+    "another activation": (with_keys(hidden_act="mish"), "hidden_act", "mish"),
     "an unknown dtype": (with_keys(torch_dtype="float8_e4m3fn"), "dtype", "float8_e4m3fn"),
     "a dtype that is a number": (with_keys(torch_dtype=16), "dtype"),
     "a flag that is text": (with_keys(attention_bias="false"), "attention_bias"),
