@@ -109,7 +109,7 @@ def own_head_dim(draw):
     draw.maybe(0.6, head_dim=(4, 6, 8, 16, 20, 34))
     if draw.config.get("head_dim") and draw.random.random() < 0.5:
         heads = draw.config["num_attention_heads"]
-        draw.config["hidden_size"] = heads * draw.random.choice((5, 7, 11))
+        draw.config["hidden_size"] = heads * draw.random.choice((17, 21, 24))
 
 
 def unsaid_head_dim(draw):
