@@ -76,8 +76,15 @@ Dialect dialect_of(const Json& document) {
     return std::atoi(version->get_ref<const std::string&>().c_str()) >= 5 ? Dialect::v5
                                                                           : Dialect::v4;
   }
-  return document.contains("rope_parameters") || document.contains("dtype") ? Dialect::v5
-                                                                            : Dialect::v4;
+  const auto text = document.find("text_config");
+  const auto has = [&](const char* key) {
+    return document.contains(key) || (text != document.end() && text->contains(key));
+  };
+  if (has("rope_parameters")) {
+    return Dialect::v5;
+  }
+  // Late versions of 4 write `dtype`, too.
+  return has("dtype") && !has("rope_theta") && !has("rope_scaling") ? Dialect::v5 : Dialect::v4;
 }
 
 Result<float> read_multiplier(ConfigReader& config, const NumberKey& number) {

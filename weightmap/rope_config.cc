@@ -191,7 +191,9 @@ Result<RopeConfig> read_one(Source from, const Json& object) {
   LIB_TRY(const std::string old_type, scaling.text("type", "default"));
   LIB_TRY(std::string type, scaling.text("rope_type", old_type));
   if (scaling.has("type") && type != old_type) {
-    return scaling.refuse("rope_type", "and 'type' differ: which one?");
+    from.config.warn(from.key, "has 'rope_type' '" + type.substr(0, 64) + "' and 'type' '" +
+                                   old_type.substr(0, 64) +
+                                   "': the first counts, as in transformers");
   }
   if (from.form.longrope_aliases && (type == "su" || type == "yarn")) {
     type = "longrope";

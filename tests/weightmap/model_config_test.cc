@@ -307,6 +307,32 @@ TEST(ModelConfig, RefusesTwoAnswersToOneQuestion) {
   EXPECT_FALSE(parse(type)) << "torch_dtype and dtype contradict each other";
 }
 
+// Goal: a config.json without transformers_version is read as the version that writes such keys.
+// Method: cohere, whose theta is 10,000 in 4 and 500,000 in 5 where nobody says it.
+TEST(ModelConfig, WithoutAVersionIsReadAsWhoWritesItsKeys) {
+  const auto second_frequency = [](const Json& extra) {
+    Json config = base_config("cohere");
+    config.erase("rms_norm_eps");
+    config.erase("head_dim");
+    config.update(extra);
+    return parsed(config).spec.layers[0].attention.rope.inverse_frequency.at(1);
+  };
+  const float of_4 = second_frequency(Json::object());
+  const float of_5 = second_frequency({{"rope_parameters", {{"rope_type", "default"}}}});
+  EXPECT_GT(of_4, of_5);
+  EXPECT_EQ(second_frequency({{"dtype", "bfloat16"}}), of_5);
+  EXPECT_EQ(second_frequency({{"torch_dtype", "bfloat16"}}), of_4);
+  EXPECT_EQ(second_frequency({{"dtype", "bfloat16"}, {"rope_scaling", nullptr}}), of_4);
+}
+
+TEST(ModelConfig, RopeTypeCountsBeforeTheOldType) {
+  Json config = base_config("llama");
+  config["rope_scaling"] = {{"type", "dynamic"}, {"rope_type", "linear"}, {"factor", 2.0}};
+  const ModelConfig read = parsed(config);
+  EXPECT_EQ(read.rope_type, "linear");
+  EXPECT_EQ(read.warnings.size(), 1U);
+}
+
 TEST(ModelConfig, ThatIsNoObjectIsRefused) {
   for (const char* text : {"", "[]", "null", "{", "{\"model_type\":\"llama\"}", "<html>",
                            R"({"model_type":"llama","model_type":"llama"})"}) {

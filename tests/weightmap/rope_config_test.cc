@@ -148,7 +148,7 @@ TEST(Rope, RefusesByTheNameOfTheKey) {
       {"long_factor", longrope(32, 31)},
       {"short_factor", longrope(31, 32)},
       {"factor", longrope(32, 32)},
-      {"rope_type", {{"type", "linear"}, {"rope_type", "default"}, {"factor", 2.0}}},
+      {"factor", {{"type", "linear"}, {"rope_type", "default"}, {"factor", 2.0}}},
       {"llama_4_scaling_beta", {{"type", "default"}, {"llama_4_scaling_beta", 0.1}}},
       {"rope_theta", {{"type", "default"}, {"rope_theta", 5000.0}}},
   };
