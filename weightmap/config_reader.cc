@@ -49,10 +49,10 @@ bool ConfigReader::is_null(const char* key) {
 }
 
 const Json& ConfigReader::raw(const char* key) {
-  static const Json kNull;
+  static const Json null;
   mark_used(key);
   const auto found = document_.find(spelled(key));
-  return found == document_.end() ? kNull : *found;
+  return found == document_.end() ? null : *found;
 }
 
 Result<std::uint32_t> ConfigReader::count(const char* key, std::uint32_t min, std::uint32_t max,

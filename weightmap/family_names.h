@@ -5,6 +5,7 @@
 
 namespace librarian::weightmap {
 
+// NOLINTBEGIN(readability-identifier-naming): constants, constexpr where they are defined.
 extern const TensorNames kLlamaNames;     ///< Also qwen, mistral, gemma, granite, cohere, ...
 extern const TensorNames kSandwichNames;  ///< gemma2, gemma3: norms before and after each part.
 extern const TensorNames kPostNormNames;  ///< olmo2, olmo3, exaone4: after each part only.
@@ -19,5 +20,6 @@ extern const TensorNames kBloomNames;
 extern const TensorNames kGpt2Names;
 extern const TensorNames kOptNames;
 extern const TensorNames kBertNames;
+// NOLINTEND(readability-identifier-naming)
 
 }  // namespace librarian::weightmap

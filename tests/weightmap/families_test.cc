@@ -168,9 +168,9 @@ std::vector<bool> turns(const Json& config) {
   }
   return list;
 }
-const Json kMixed =
+const Json mixed_types =
     Json::array({"full_attention", "sliding_attention", "full_attention", "sliding_attention"});
-const Json kFull = Json(std::vector<std::string>(4, "full_attention"));
+const Json full_types = Json(std::vector<std::string>(4, "full_attention"));
 
 TEST(Families, GiveTheWindowToTheRightLayers) {
   using Windows = std::vector<std::uint32_t>;
@@ -183,7 +183,7 @@ TEST(Families, GiveTheWindowToTheRightLayers) {
   EXPECT_EQ(windows(with("gemma3_text", {{"sliding_window", 8}, {"sliding_window_pattern", 2}})),
             (Windows{8, 0, 8, 0}));
   for (const char* family : {"gemma2", "gemma3_text", "olmo3", "cohere2", "exaone4"}) {
-    EXPECT_EQ(windows(with(family, {{"sliding_window", 8}, {"layer_types", kMixed}})),
+    EXPECT_EQ(windows(with(family, {{"sliding_window", 8}, {"layer_types", mixed_types}})),
               (Windows{0, 8, 0, 8}))
         << family;
     expect_refused(family, "layer_types", Json::array({"full_attention"}));
@@ -194,11 +194,11 @@ TEST(Families, GiveTheWindowToTheRightLayers) {
   }
   EXPECT_EQ(windows(with("exaone4", {{"sliding_window", nullptr},
                                      {"sliding_window_pattern", 0},
-                                     {"layer_types", kFull}})),
+                                     {"layer_types", full_types}})),
             (Windows{0, 0, 0, 0}));
   EXPECT_EQ(windows(with("exaone4", {{"sliding_window", 8},
                                      {"sliding_window_pattern", "GLGL"},
-                                     {"layer_types", kMixed}})),
+                                     {"layer_types", mixed_types}})),
             (Windows{0, 8, 0, 8}));
   expect_refused("exaone4", "sliding_window_pattern", "LLLG");
   expect_refused("cohere2", "sliding_window_pattern", 0);
@@ -210,7 +210,7 @@ TEST(Families, LeaveOutTheRopeWhereTransformersDoes) {
   using Turns = std::vector<bool>;
   EXPECT_EQ(turns(document("cohere2")), (Turns{true, true, true, false}));
   EXPECT_EQ(turns(document("exaone4")), (Turns{true, true, true, false}));
-  EXPECT_EQ(turns(with("exaone4", {{"sliding_window", nullptr}, {"layer_types", kFull}})),
+  EXPECT_EQ(turns(with("exaone4", {{"sliding_window", nullptr}, {"layer_types", full_types}})),
             (Turns{true, true, true, true}));
   EXPECT_EQ(turns(document("smollm3")), (Turns{true, true, true, false}));
   EXPECT_EQ(turns(with("smollm3", {{"no_rope_layer_interval", 2}})),

@@ -556,7 +556,7 @@ TEST_P(PublishedFamily, IsTheModelItIs) {
   want.check(*config);
 }
 
-const Document kDocuments[] = {
+const Document documents[] = {
     {"Gemma3_4B", kGemma3x4B, 2560, 34, 8, 4, 256, 10240, 262208, check_gemma3},
     {"Gemma2_9B", kGemma2x9B, 3584, 42, 16, 8, 256, 14336, 256000, check_gemma2},
     {"Gemma_7B", kGemma7B, 3072, 28, 16, 16, 256, 24576, 256000, check_gemma},
@@ -585,7 +585,7 @@ const Document kDocuments[] = {
     {"DevstralSmall2", kDevstral2, 5120, 40, 32, 8, 128, 32768, 131072, check_devstral},
 };
 
-INSTANTIATE_TEST_SUITE_P(WellKnown, PublishedFamily, ::testing::ValuesIn(kDocuments),
+INSTANTIATE_TEST_SUITE_P(WellKnown, PublishedFamily, ::testing::ValuesIn(documents),
                          [](const auto& row) { return row.param.name; });
 
 }  // namespace

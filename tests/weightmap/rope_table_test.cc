@@ -38,7 +38,7 @@ TEST_P(RopeTable, IsWhatTransformersComputes) {
 }
 
 // max_position_embeddings 4096, head_dim 16.
-const Printed kTable[] = {
+const Printed table[] = {
     {"Default",
      500000.0,
      R"(null)",
@@ -153,7 +153,7 @@ const Printed kTable[] = {
       0.000194226042F, 4.67403624e-05F}},
 };
 
-INSTANTIATE_TEST_SUITE_P(Transformers, RopeTable, ::testing::ValuesIn(kTable),
+INSTANTIATE_TEST_SUITE_P(Transformers, RopeTable, ::testing::ValuesIn(table),
                          [](const auto& row) { return row.param.name; });
 
 }  // namespace
