@@ -46,7 +46,7 @@ inline Vec scale_by_power_of_two(Vec value, Vec n) {
 
 struct F32 {
   static constexpr std::uint64_t kBytes = 4;
-  static constexpr bool kPaired = false;
+  [[maybe_unused]] static constexpr bool kPaired = false;
   static Vec load(const std::byte* from) {
     return Vec(_mm256_loadu_ps(reinterpret_cast<const float*>(from)));
   }
