@@ -38,8 +38,8 @@ inline Ahead nothing_ahead(const float* near) {
 
 /// c[R, kPanel] = a^T * b[depth, kPanel], or added to c; a[depth, kMicroRows], R columns of it.
 template <int R>
-void micro_kernel(const float* a, const float* b, std::uint64_t depth, float* c,
-                  std::uint64_t c_stride, bool add, Ahead ahead) {
+void micro_kernel(const float* a, const float* b, std::uint64_t depth, float* c, bool add,
+                  Ahead ahead) {
   Vec sum[R][2];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
@@ -52,7 +52,7 @@ void micro_kernel(const float* a, const float* b, std::uint64_t depth, float* c,
     __builtin_prefetch(ahead.x, 0, 2);
     ahead.weights += ahead.weights_step;
     ahead.x += ahead.x_step;
-    const float* c_ahead = c + smaller(k / kAheadInputs, R - 1) * c_stride;
+    const float* c_ahead = c + smaller(k / kAheadInputs, R - 1) * kPanel;
     __builtin_prefetch(c_ahead, 1);
     __builtin_prefetch(c_ahead + kLanes, 1);
     const std::uint64_t end = smaller(k + kAheadInputs, depth);
@@ -72,7 +72,7 @@ void micro_kernel(const float* a, const float* b, std::uint64_t depth, float* c,
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-    float* row = c + static_cast<std::uint64_t>(r) * c_stride;
+    float* row = c + static_cast<std::uint64_t>(r) * kPanel;
     if (add) {
       sum[r][0] = load_f32(row) + sum[r][0];
       sum[r][1] = load_f32(row + kLanes) + sum[r][1];
@@ -82,32 +82,22 @@ void micro_kernel(const float* a, const float* b, std::uint64_t depth, float* c,
   }
 }
 
-template <int R>
-inline void micro_remainder(std::uint64_t rows, const float* a, const float* b, std::uint64_t depth,
-                            float* c, std::uint64_t c_stride, bool add, const Ahead& ahead) {
-  if (rows == R) {
-    return micro_kernel<R>(a, b, depth, c, c_stride, add, ahead);
-  }
-  if constexpr (R > 1) {
-    micro_remainder<R - 1>(rows, a, b, depth, c, c_stride, add, ahead);
+/// All rows of `a`, as widen_rows() left them; the last group's rows that are not there are zeros.
+/// @param ahead  Called once for each group.
+template <typename AheadOf>
+inline void multiply_rows(std::uint64_t rows, const float* a, const float* b, std::uint64_t depth,
+                          float* c, bool add, AheadOf ahead) {
+  for (std::uint64_t r = 0; r < rows; r += kMicroRows) {
+    const float* group = a + r * depth;
+    float* sums = c + r * kPanel;
+    if (rows - r > kMicroRows / 2) {
+      micro_kernel<kMicroRows>(group, b, depth, sums, add, ahead());
+    } else {
+      micro_kernel<kMicroRows / 2>(group, b, depth, sums, add, ahead());
+    }
   }
 }
 
-/// The same for any number of rows; each row sees the operations of micro_kernel<1>.
-/// @param a      As widen_rows() left it.
-/// @param ahead  Called once for each kMicroRows rows or fewer.
-template <typename AheadOf>
-inline void multiply_rows(std::uint64_t rows, const float* a, const float* b, std::uint64_t depth,
-                          float* c, std::uint64_t c_stride, bool add, AheadOf ahead) {
-  std::uint64_t r = 0;
-  for (; r + kMicroRows <= rows; r += kMicroRows) {
-    micro_kernel<kMicroRows>(a + r * depth, b, depth, c + r * c_stride, c_stride, add, ahead());
-  }
-  if (r < rows) {
-    micro_remainder<kMicroRows - 1>(rows - r, a + r * depth, b, depth, c + r * c_stride, c_stride,
-                                    add, ahead());
-  }
-}
 /// Widens `rows` rows of `x` for multiply_rows(): [row / kMicroRows][depth][kMicroRows].
 template <typename Storage>
 inline void widen_rows(const std::byte* x, std::uint64_t row_bytes, std::uint64_t rows,
@@ -117,14 +107,21 @@ inline void widen_rows(const std::byte* x, std::uint64_t row_bytes, std::uint64_
     const std::uint64_t present = smaller(kMicroRows, rows - group);
     for (std::uint64_t k = 0; k < depth; k += kLanes) {
       const std::uint64_t count = smaller(kLanes, depth - k);
+      const std::byte* from = x + group * row_bytes + k * Storage::kBytes;
       Vec block[kLanes];
+      if (present == kMicroRows && count == kLanes) {
 #pragma GCC unroll 16
-      for (std::uint64_t r = 0; r < kLanes; ++r) {
-        block[r] = Vec(0.0F);
-        if (r < present) {
-          const std::byte* from = x + (group + r) * row_bytes + k * Storage::kBytes;
-          block[r] = count == kLanes ? Storage::load(from) : load_part<Storage>(from, count);
+        for (std::uint64_t r = 0; r < kMicroRows; ++r) {
+          block[r] = Storage::load(from + r * row_bytes);
         }
+      } else {
+        for (std::uint64_t r = 0; r < present; ++r) {
+          block[r] = count == kLanes ? Storage::load(from + r * row_bytes)
+                                     : load_part<Storage>(from + r * row_bytes, count);
+        }
+      }
+      for (std::uint64_t r = present; r < kLanes; ++r) {
+        block[r] = Vec(0.0F);
       }
       transpose(block);
       for (std::uint64_t i = 0; i < count; ++i) {
@@ -139,7 +136,11 @@ inline void widen_rows(const std::byte* x, std::uint64_t row_bytes, std::uint64_
 struct LinearScratch {
   float* a;  // [kTileRows / kMicroRows][kDepth][kMicroRows], and what widen_rows() writes too far
   float* b;  // [kDepth, kPanel]
-  float* c;  // [kTileColumns / kPanel][kTileRows][kPanel]
+  float* c;  // [kTileColumns / kPanel][rows][kPanel], rows to the next multiple of kMicroRows
+
+  static std::uint64_t panel_floats(std::uint64_t rows) {
+    return round_up(rows, kMicroRows) * kPanel;
+  }
 };
 constexpr std::uint64_t kLinearScratchFloats =
     kTileRows * kDepth + kLanes + kDepth * kPanel + kTileRows * kTileColumns;
@@ -237,7 +238,7 @@ inline void multiply_weights(const TilePanels& panels, std::uint64_t panel, cons
     }
     return lines;
   };
-  multiply_rows(rows, scratch.a, b, run.depth, scratch.c + panel * rows * kPanel, kPanel,
+  multiply_rows(rows, scratch.a, b, run.depth, scratch.c + panel * scratch.panel_floats(rows),
                 run.begin > 0, ahead);
 }
 
@@ -254,7 +255,9 @@ inline void finish_panel(const TilePanels& panels, std::uint64_t panel, const fl
   const std::uint64_t row_bytes = tile.outputs * Storage::kBytes;
   std::byte* y = tile.y + tile.row_begin * row_bytes + column * Storage::kBytes;
   for (std::uint64_t r = 0; r < rows; ++r) {
-    __builtin_prefetch(y + smaller(kAheadRows, rows - 1 - r) * row_bytes, 1);
+    const std::byte* ahead = y + smaller(kAheadRows, rows - 1 - r) * row_bytes;
+    __builtin_prefetch(ahead, 1);
+    __builtin_prefetch(ahead + (count - 1) * Storage::kBytes, 1);
     finish_columns<Storage>(tile, column, count, first + r * kPanel, second + r * kPanel, y);
     y += row_bytes;
   }
@@ -276,8 +279,9 @@ void linear_rows(const LinearTile& tile) {
     for (std::uint64_t panel = 0; panel < panels.count; ++panel) {
       multiply_weights<Storage>(panels, panel, run, scratch, next_row);
       if (last && (panel + 1) % panels.matrices == 0) {
-        const float* sums = scratch.c + panel * rows * kPanel;
-        finish_panel<Storage>(panels, panel, sums - (panels.matrices - 1) * rows * kPanel, sums);
+        const std::uint64_t floats = scratch.panel_floats(rows);
+        const float* sums = scratch.c + panel * floats;
+        finish_panel<Storage>(panels, panel, sums - (panels.matrices - 1) * floats, sums);
       }
     }
   }
