@@ -46,6 +46,9 @@ void micro_kernel(const float* a, const float* b, std::uint64_t depth, float* c,
     sum[r][0] = Vec(0.0F);
     sum[r][1] = Vec(0.0F);
   }
+  // The same pointer, which the compiler is not to know.
+  const float* again = a;
+  asm("" : "+r"(again));
   for (std::uint64_t k = 0; k < depth;) {
     __builtin_prefetch(ahead.weights, 0, 2);
     __builtin_prefetch(ahead.weights + kCacheLine, 0, 2);
@@ -63,11 +66,13 @@ void micro_kernel(const float* a, const float* b, std::uint64_t depth, float* c,
       b += kPanel;
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        const Vec x = Vec(a[r]);
-        sum[r][0] = multiply_add(x, b0, sum[r][0]);
-        sum[r][1] = multiply_add(x, b1, sum[r][1]);
+        const Vec x0 = Vec(a[r]);
+        const Vec x1 = r < kRowsReadTwice ? Vec(again[r]) : x0;
+        sum[r][0] = multiply_add(x0, b0, sum[r][0]);
+        sum[r][1] = multiply_add(x1, b1, sum[r][1]);
       }
       a += kMicroRows;
+      again += kMicroRows;
     }
   }
 #pragma GCC unroll 16

@@ -6,6 +6,7 @@ namespace librarian::gpu_exec {
 namespace {
 
 constexpr int kMicroRows = 14;  // As kernels_avx512.cc, for what is common.
+constexpr int kRowsReadTwice = 0;
 
 /// See cpu_kernel_amx.h. Assembly: GCC's intrinsics are macros that want literal numbers, and the
 /// one for the configuration tells the compiler of its first eight bytes only.

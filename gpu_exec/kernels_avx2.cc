@@ -9,6 +9,7 @@ namespace {
 
 constexpr std::uint64_t kLanes = 8;
 constexpr int kMicroRows = 6;  // 12 sums, two weights and a broadcast of 16 registers.
+constexpr int kRowsReadTwice = 0;
 
 struct Vec {
   __m256 v;

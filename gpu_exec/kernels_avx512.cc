@@ -6,6 +6,10 @@ namespace librarian::gpu_exec {
 namespace {
 
 constexpr int kMicroRows = 14;  // 28 sums, two weights and a broadcast of 32 registers.
+// A number that two sums need is read for each of them as an operand of its multiply-add, which
+// takes one instruction less than reading it once before. For all rows it would take more reads
+// than a core can do.
+constexpr int kRowsReadTwice = 10;
 
 }  // namespace
 }  // namespace librarian::gpu_exec

@@ -16,6 +16,7 @@ namespace librarian::gpu_exec {
 namespace {
 
 constexpr int kMicroRows = 4;
+constexpr int kRowsReadTwice = 0;
 
 }  // namespace
 }  // namespace librarian::gpu_exec

@@ -8,6 +8,7 @@ namespace {
 
 constexpr std::uint64_t kLanes = 16;
 constexpr int kMicroRows = 4;
+constexpr int kRowsReadTwice = 0;
 constexpr bool kBf16InPairs = true;
 
 std::atomic<std::uint64_t> misuses = 0;
