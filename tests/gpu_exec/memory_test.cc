@@ -139,7 +139,8 @@ TEST(ExecutorMemory, IsLean) {
   EXPECT_GE(base.weight_bytes, parameters * 2);
   EXPECT_LE(base.weight_bytes, parameters * 2 + (1U << 20U));
   const std::uint64_t block_buffers = 1024ULL * (4096 + 14336 + 2 * 1024) * 2 + 1024 * 128 * 4;
-  EXPECT_LE(base.workspace_bytes, block_buffers + (2U << 20U));
+  // The path with the largest scratch, AMX, keeps 2 MiB a thread.
+  EXPECT_LE(base.workspace_bytes, block_buffers + (2U << 20U) + 4096);
 
   options.sample_rows_max = 131072;
   const ExecutorMemory long_sample = LayerExecutor::memory(model, options, *device);
@@ -152,7 +153,7 @@ TEST(ExecutorMemory, IsLean) {
   const auto more_threads = cpu_device(best_cpu_isa(), 8);
   const std::uint64_t more = LayerExecutor::memory(model, options, *more_threads).workspace_bytes;
   EXPECT_GT(more, long_sample.workspace_bytes);
-  EXPECT_LE(more - long_sample.workspace_bytes, 7ULL << 20U);
+  EXPECT_LE(more - long_sample.workspace_bytes, 7ULL << 21U);
 }
 
 TEST(ExecutorMemory, AFullDeviceIsAnErrorNotACrash) {
