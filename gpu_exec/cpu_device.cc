@@ -59,11 +59,25 @@ class CpuDevice final : public Device {
     });
   }
 
+  void copy_in(const std::byte* host, std::byte* device, std::uint64_t bytes) override {
+    std::memcpy(device, host, bytes);
+  }
+  void copy_out(const std::byte* device, std::byte* host, std::uint64_t bytes) override {
+    std::memcpy(host, device, bytes);
+  }
+  void copy(const std::byte* from, std::byte* to, std::uint64_t bytes) override {
+    std::memcpy(to, from, bytes);
+  }
+
   std::uint64_t packed_bytes(std::uint64_t outputs, std::uint64_t inputs,
                              DType type) const override {
     return round_up(divide_up(outputs, kernels_.panel_columns) *
                         packed_panel_bytes(inputs, panel_layout(kernels_, type), type),
                     64);
+  }
+
+  std::uint64_t vector_bytes(std::uint64_t count) const override {
+    return round_up(count * sizeof(float), 64);
   }
 
   std::uint64_t scratch_bytes(const ScratchNeeds& needs) const override {
@@ -96,6 +110,7 @@ class CpuDevice final : public Device {
     whole.dtype = op.dtype;
     whole.inputs = op.inputs;
     whole.outputs = op.outputs;
+    whole.y_stride = op.y_stride == 0 ? op.outputs : op.y_stride;
     whole.matrices[0] = view(op.matrix);
     whole.activation = op.activation;
     whole.row_end = op.rows;
@@ -109,6 +124,7 @@ class CpuDevice final : public Device {
     whole.dtype = op.dtype;
     whole.inputs = op.inputs;
     whole.outputs = op.width;
+    whole.y_stride = op.y_stride == 0 ? op.width : op.y_stride;
     whole.matrices[0] = view(op.gate);
     whole.matrices[1] = view(op.up);
     whole.activation = op.activation;
@@ -177,7 +193,7 @@ class CpuDevice final : public Device {
     });
   }
 
-  void rope_table(const RopeTableOp& op) override {
+  void rope_table(const RopeTableOp& op, std::byte* /*scratch*/) override {
     const std::uint64_t half = op.inverse_frequency.size();
     // A sine costs about as much as a hundred simple elements.
     parallel_rows(op.rows, half * 100, [&](std::uint64_t begin, std::uint64_t end) {
@@ -193,7 +209,7 @@ class CpuDevice final : public Device {
     });
   }
 
-  void rotate(const RotateOp& op) override {
+  void rotate(const RotateOp& op, std::byte* /*scratch*/) override {
     const std::uint64_t width = static_cast<std::uint64_t>(op.heads) * op.head_dim;
     parallel_rows(op.rows, width * 4, [&](std::uint64_t begin, std::uint64_t end) {
       const auto after = std::upper_bound(

@@ -257,7 +257,7 @@ inline void finish_panel(const TilePanels& panels, std::uint64_t panel, const fl
   const std::uint64_t rows = tile.row_end - tile.row_begin;
   const std::uint64_t column = tile.column_begin + panels.column(panel);
   const std::uint64_t count = smaller(kPanel, tile.column_end - column);
-  const std::uint64_t row_bytes = tile.outputs * Storage::kBytes;
+  const std::uint64_t row_bytes = tile.y_stride * Storage::kBytes;
   std::byte* y = tile.y + tile.row_begin * row_bytes + column * Storage::kBytes;
   for (std::uint64_t r = 0; r < rows; ++r) {
     const std::byte* ahead = y + smaller(kAheadRows, rows - 1 - r) * row_bytes;

@@ -31,6 +31,7 @@ struct LinearTile {
   std::byte* y;        ///< Row 0.
   DType dtype;
   std::uint64_t inputs, outputs;
+  std::uint64_t y_stride;                  ///< Elements from one row of y to the next.
   WeightView matrices[2];                  ///< Gate and up, or one matrix.
   Activation activation;                   ///< Of the first product.
   bool glu;                                ///< y = act(first) * second; else y = act(first).

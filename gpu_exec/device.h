@@ -28,13 +28,33 @@ struct Segment {
   std::uint64_t sample_rows = 0;
 };
 
-/// Memory of a device; freed with its owner.
+/// Memory of a device, or of the host for a device; freed with its owner.
 using DeviceMemory = std::unique_ptr<std::byte, std::function<void(std::byte*)>>;
 
-/// Scratch that kernels may need, as far as it depends on the model.
+/// What the operations of a model will be, as far as scratch depends on it.
 struct ScratchNeeds {
   std::uint32_t head_dim_max = 0;
-  std::uint32_t group_max = 0;  ///< Query heads per key head.
+  std::uint32_t group_max = 0;     ///< Query heads per key head.
+  std::uint64_t rows_max = 0;      ///< Of one operation.
+  std::uint64_t outputs_max = 0;   ///< Of one matrix.
+  std::uint64_t inputs_max = 0;    ///< Likewise.
+  std::uint64_t segments_max = 0;  ///< Of one block.
+  DType dtype = DType::bf16;
+  DType weight_dtype_max = DType::bf16;
+};
+
+/// Orders of a device's work. Work of one queue is done in the order it was given; that of two is
+/// not ordered unless one waits for a ticket of the other.
+enum class Queue : std::uint8_t {
+  weights,   ///< pack_matrix(), load_vector().
+  upload,    ///< copy_in().
+  compute,   ///< copy() and all operations.
+  download,  ///< copy_out().
+};
+/// The work that a queue was given before a moment.
+struct Ticket {
+  Queue queue = Queue::compute;
+  std::uint64_t number = 0;  ///< 0: nothing, which is always done.
 };
 
 /// A matrix [outputs, inputs] inside a tensor of a checkpoint, at any alignment.
@@ -59,26 +79,29 @@ struct PackedMatrix {
   const std::byte* packed = nullptr;
   DType type = DType::bf16;     ///< Type of the packed elements: the checkpoint's.
   const float* bias = nullptr;  ///< [outputs], or null.
+  bool transposed = false;      ///< As its source was: a device may keep that order.
 };
 
 /// y = activation(x * matrix^T + bias); accumulates in f32 in a fixed order over the inputs.
 struct LinearOp {
   const std::byte* x = nullptr;  ///< [rows, inputs] row-major, `dtype`.
-  std::byte* y = nullptr;        ///< [rows, outputs] row-major, `dtype`; must not overlap x.
+  std::byte* y = nullptr;        ///< [rows, outputs], `dtype`; must not overlap x.
   DType dtype = DType::bf16;
   std::uint64_t rows = 0, inputs = 0, outputs = 0;
   PackedMatrix matrix;
   Activation activation = Activation::identity;
+  std::uint64_t y_stride = 0;  ///< Elements from one row of y to the next; 0: outputs.
 };
 
 /// y = act(x * gate^T + gate bias) * (x * up^T + up bias); both products stay f32 until y.
 struct GluOp {
   const std::byte* x = nullptr;  ///< [rows, inputs] row-major, `dtype`.
-  std::byte* y = nullptr;        ///< [rows, width] row-major, `dtype`; must not overlap x.
+  std::byte* y = nullptr;        ///< [rows, width], `dtype`; must not overlap x.
   DType dtype = DType::bf16;
   std::uint64_t rows = 0, inputs = 0, width = 0;
   PackedMatrix gate, up;
   Activation activation = Activation::silu;
+  std::uint64_t y_stride = 0;  ///< Elements from one row of y to the next; 0: width.
 };
 
 /// rms: y = v / rms(v) * weight; layer: y = (v - mean(v)) / deviation(v) * weight + bias, row by
@@ -167,11 +190,12 @@ struct AddOp {
   float scale = 1.0F;
 };
 
-/// One executor's device. Pointers are to memory that it can address: its own arena, or (CPU) any.
-/// Every operation is bit-exact per row: a row's result does not depend on the number of rows, on
-/// the row's place among them or on threads(). Operations are ordered: each sees the results of
-/// those before. Not thread-safe. The long operations look at `stop` now and then and return early
-/// with their output undefined: ask the token afterwards.
+/// One executor's device. Pointers are to memory that it can address: its own arena, or, if
+/// works_on_host_memory(), any. Every operation is bit-exact per row: a row's result does not
+/// depend on the number of rows, on the row's place among them or on threads(). Work is done in the
+/// order of its queue (see Queue), on the CPU before the call returns. Not thread-safe. The long
+/// operations look at `stop` now and then and return early with their output undefined: ask the
+/// token afterwards.
 class Device {
  public:
   virtual ~Device() = default;
@@ -183,21 +207,51 @@ class Device {
   /// matrices of `type`: measured in the first call for some milliseconds, known afterwards.
   virtual double peak_flops(DType type) = 0;
 
+  /// Whether operations take pointers to host memory. Else rows are copied in and out.
+  virtual bool works_on_host_memory() const { return true; }
+  /// Places for weights that take turns: with 2, the next ones come while these are used.
+  virtual std::uint64_t weight_buffers() const { return 1; }
+  /// linear() and glu() read and write whole multiples of so many rows; what they write beyond the
+  /// operation's rows is undefined.
+  virtual std::uint64_t row_unit() const { return 1; }
+  /// Most bytes that allocate() can give, all together.
+  virtual std::uint64_t memory_limit() const { return ~std::uint64_t{0}; }
+  /// Host memory that the device itself took, beside allocate_host().
+  virtual std::uint64_t host_bytes() const { return 0; }
+
   /// @return  Exactly `bytes`, aligned to 64 or more, zeroed.
   /// @error does_not_fit  the memory is not there.
   virtual Result<DeviceMemory> allocate(std::uint64_t bytes) = 0;
+  /// Host memory that copies reach fast. @return and @error as allocate().
+  virtual Result<DeviceMemory> allocate_host(std::uint64_t bytes) { return allocate(bytes); }
 
-  /// Bytes of a packed matrix; a multiple of 64.
+  virtual void copy_in(const std::byte* host, std::byte* device, std::uint64_t bytes) = 0;
+  virtual void copy_out(const std::byte* device, std::byte* host, std::uint64_t bytes) = 0;
+  /// Copies inside the device, in the order of `compute`.
+  virtual void copy(const std::byte* from, std::byte* to, std::uint64_t bytes) = 0;
+  /// All work of `queue` so far.
+  virtual Ticket mark(Queue queue) { return {queue, 0}; }
+  /// Work that `queue` is given from now on begins after the ticket's.
+  virtual void wait(Queue /*queue*/, Ticket /*ticket*/) {}
+  /// Whether the ticket's work is done.
+  /// @error internal  the device failed; nothing it holds is to be trusted.
+  virtual Result<bool> reached(Ticket /*ticket*/) { return true; }
+
+  /// Bytes of a packed matrix or of a loaded vector; multiples of 64.
   virtual std::uint64_t packed_bytes(std::uint64_t outputs, std::uint64_t inputs,
                                      DType type) const = 0;
-  /// Bytes that linear(), glu() and attention() need as scratch, for all threads together.
+  virtual std::uint64_t vector_bytes(std::uint64_t count) const = 0;
+  /// Bytes that operations need as scratch, for all threads together.
   virtual std::uint64_t scratch_bytes(const ScratchNeeds& needs) const = 0;
 
   /// Packs a matrix [outputs, inputs].
+  /// @param source  Its bytes must stay until the work is done.
   /// @param packed  packed_bytes() at an alignment of 64.
   virtual void pack_matrix(const MatrixSource& source, std::uint64_t outputs, std::uint64_t inputs,
                            std::byte* packed) = 0;
   /// Widens a vector to f32.
+  /// @param source  As pack_matrix()'s.
+  /// @param out     vector_bytes() at an alignment of 64, of which the first `count` floats are it.
   virtual void load_vector(const VectorSource& source, std::uint64_t count, float* out) = 0;
 
   /// @param scratch  scratch_bytes() at an alignment of 64; contents do not matter.
@@ -205,9 +259,9 @@ class Device {
   virtual void glu(const GluOp& op, std::byte* scratch, const std::stop_token& stop) = 0;
   virtual void attention(const AttentionOp& op, std::byte* scratch,
                          const std::stop_token& stop) = 0;
+  virtual void rope_table(const RopeTableOp& op, std::byte* scratch) = 0;
+  virtual void rotate(const RotateOp& op, std::byte* scratch) = 0;
   virtual void norm(const NormOp& op) = 0;
-  virtual void rope_table(const RopeTableOp& op) = 0;
-  virtual void rotate(const RotateOp& op) = 0;
   virtual void add(const AddOp& op) = 0;
 };
 

@@ -1,28 +1,53 @@
 #include "gpu_exec/layer_executor.h"
 
 #include <algorithm>
+#include <chrono>
+#include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
+#include "gpu_exec/execution_plan.h"
+#include "gpu_exec/layer_steps.h"
 #include "gpu_exec/layer_weights.h"
-#include "gpu_exec/memory_plan.h"
+#include "gpu_exec/row_transport.h"
+#include "gpu_exec/step_runner.h"
 
 namespace librarian::gpu_exec {
 namespace {
 
 Error invalid(std::string message) { return {ErrorCode::invalid_argument, std::move(message)}; }
 
-bool same_rope(const RopeSpec& a, const RopeSpec& b) {
-  return a.rotary_dim == b.rotary_dim && a.inverse_frequency == b.inverse_frequency &&
-         a.cos_sin_multiplier == b.cos_sin_multiplier;
-}
-
-Result<void> unless_stopped(const std::stop_token& stop) {
-  if (stop.stop_requested()) {
-    return Error(ErrorCode::cancelled, "stopped inside a layer");
+/// "attention", "MLP up 0..4095 and down 0..127", ...
+std::string stage_text(const Stage& stage) {
+  std::string text;
+  const auto add = [&text](const std::string& piece) {
+    text += (text.empty() ? "" : ", ") + piece;
+  };
+  for (const Step& step : stage.steps) {
+    const std::string range =
+        " " + std::to_string(step.begin) + ".." + std::to_string(step.end - 1);
+    switch (step.kind) {
+      case StepKind::attention:
+        add("attention");
+        break;
+      case StepKind::attention_out:
+        add("its projection" + range);
+        break;
+      case StepKind::mlp_up:
+        add("MLP up" + range);
+        break;
+      case StepKind::mlp_down:
+        add("MLP down" + range);
+        break;
+      case StepKind::attention_end:
+      case StepKind::mlp_begin:
+      case StepKind::mlp_end:
+        break;
+    }
   }
-  return {};
+  return text.empty() ? "norms" : text;
 }
 
 }  // namespace
@@ -30,357 +55,313 @@ Result<void> unless_stopped(const std::stop_token& stop) {
 class LayerExecutor::Impl {
  public:
   Impl(const ModelSpec& model, const ExecutorOptions& options, Device& device,
-       const MemoryPlan& plan, DeviceMemory arena)
+       const ExecutionPlan& plan, DeviceMemory arena, DeviceMemory host)
       : model_(model),
         options_(options),
         device_(device),
         plan_(plan),
         arena_(std::move(arena)),
-        weights_(model, options.weight_dtype_max, device, plan_, arena_.get()) {}
+        host_(std::move(host)),
+        steps_(model, options_, device, plan_, arena_.get()),
+        transport_(device, plan_, arena_.get(), host_.get()) {
+    buffers_.resize(plan_.weight_buffers, {StageWeights(model, device), {}, {}});
+  }
+
+  /// The device may still work with the arena.
+  ~Impl() {
+    for (const Queue queue : {Queue::weights, Queue::upload, Queue::compute, Queue::download}) {
+      static_cast<void>(drain(device_.mark(queue)));
+    }
+  }
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+
+  bool loads_ahead() const { return !plan_.memory.staged && plan_.weight_buffers > 1; }
+  bool keeps_tensors() const { return plan_.memory.staged; }
+  bool copies_rows() const { return plan_.state_slots != 0; }
 
   void begin_layer(std::uint32_t layer_index) {
     LIB_CHECK(layer_index < model_.layers.size());
-    layer_ = &model_.layers[layer_index];
-    weights_.begin_layer(*layer_);
-    next_position_ = 0;
+    if (loading_ && !plan_.memory.staged) {
+      --next_buffer_;  // Forgotten before it ran: its buffer is the next one's.
+    }
+    auto layer = std::make_unique<Layer>();
+    layer->spec = &model_.layers[layer_index];
+    layer->stages = plan_stages(model_, *layer->spec, options_, plan_, device_);
+    loading_ = std::move(layer);
+    if (!plan_.memory.staged) {
+      LIB_CHECK(loading_->stages.size() == 1);
+      loading_->buffer = begin_stage(*loading_, 0);
+    }
   }
 
-  Result<void> load(WeightRole role, DType type, std::span<const std::byte> bytes) {
-    return weights_.load(role, type, bytes);
+  Result<Ticket> load(WeightRole role, DType type, std::span<const std::byte> bytes) {
+    if (role == WeightRole::final_norm || role == WeightRole::final_norm_bias) {
+      LIB_TRY_VOID(load_final(role, type, bytes));
+      return device_.mark(Queue::weights);
+    }
+    Layer* layer = loading_ ? loading_.get() : running_.get();
+    if (layer == nullptr) {
+      return invalid(std::string("no layer has begun that has a ") + weight_role_name(role));
+    }
+    const LayerTensor tensor{role, type, bytes};
+    LIB_TRY_VOID(check_tensor(model_, *layer->spec, options_.weight_dtype_max, tensor));
+    if (plan_.memory.staged) {
+      layer->tensors.push_back(tensor);
+      return Ticket{};
+    }
+    buffers_[layer->buffer].weights.load(tensor);
+    const Ticket loaded = device_.mark(Queue::weights);
+    buffers_[layer->buffer].loaded = loaded;
+    return loaded;
   }
 
-  Result<void> run(const Block& block, std::span<std::byte> state, CaptureSink& sink,
-                   const std::stop_token& stop) {
-    LIB_TRY_VOID(check_block(block, state.size()));
-    if (block.rows == 0) {
-      return {};
+  Result<bool> reached(Ticket ticket) { return device_.reached(ticket); }
+
+  Result<void> run(std::span<const Block> blocks, LayerIo& io, const std::stop_token& stop) {
+    if (loading_) {
+      running_ = std::move(loading_);
+      steps_.begin_layer(*running_->spec);
     }
-    LIB_TRY_VOID(attention(block, state.data(), stop));
-    LIB_TRY_VOID(capture(CapturePoint::attn_out, attention_out(), state.size(), sink));
-    if (layer_->residual != Residual::parallel) {
-      join(block, state.data(), hidden(), WeightRole::attention_out_norm,
-           WeightRole::attention_out_norm_bias, layer_->attention_out_norm);
-      LIB_TRY_VOID(capture(CapturePoint::resid_mid, state.data(), state.size(), sink));
+    LIB_TRY_VOID(check_layer());
+    for (const Block& block : blocks) {
+      LIB_TRY_VOID(steps_.check(block));
     }
-    LIB_TRY_VOID(unless_stopped(stop));
-    LIB_TRY_VOID(mlp(block, state.data(), stop));
-    LIB_TRY_VOID(capture(CapturePoint::mlp_out, hidden(), state.size(), sink));
-    if (layer_->residual == Residual::parallel) {
-      device_.add({state.data(), attention_out(), hidden(), options_.dtype,
-                   block.rows * model_.hidden_size, layer_->residual_multiplier});
-    } else {
-      join(block, state.data(), hidden(), WeightRole::mlp_out_norm, WeightRole::mlp_out_norm_bias,
-           layer_->mlp_out_norm);
+    transport_.begin(blocks, model_.hidden_size * dtype_bytes(options_.dtype), io, stop);
+    for (std::size_t begin = 0; begin < blocks.size(); begin += plan_.blocks_together) {
+      LIB_TRY_VOID(run_together(blocks, begin,
+                                std::min<std::size_t>(blocks.size(), begin + plan_.blocks_together),
+                                stop));
     }
-    return capture(CapturePoint::resid_post, state.data(), state.size(), sink);
+    return transport_.finish();
   }
 
   Result<void> run_final_norm(std::span<const std::byte> rows, std::span<std::byte> normed) {
     const std::uint64_t row_bytes = model_.hidden_size * dtype_bytes(options_.dtype);
-    if (rows.size() % row_bytes != 0 || normed.size() != rows.size()) {
+    if (rows.size() % row_bytes != 0 || normed.size() != rows.size() ||
+        rows.size() > options_.block_rows_max * row_bytes) {
       return invalid("final norm: " + std::to_string(rows.size()) + " bytes in, " +
-                     std::to_string(normed.size()) + " out, rows of " + std::to_string(row_bytes));
+                     std::to_string(normed.size()) + " out, rows of " + std::to_string(row_bytes) +
+                     ", at most " + std::to_string(options_.block_rows_max));
     }
-    LIB_TRY_VOID(weights_.check_final_loaded());
-    norm(rows.data(), WeightRole::final_norm, WeightRole::final_norm_bias, rows.size() / row_bytes,
-         normed.data());
+    LIB_TRY_VOID(check_final_loaded());
+    device_.wait(Queue::compute, final_loaded_);
+    if (!copies_rows()) {
+      steps_.final_norm(rows.data(), rows.size() / row_bytes, normed.data());
+      return {};
+    }
+    std::byte* const from = host_.get();
+    std::byte* const to = from + plan_.rows_bytes;
+    std::byte* const on_device = arena_.get() + plan_.state;
+    std::copy(rows.begin(), rows.end(), from);
+    device_.copy_in(from, on_device, rows.size());
+    device_.wait(Queue::compute, device_.mark(Queue::upload));
+    steps_.final_norm(on_device, rows.size() / row_bytes, on_device);
+    device_.wait(Queue::download, device_.mark(Queue::compute));
+    device_.copy_out(on_device, to, rows.size());
+    LIB_TRY_VOID(drain(device_.mark(Queue::download)));
+    std::copy(to, to + rows.size(), normed.begin());
     return {};
   }
 
  private:
-  std::byte* hidden() const { return arena_.get() + plan_.hidden; }
-  std::byte* attention_out() const {
-    return layer_->residual == Residual::parallel ? arena_.get() + plan_.attention_out : hidden();
-  }
-  std::byte* wide() const { return arena_.get() + plan_.wide; }
-  std::byte* scratch() const { return arena_.get() + plan_.scratch; }
-  float* floats(std::uint64_t offset) const {
-    return reinterpret_cast<float*>(arena_.get() + offset);
-  }
+  struct Layer {
+    const LayerSpec* spec = nullptr;
+    std::vector<Stage> stages;
+    std::size_t buffer = 0;            ///< Where it is, if it is resident.
+    std::vector<LayerTensor> tensors;  ///< What was loaded, if it comes in stages.
+  };
+  struct Buffer {
+    StageWeights weights;
+    Ticket loaded;
+    Ticket free;  ///< The last stage that was in it has been computed.
+  };
 
-  Result<void> check_block(const Block& block, std::uint64_t state_bytes) const {
-    LIB_TRY_VOID(weights_.check_layer_loaded());
-    if (block.rows > options_.block_rows_max ||
-        state_bytes != block.rows * model_.hidden_size * dtype_bytes(options_.dtype)) {
-      return invalid("block of " + std::to_string(block.rows) + " rows with " +
-                     std::to_string(state_bytes) + " bytes of state; at most " +
-                     std::to_string(options_.block_rows_max) + " rows");
+  Result<void> check_layer() const {
+    if (running_ == nullptr) {
+      return invalid("run() before begin_layer()");
     }
-    std::uint64_t row = 0;
-    for (const Segment& segment : block.segments) {
-      if (segment.row_begin != row) {
-        return invalid("segment begins at row " + std::to_string(segment.row_begin) +
-                       " instead of " + std::to_string(row));
-      }
-      row += segment.rows;
-      if (!layer_->attention.causal && segment.rows != sample_rows(segment)) {
-        return invalid("attention that is not causal needs whole samples, not " +
-                       std::to_string(segment.rows) + " of " +
-                       std::to_string(sample_rows(segment)) + " rows");
-      }
-      if (segment.position > 0 &&
-          (block.segments.size() != 1 || segment.position != next_position_ ||
-           segment.position + segment.rows > plan_.kv_rows)) {
-        return invalid("a tile at position " + std::to_string(segment.position) +
-                       " must be a block of its own, follow its sample's rows before and end by " +
-                       std::to_string(plan_.kv_rows));
-      }
+    if (!plan_.memory.staged) {
+      return buffers_[running_->buffer].weights.check_complete();
     }
-    if (row != block.rows) {
-      return invalid("segments cover " + std::to_string(row) + " of " + std::to_string(block.rows) +
-                     " rows");
+    for (const WeightRole role : weight_roles(model_, *running_->spec)) {
+      if (std::none_of(running_->tensors.begin(), running_->tensors.end(),
+                       [role](const LayerTensor& tensor) { return tensor.role == role; })) {
+        return invalid(std::string(weight_role_name(role)) + " is not loaded");
+      }
     }
     return {};
   }
 
-  NormOp norm_op(const std::byte* x, WeightRole weight, WeightRole bias, std::uint64_t rows,
-                 std::byte* y) const {
-    NormOp op;
-    op.x = x;
-    op.y = y;
-    op.dtype = options_.dtype;
-    op.rows = rows;
-    op.width = model_.hidden_size;
-    op.kind = model_.norm.kind;
-    op.weight = weights_.vector(weight);
-    op.bias = weights_.vector(bias);
-    op.epsilon = model_.norm.epsilon;
-    return op;
-  }
-  void norm(const std::byte* x, WeightRole weight, WeightRole bias, std::uint64_t rows,
-            std::byte* y) {
-    device_.norm(norm_op(x, weight, bias, rows, y));
+  /// Takes the next buffer for a stage of `layer`.
+  std::size_t begin_stage(const Layer& layer, std::size_t stage) {
+    const std::size_t index = next_buffer_++ % buffers_.size();
+    Buffer& buffer = buffers_[index];
+    device_.wait(Queue::weights, buffer.free);
+    buffer.weights.begin(*layer.spec, layer.stages[stage],
+                         arena_.get() + plan_.weights + index * plan_.stage_bytes_max);
+    buffer.loaded = device_.mark(Queue::weights);
+    return index;
   }
 
-  Result<void> linear(const std::byte* x, std::uint64_t rows, std::uint64_t inputs,
-                      std::uint64_t outputs, WeightRole weight, WeightRole bias, std::byte* y,
-                      const std::stop_token& stop, Activation activation = Activation::identity) {
-    device_.linear(
-        {x, y, options_.dtype, rows, inputs, outputs, weights_.matrix(weight, bias), activation},
-        scratch(), stop);
-    return unless_stopped(stop);
-  }
-
-  static std::uint64_t sample_rows(const Segment& segment) {
-    return segment.sample_rows != 0 ? segment.sample_rows : segment.position + segment.rows;
-  }
-
-  /// The table for this block; kept while blocks begin at the same position. Where frequencies
-  /// depend on the sample, each segment has rows of its own.
-  struct RopeTable {
-    std::uint64_t first_position = 0;
-    bool by_row = false;
-  };
-  RopeTable prepare_rope_table(const Block& block, const RopeSpec& rope) {
-    if (rope.rotary_dim == 0) {
-      return {};
-    }
-    float* table = floats(plan_.rope_table);
-    if (rope.short_rows_max != 0) {
-      for (const Segment& segment : block.segments) {
-        const std::vector<float> frequencies = rope_frequencies(rope, sample_rows(segment));
-        device_.rope_table({frequencies, rope.cos_sin_multiplier, segment.position, segment.rows,
-                            table + segment.row_begin * rope.rotary_dim});
+  /// Blocks [begin, end) through all stages.
+  Result<void> run_together(std::span<const Block> blocks, std::size_t begin, std::size_t end,
+                            const std::stop_token& stop) {
+    const std::size_t stages = running_->stages.size();
+    std::vector<std::size_t> buffer_of(stages, running_->buffer);
+    std::size_t loaded = plan_.memory.staged ? 0 : stages;
+    for (std::size_t stage = 0; stage < stages; ++stage) {
+      // The stages behind come into the other buffers while this one computes.
+      for (; loaded < std::min(stages, stage + buffers_.size()); ++loaded) {
+        buffer_of[loaded] = begin_stage(*running_, loaded);
+        Buffer& buffer = buffers_[buffer_of[loaded]];
+        for (const LayerTensor& tensor : running_->tensors) {
+          buffer.weights.load(tensor);
+        }
+        buffer.loaded = device_.mark(Queue::weights);
       }
-      table_rope_ = nullptr;
-      return {0, true};
+      Buffer& buffer = buffers_[buffer_of[stage]];
+      device_.wait(Queue::compute, buffer.loaded);
+      for (std::size_t block = begin; block < end; ++block) {
+        LIB_TRY_VOID(run_stage(running_->stages[stage], blocks[block], block, block - begin,
+                               stage == 0, stage + 1 == stages, buffer.weights, stop));
+      }
+      buffer.free = device_.mark(Queue::compute);
     }
-    const std::uint64_t first = block.segments.size() == 1 ? block.segments[0].position : 0;
-    std::uint64_t rows = 0;
-    for (const Segment& segment : block.segments) {
-      rows = std::max(rows, segment.rows);
-    }
-    if (table_rope_ == nullptr || !same_rope(*table_rope_, rope) || table_first_ != first ||
-        table_rows_ < rows) {
-      device_.rope_table({rope.inverse_frequency, rope.cos_sin_multiplier, first, rows, table});
-      table_rope_ = &rope;
-      table_first_ = first;
-      table_rows_ = rows;
-    }
-    return {first, false};
+    return {};
   }
 
-  /// Norm, rotation and temperature of q or k, as far as the layer has them.
-  void rotate(const Block& block, std::byte* x, std::uint32_t heads, WeightRole norm_weight,
-              const RopeTable& table) {
-    const AttentionSpec& spec = layer_->attention;
-    if (spec.qk_norm == QkNorm::full) {
-      NormOp op = norm_op(x, norm_weight, norm_weight, block.rows, x);
-      op.width = std::uint64_t{heads} * spec.head_dim;
-      op.bias = nullptr;
-      device_.norm(op);
+  Result<void> run_stage(const Stage& stage, const Block& block, std::size_t index,
+                         std::size_t place, bool first, bool last, const StageWeights& weights,
+                         const std::stop_token& stop) {
+    if (first) {
+      LIB_TRY_VOID(transport_.enter(index));
     }
-    RotateOp op;
-    op.x = x;
-    op.dtype = options_.dtype;
-    op.rows = block.rows;
-    op.heads = heads;
-    op.head_dim = spec.head_dim;
-    op.rotary_dim = spec.rope.rotary_dim;
-    op.style = spec.rope.style;
-    op.norm = model_.norm.kind;
-    op.norm_weight = spec.qk_norm == QkNorm::full ? nullptr : weights_.vector(norm_weight);
-    op.norm_weight_stride = spec.qk_norm == QkNorm::head_each ? spec.head_dim : 0;
-    op.epsilon = model_.norm.epsilon;
-    op.segments = block.segments;
-    op.table = floats(plan_.rope_table);
-    op.first_position = table.first_position;
-    op.table_by_row = table.by_row;
-    if (norm_weight == WeightRole::q_norm) {  // Only queries have a temperature.
-      op.temperature_beta = spec.temperature_beta;
-      op.temperature_original = spec.temperature_original;
+    std::byte* const own = arena_.get() + plan_.blocks + place * plan_.block_bytes;
+    const BlockBuffers buffers{transport_.rows_of(index), own + plan_.hidden,
+                               own + plan_.attention_out, own + plan_.wide};
+    const CaptureTap tap = [&](CapturePoint point, std::byte* rows) {
+      return transport_.capture(point, index, rows);
+    };
+    if (block.rows != 0) {
+      for (const Step& step : stage.steps) {
+        LIB_TRY_VOID(steps_.run(step, block, buffers, weights, tap, stop));
+      }
     }
-    if (op.rotary_dim != 0 || op.norm_weight != nullptr || op.temperature_original != 0) {
-      device_.rotate(op);
+    if (last) {
+      LIB_TRY_VOID(transport_.leave(index));
     }
+    return transport_.idle();
   }
 
-  /// attention_out() = attention module's output.
-  Result<void> attention(const Block& block, const std::byte* state, const std::stop_token& stop) {
-    const AttentionSpec& spec = layer_->attention;
-    const std::uint64_t rows = block.rows;
-    const std::uint64_t width = model_.hidden_size;
-    const std::uint64_t q_width = static_cast<std::uint64_t>(spec.heads) * spec.head_dim;
-    const std::uint64_t kv_width = static_cast<std::uint64_t>(spec.kv_heads) * spec.head_dim;
-    const std::uint64_t kv_row = block.segments[0].position;  // Behind the tiles before.
-    std::byte* keys = arena_.get() + plan_.keys;
-    std::byte* values = arena_.get() + plan_.values;
-    const std::uint64_t kv_offset = kv_row * kv_width * dtype_bytes(options_.dtype);
-    next_position_ = 0;  // Until this tile is complete, none can follow it.
-
-    const std::byte* input = state;
-    if (layer_->attention_norm) {
-      norm(state, WeightRole::attention_norm, WeightRole::attention_norm_bias, rows, hidden());
-      input = hidden();
+  Result<void> load_final(WeightRole role, DType type, std::span<const std::byte> bytes) {
+    const std::vector<WeightRole> roles = final_roles(model_);
+    if (std::find(roles.begin(), roles.end(), role) == roles.end()) {
+      return invalid(std::string("the model has no ") + weight_role_name(role));
     }
-    LIB_TRY_VOID(linear(input, rows, width, q_width, WeightRole::q_weight, WeightRole::q_bias,
-                        wide(), stop));
-    LIB_TRY_VOID(linear(input, rows, width, kv_width, WeightRole::k_weight, WeightRole::k_bias,
-                        keys + kv_offset, stop));
-    LIB_TRY_VOID(linear(input, rows, width, kv_width, WeightRole::v_weight, WeightRole::v_bias,
-                        values + kv_offset, stop));
-    const RopeTable table = prepare_rope_table(block, spec.rope);
-    rotate(block, wide(), spec.heads, WeightRole::q_norm, table);
-    rotate(block, keys + kv_offset, spec.kv_heads, WeightRole::k_norm, table);
-
-    AttentionOp op;
-    op.q = wide();
-    op.k = keys;
-    op.v = values;
-    op.dtype = options_.dtype;
-    op.heads = spec.heads;
-    op.kv_heads = spec.kv_heads;
-    op.head_dim = spec.head_dim;
-    op.scale = spec.scale;
-    op.causal = spec.causal;
-    op.window = spec.window;
-    op.chunk = spec.chunk;
-    op.softcap = spec.softcap;
-    op.sinks = weights_.vector(WeightRole::sinks);
-    op.slopes = weights_.alibi_slopes();
-    op.segments = block.segments;
-    device_.attention(op, scratch(), stop);
-    LIB_TRY_VOID(unless_stopped(stop));
-    if (block.segments.size() == 1) {
-      next_position_ = kv_row + rows;
+    if (bytes.size() != model_.hidden_size * dtype_bytes(type)) {
+      return invalid(std::string(weight_role_name(role)) + ": " + std::to_string(bytes.size()) +
+                     " bytes for " + std::to_string(model_.hidden_size) + " elements of " +
+                     dtype_name(type));
     }
-    return linear(wide(), rows, q_width, width, WeightRole::out_weight, WeightRole::out_bias,
-                  attention_out(), stop);
+    const bool bias = role == WeightRole::final_norm_bias;
+    const float plus = model_.norm.one_plus && !bias ? 1.0F : 0.0F;
+    std::byte* const to = arena_.get() + (bias ? plan_.final_norm_bias : plan_.final_norm);
+    device_.load_vector({bytes.data(), type, {}, plus}, model_.hidden_size,
+                        reinterpret_cast<float*>(to));
+    final_loaded_ = device_.mark(Queue::weights);
+    (bias ? final_bias_there_ : final_there_) = true;
+    return {};
   }
 
-  /// hidden() = MLP module's output.
-  Result<void> mlp(const Block& block, const std::byte* state, const std::stop_token& stop) {
-    const MlpSpec& spec = layer_->mlp;
-    const std::byte* input = state;
-    if (layer_->mlp_norm) {
-      norm(state, WeightRole::mlp_norm, WeightRole::mlp_norm_bias, block.rows, hidden());
-      input = hidden();
-    } else if (layer_->residual == Residual::parallel && layer_->attention_norm) {
-      input = hidden();  // attention()'s input is still there.
+  Result<void> check_final_loaded() const {
+    if (!model_.final_norm) {
+      return invalid("the model has no final norm");
     }
-    if (spec.gated) {
-      GluOp op;
-      op.x = input;
-      op.y = wide();
-      op.dtype = options_.dtype;
-      op.rows = block.rows;
-      op.inputs = model_.hidden_size;
-      op.width = spec.width;
-      op.gate = weights_.matrix(WeightRole::gate_weight, WeightRole::gate_bias);
-      op.up = weights_.matrix(WeightRole::up_weight, WeightRole::up_bias);
-      op.activation = spec.activation;
-      device_.glu(op, scratch(), stop);
-      LIB_TRY_VOID(unless_stopped(stop));
-    } else {
-      LIB_TRY_VOID(linear(input, block.rows, model_.hidden_size, spec.width, WeightRole::up_weight,
-                          WeightRole::up_bias, wide(), stop, spec.activation));
+    if (!final_there_ || (model_.norm.bias && !final_bias_there_)) {
+      return invalid(std::string(final_there_ ? "final_norm_bias" : "final_norm") +
+                     " is not loaded");
     }
-    return linear(wide(), block.rows, spec.width, model_.hidden_size, WeightRole::down_weight,
-                  WeightRole::down_bias, hidden(), stop);
+    return {};
   }
 
-  static Result<void> capture(CapturePoint point, const std::byte* rows, std::uint64_t bytes,
-                              CaptureSink& sink) {
-    return sink.wants(point) ? sink.capture(point, {rows, bytes}) : Result<void>();
-  }
-
-  /// Adds a half's output to the residual stream, with its norm before or after the addition.
-  void join(const Block& block, std::byte* state, std::byte* output, WeightRole weight,
-            WeightRole bias, bool has_norm) {
-    if (layer_->residual == Residual::norm_after) {
-      NormOp op = norm_op(state, weight, bias, block.rows, state);
-      op.addend = output;
-      device_.norm(op);
-      return;
+  Result<void> drain(Ticket ticket) {
+    while (true) {
+      LIB_TRY(const bool reached, device_.reached(ticket));
+      if (reached) {
+        return {};
+      }
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
-    if (has_norm) {
-      norm(output, weight, bias, block.rows, output);
-    }
-    device_.add({state, output, nullptr, options_.dtype, block.rows * model_.hidden_size,
-                 layer_->residual_multiplier});
   }
 
   const ModelSpec& model_;
   const ExecutorOptions options_;
   Device& device_;
-  const MemoryPlan plan_;
+  const ExecutionPlan plan_;
   DeviceMemory arena_;
-  LayerWeights weights_;
-  const LayerSpec* layer_ = nullptr;
-  std::uint64_t next_position_ = 0;  ///< Where a further tile of the last sample would begin.
-  const RopeSpec* table_rope_ = nullptr;
-  std::uint64_t table_first_ = 0;
-  std::uint64_t table_rows_ = 0;
+  DeviceMemory host_;
+  StepRunner steps_;
+  RowTransport transport_;
+  std::vector<Buffer> buffers_;
+  std::size_t next_buffer_ = 0;
+  std::unique_ptr<Layer> loading_;  ///< Begun and not run yet.
+  std::unique_ptr<Layer> running_;  ///< Whose blocks run() takes.
+  Ticket final_loaded_;
+  bool final_there_ = false;
+  bool final_bias_there_ = false;
 };
 
-ExecutorMemory LayerExecutor::memory(const ModelSpec& model, const ExecutorOptions& options,
-                                     const Device& device) {
-  const MemoryPlan plan = make_memory_plan(model, options, device);
-  return {plan.weight_bytes, plan.workspace_bytes};
+Result<ExecutorMemory> LayerExecutor::memory(const ModelSpec& model, const ExecutorOptions& options,
+                                             const Device& device) {
+  LIB_TRY(const ExecutionPlan plan, make_execution_plan(model, options, device));
+  return plan.memory;
+}
+
+Result<std::vector<StageSummary>> LayerExecutor::stages(const ModelSpec& model,
+                                                        std::uint32_t layer_index,
+                                                        const ExecutorOptions& options,
+                                                        const Device& device) {
+  LIB_TRY(const ExecutionPlan plan, make_execution_plan(model, options, device));
+  std::vector<StageSummary> summaries;
+  for (const Stage& stage : plan_stages(model, model.layers[layer_index], options, plan, device)) {
+    summaries.push_back({stage_text(stage), stage.bytes});
+  }
+  return summaries;
 }
 
 Result<std::unique_ptr<LayerExecutor>> LayerExecutor::create(const ModelSpec& model,
                                                              const ExecutorOptions& options,
                                                              Device& device) {
   LIB_TRY_VOID(check_spec(model, options));
-  const MemoryPlan plan = make_memory_plan(model, options, device);
-  LIB_TRY(DeviceMemory arena, device.allocate(plan.weight_bytes + plan.workspace_bytes));
-  return std::unique_ptr<LayerExecutor>(
-      new LayerExecutor(std::make_unique<Impl>(model, options, device, plan, std::move(arena))));
+  LIB_TRY(const ExecutionPlan plan, make_execution_plan(model, options, device));
+  LIB_TRY(DeviceMemory arena, device.allocate(plan.memory.device_bytes()));
+  DeviceMemory host;
+  if (plan.state_slots != 0) {
+    LIB_TRY(host, device.allocate_host(plan.memory.host_bytes - device.host_bytes()));
+  }
+  return std::unique_ptr<LayerExecutor>(new LayerExecutor(
+      std::make_unique<Impl>(model, options, device, plan, std::move(arena), std::move(host))));
 }
 
 LayerExecutor::LayerExecutor(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 LayerExecutor::~LayerExecutor() = default;
 
+bool LayerExecutor::loads_ahead() const { return impl_->loads_ahead(); }
+bool LayerExecutor::keeps_tensors() const { return impl_->keeps_tensors(); }
+bool LayerExecutor::copies_rows() const { return impl_->copies_rows(); }
+
 void LayerExecutor::begin_layer(std::uint32_t layer_index) { impl_->begin_layer(layer_index); }
 
-Result<void> LayerExecutor::load(WeightRole role, DType type, std::span<const std::byte> bytes) {
+Result<Ticket> LayerExecutor::load(WeightRole role, DType type, std::span<const std::byte> bytes) {
   return impl_->load(role, type, bytes);
 }
 
-Result<void> LayerExecutor::run(const Block& block, std::span<std::byte> state, CaptureSink& sink,
+Result<bool> LayerExecutor::reached(Ticket ticket) { return impl_->reached(ticket); }
+
+Result<void> LayerExecutor::run(std::span<const Block> blocks, LayerIo& io,
                                 const std::stop_token& stop) {
-  return impl_->run(block, state, sink, stop);
+  return impl_->run(blocks, io, stop);
 }
 
 Result<void> LayerExecutor::run_final_norm(std::span<const std::byte> rows,

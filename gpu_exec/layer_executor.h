@@ -6,6 +6,7 @@
 #include <span>
 #include <stop_token>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "gpu_exec/device.h"
@@ -16,19 +17,30 @@ namespace librarian::gpu_exec {
 /// Tensors inside a layer that a caller may keep.
 enum class CapturePoint : std::uint8_t { attn_out, resid_mid, mlp_out, resid_post };
 
-/// What one run() works on.
+/// Rows that one kernel call sees.
 struct Block {
   std::span<const Segment> segments;  ///< Cover the rows in order, without gaps.
   std::uint64_t rows = 0;
 };
 
-/// Receives captured rows. Called on the thread that calls run().
-class CaptureSink {
+/// The job's side of a layer that runs. Called on the thread that calls run(), for each function
+/// with blocks in order.
+class LayerIo {
  public:
-  virtual ~CaptureSink() = default;
+  virtual ~LayerIo() = default;
   virtual bool wants(CapturePoint point) const = 0;
-  /// @param rows  [block rows, hidden] in the executor's dtype; valid during the call only.
-  virtual Result<void> capture(CapturePoint point, std::span<const std::byte> rows) = 0;
+  /// Rows of a block, [rows, hidden] in the executor's dtype; valid until its store(), or until the
+  /// next load() if the executor copies_rows().
+  virtual Result<std::span<std::byte>> load(std::size_t block) = 0;
+  /// @param rows  [block rows, hidden]; valid during the call only. resid_post comes just before
+  ///              store().
+  virtual Result<void> capture(CapturePoint point, std::size_t block,
+                               std::span<const std::byte> rows) = 0;
+  /// What the layer made of a block: the span that load() gave, or with copies_rows() another,
+  /// which is valid during the call only.
+  virtual Result<void> store(std::size_t block, std::span<std::byte> rows) = 0;
+  /// Called now and then while the device works: time to load() weights of the next layer.
+  virtual Result<void> idle() { return {}; }
 };
 
 struct ExecutorOptions {
@@ -36,21 +48,45 @@ struct ExecutorOptions {
   DType weight_dtype_max = DType::bf16;  ///< Widest checkpoint type that load() will see.
   std::uint64_t block_rows_max = 0;
   std::uint64_t sample_rows_max = 0;  ///< Longest sample: rows of keys and values to keep.
+  std::uint64_t blocks_max = 1;       ///< Of one run(): more need not be held together.
+  std::uint64_t captures_max = 1;     ///< Points wanted of one layer.
+  /// Larger matrices are multiplied in slices of outputs. Part of the numbers on devices whose
+  /// products depend on their width, so a constant but for tests.
+  std::uint64_t slice_bytes_max = 256U << 20U;
 };
 
-/// Bytes an executor takes from its device, known before any is allocated.
+/// What an executor takes, known before any is allocated.
 struct ExecutorMemory {
-  std::uint64_t weight_bytes = 0;     ///< Packed weights of the largest layer.
-  std::uint64_t workspace_bytes = 0;  ///< Everything else: block buffers, keys, values, tables.
+  std::uint64_t weight_bytes = 0;     ///< On the device: packed weights, all buffers.
+  std::uint64_t workspace_bytes = 0;  ///< On the device: block buffers, keys, values, tables.
+  std::uint64_t host_bytes = 0;       ///< For rows on their way to and from the device.
+  /// The largest layer, with all weight buffers, is too large for the device: its weights come in
+  /// stages, again for each group of `rows_together` rows.
+  bool staged = false;
+  std::uint64_t weight_buffers = 1;
+  std::uint64_t rows_together = 0;
+  std::uint64_t device_bytes() const { return weight_bytes + workspace_bytes; }
 };
 
-/// Owns one arena of exactly weight_bytes + workspace_bytes. Not thread-safe; uses the device's
-/// threads inside. Per layer: begin_layer(), load() each tensor once in any order, run() blocks.
+/// The weights of a layer that go to the device at once.
+struct StageSummary {
+  std::string text;         ///< "attention", "MLP outputs 0..4095", ...
+  std::uint64_t bytes = 0;  ///< Of weights.
+};
+
+/// Owns one arena of exactly ExecutorMemory::device_bytes(). Not thread-safe; uses the device's
+/// threads and queues inside. Per layer: begin_layer(), load() each tensor once in any order, run()
+/// its blocks. Several run() one after the other are as one with all their blocks.
 class LayerExecutor {
  public:
   /// Pure arithmetic over the sizes; the device is only asked how large its packed forms are.
-  static ExecutorMemory memory(const ModelSpec& model, const ExecutorOptions& options,
-                               const Device& device);
+  /// @error does_not_fit  the device's memory_limit() is too small even for stages.
+  static Result<ExecutorMemory> memory(const ModelSpec& model, const ExecutorOptions& options,
+                                       const Device& device);
+  /// The stages of a layer, in order; one if layers are resident.
+  static Result<std::vector<StageSummary>> stages(const ModelSpec& model, std::uint32_t layer_index,
+                                                  const ExecutorOptions& options,
+                                                  const Device& device);
   /// @param model, device  Must outlive the executor.
   /// @error invalid_argument  the spec contradicts itself or is beyond what kernels take
   ///                          (kHeadDimMax), or block_rows_max is 0.
@@ -62,24 +98,38 @@ class LayerExecutor {
   LayerExecutor(const LayerExecutor&) = delete;
   LayerExecutor& operator=(const LayerExecutor&) = delete;
 
-  /// Forgets the weights of the layer before (but not final_norm, which no layer owns).
+  /// Whether begin_layer() and load() of the next layer may be called while run() is under way
+  /// (from LayerIo::idle()).
+  bool loads_ahead() const;
+  /// Whether the bytes given to load() must stay until another layer runs: they are uploaded again
+  /// and again. Else until the ticket of load() is reached.
+  bool keeps_tensors() const;
+  /// See LayerIo.
+  bool copies_rows() const;
+
+  /// Begins to load a layer, forgetting a layer that was begun and did not run (but not
+  /// final_norm, which no layer owns).
   void begin_layer(std::uint32_t layer_index);
-  /// Packs one tensor straight from the checkpoint's bytes; they may go away afterwards.
+  /// Takes one tensor of the layer begun last, or final_norm, as it lies in the checkpoint.
   /// @param bytes  Row-major, weight_shape(role), little-endian `type`, any alignment.
+  /// @return  When the device is done with `bytes`, unless keeps_tensors().
   /// @error invalid_argument  the size does not fit the shape, the layer has no such role, or
   ///                          `type` is wider than weight_dtype_max.
-  Result<void> load(WeightRole role, DType type, std::span<const std::byte> bytes);
+  Result<Ticket> load(WeightRole role, DType type, std::span<const std::byte> bytes);
 
-  /// Runs the layer in place over `state`, [block.rows, hidden] in the options' dtype.
-  /// A row's result depends on its sample's rows up to it and on nothing else: not on the block,
-  /// its neighbours or the number of threads.
-  /// @error cancelled         `stop` was requested; `state` is then undefined.
-  /// @error invalid_argument  a weight is missing, or the block is not as Block and Segment say.
-  /// Errors of `sink` are passed on.
-  Result<void> run(const Block& block, std::span<std::byte> state, CaptureSink& sink,
-                   const std::stop_token& stop);
+  /// As Device::reached().
+  Result<bool> reached(Ticket ticket);
 
-  /// normed = final norm of rows, [rows, hidden] both; needs load(final_norm).
+  /// Runs the layer begun last over blocks. A row's result depends on its sample's rows up to it
+  /// and on nothing else: not on blocks, neighbours, stages or threads.
+  /// @error cancelled         `stop` was requested; what was not stored is lost.
+  /// @error invalid_argument  a weight is missing, or a block is not as Block and Segment say.
+  /// @error internal          the device failed.
+  /// Errors of `io` are passed on.
+  Result<void> run(std::span<const Block> blocks, LayerIo& io, const std::stop_token& stop);
+
+  /// normed = final norm of rows, [rows, hidden] both, rows <= block_rows_max; needs
+  /// load(final_norm).
   Result<void> run_final_norm(std::span<const std::byte> rows, std::span<std::byte> normed);
 
  private:

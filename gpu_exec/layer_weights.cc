@@ -17,133 +17,121 @@ bool is_norm_weight(WeightRole role) {
     case WeightRole::attention_out_norm:
     case WeightRole::mlp_norm:
     case WeightRole::mlp_out_norm:
-    case WeightRole::final_norm:
       return true;
     default:
       return false;
   }
 }
 
-bool contains(const std::vector<WeightRole>& roles, WeightRole role) {
-  return std::find(roles.begin(), roles.end(), role) != roles.end();
+/// Rows [begin, end) of `rows`, which lie in one run of it unless they are all.
+RowRuns slice_of(const RowRuns& rows, std::uint64_t begin, std::uint64_t end) {
+  if (begin == 0) {
+    return rows;
+  }
+  LIB_CHECK(begin / rows.run == (end - 1) / rows.run);
+  return {rows.at(begin), ~std::uint64_t{0}, 0};
 }
 
 }  // namespace
 
-LayerWeights::LayerWeights(const ModelSpec& model, DType weight_dtype_max, Device& device,
-                           const MemoryPlan& plan, std::byte* arena)
-    : model_(model),
-      weight_dtype_max_(weight_dtype_max),
-      device_(device),
-      plan_(plan),
-      arena_(arena) {}
-
-void LayerWeights::begin_layer(const LayerSpec& layer) {
-  layer_ = &layer;
-  std::uint64_t end = 0;
-  slots_ = place_weights(model_, layer, weight_dtype_max_, device_, plan_.layer_weights, end);
-  LIB_CHECK(end <= plan_.weight_bytes);
-  std::fill(weights_.begin(), weights_.begin() + index(WeightRole::final_norm), PackedMatrix{});
-  if (layer.attention.alibi) {
-    const std::vector<float> slopes = gpu_exec::alibi_slopes(layer.attention.heads);
-    device_.load_vector({reinterpret_cast<const std::byte*>(slopes.data()), DType::f32, {}, 0},
-                        slopes.size(), slopes_memory());
+Result<void> check_tensor(const ModelSpec& model, const LayerSpec& layer, DType weight_dtype_max,
+                          const LayerTensor& tensor) {
+  const std::string name = weight_role_name(tensor.role);
+  const std::vector<WeightRole> roles = weight_roles(model, layer);
+  if (std::find(roles.begin(), roles.end(), tensor.role) == roles.end()) {
+    return invalid("the layer has no " + name);
   }
-}
-
-Result<void> LayerWeights::load(WeightRole role, DType type, std::span<const std::byte> bytes) {
-  static const LayerSpec kNoLayer;
-  const bool final_role = contains(final_roles(model_), role);
-  if (!final_role && (layer_ == nullptr || !contains(weight_roles(model_, *layer_), role))) {
-    return invalid(std::string("the layer has no ") + weight_role_name(role));
+  if (dtype_bytes(tensor.type) > dtype_bytes(weight_dtype_max)) {
+    return invalid(name + ": " + dtype_name(tensor.type) + " is wider than planned for");
   }
-  if (dtype_bytes(type) > dtype_bytes(weight_dtype_max_)) {
-    return invalid(std::string(weight_role_name(role)) + ": " + dtype_name(type) +
-                   " is wider than planned for");
-  }
-  const LayerSpec& layer = final_role ? kNoLayer : *layer_;
-  const std::vector<WeightPart> parts = weight_parts(model_, layer, role);
   std::uint64_t count = 0;
-  std::uint64_t rows = 0;
-  for (const WeightPart& part : parts) {
-    rows += part.outputs;
+  for (const WeightPart& part : weight_parts(model, layer, tensor.role)) {
     count += part.outputs * std::max<std::uint64_t>(part.inputs, 1);
   }
-  if (bytes.size() != count * dtype_bytes(type)) {
-    return invalid(std::string(weight_role_name(role)) + ": " + std::to_string(bytes.size()) +
-                   " bytes for " + std::to_string(count) + " elements of " + dtype_name(type));
+  if (tensor.bytes.size() != count * dtype_bytes(tensor.type)) {
+    return invalid(name + ": " + std::to_string(tensor.bytes.size()) + " bytes for " +
+                   std::to_string(count) + " elements of " + dtype_name(tensor.type));
   }
+  return {};
+}
+
+void StageWeights::begin(const LayerSpec& layer, const Stage& stage, std::byte* buffer) {
+  layer_ = &layer;
+  stage_ = &stage;
+  buffer_ = buffer;
+  loaded_.assign(stage.slots.size(), {});
+  if (layer.attention.alibi && stage.steps.front().kind == StepKind::attention) {
+    slopes_ = gpu_exec::alibi_slopes(layer.attention.heads);
+    device_->load_vector({reinterpret_cast<const std::byte*>(slopes_.data()), DType::f32, {}, 0},
+                         slopes_.size(), reinterpret_cast<float*>(buffer + stage.slopes));
+  }
+}
+
+void StageWeights::load(const LayerTensor& tensor) {
+  const std::vector<WeightPart> parts = weight_parts(*model_, *layer_, tensor.role);
+  std::uint64_t tensor_rows = 0;
   for (const WeightPart& part : parts) {
-    std::byte* to = arena_ + slot_of(part.role).offset;
-    if (part.inputs == 0) {
-      const bool plus_one = model_.norm.one_plus && is_norm_weight(part.role);
-      device_.load_vector({bytes.data(), type, part.rows, plus_one ? 1.0F : 0.0F}, part.outputs,
-                          reinterpret_cast<float*>(to));
-    } else {
-      device_.pack_matrix({bytes.data(), type, part.rows, layer.transposed, rows}, part.outputs,
-                          part.inputs, to);
+    tensor_rows += part.outputs;
+  }
+  for (std::size_t i = 0; i < loaded_.size(); ++i) {
+    const StepWeight& weight = stage_->slots[i].weight;
+    const auto part = std::find_if(parts.begin(), parts.end(), [&](const WeightPart& candidate) {
+      return candidate.role == weight.role;
+    });
+    if (part == parts.end()) {
+      continue;
     }
-    weights_[index(part.role)] = {to, type, nullptr};
+    std::byte* to = buffer_ + stage_->slots[i].offset;
+    if (part->inputs == 0) {
+      const bool plus_one = model_->norm.one_plus && is_norm_weight(part->role);
+      device_->load_vector({tensor.bytes.data(), tensor.type, part->rows, plus_one ? 1.0F : 0.0F},
+                           part->outputs, reinterpret_cast<float*>(to));
+    } else {
+      device_->pack_matrix(
+          {tensor.bytes.data(), tensor.type, slice_of(part->rows, weight.begin, weight.end),
+           layer_->transposed, tensor_rows},
+          weight.end - weight.begin, part->inputs, to);
+    }
+    loaded_[i] = {to, tensor.type, nullptr, layer_->transposed};
+  }
+}
+
+Result<void> StageWeights::check_complete() const {
+  for (std::size_t i = 0; i < loaded_.size(); ++i) {
+    if (loaded_[i].packed == nullptr) {
+      return invalid(std::string(weight_role_name(stage_->slots[i].weight.role)) +
+                     " is not loaded");
+    }
   }
   return {};
 }
 
-Result<void> LayerWeights::check_layer_loaded() const {
-  if (layer_ == nullptr) {
-    return invalid("run() before begin_layer()");
+const float* StageWeights::vector(WeightRole role) const {
+  for (std::size_t i = 0; i < loaded_.size(); ++i) {
+    if (stage_->slots[i].weight.role == role) {
+      return reinterpret_cast<const float*>(loaded_[i].packed);
+    }
   }
-  for (const WeightSlot& slot : slots_) {
-    LIB_TRY_VOID(check_loaded(slot.role));
-  }
-  return {};
+  return nullptr;
 }
 
-Result<void> LayerWeights::check_final_loaded() const {
-  if (!model_.final_norm) {
-    return invalid("the model has no final norm");
+PackedMatrix StageWeights::matrix(WeightRole role, WeightRole bias, std::uint64_t begin) const {
+  for (std::size_t i = 0; i < loaded_.size(); ++i) {
+    const StepWeight& weight = stage_->slots[i].weight;
+    if (weight.role == role && weight.begin == begin) {
+      PackedMatrix result = loaded_[i];
+      const float* all = vector(bias);
+      result.bias = all == nullptr ? nullptr : all + begin;
+      return result;
+    }
   }
-  for (const WeightRole role : final_roles(model_)) {
-    LIB_TRY_VOID(check_loaded(role));
-  }
-  return {};
+  LIB_CHECK(false);
 }
 
-const float* LayerWeights::vector(WeightRole role) const {
-  return reinterpret_cast<const float*>(weights_[index(role)].packed);
-}
-
-PackedMatrix LayerWeights::matrix(WeightRole role, WeightRole bias) const {
-  PackedMatrix result = weights_[index(role)];
-  result.bias = vector(bias);
-  return result;
-}
-
-const float* LayerWeights::alibi_slopes() const {
-  return layer_ != nullptr && layer_->attention.alibi ? slopes_memory() : nullptr;
-}
-
-float* LayerWeights::slopes_memory() const {
-  return reinterpret_cast<float*>(arena_ + plan_.slopes);
-}
-
-WeightSlot LayerWeights::slot_of(WeightRole role) const {
-  if (role == WeightRole::final_norm) {
-    return {role, plan_.final_norm, model_.hidden_size, 0};
-  }
-  if (role == WeightRole::final_norm_bias) {
-    return {role, plan_.final_norm_bias, model_.hidden_size, 0};
-  }
-  const auto found = std::find_if(slots_.begin(), slots_.end(),
-                                  [role](const WeightSlot& slot) { return slot.role == role; });
-  LIB_CHECK(found != slots_.end());
-  return *found;
-}
-
-Result<void> LayerWeights::check_loaded(WeightRole role) const {
-  if (weights_[index(role)].packed == nullptr) {
-    return invalid(std::string(weight_role_name(role)) + " is not loaded");
-  }
-  return {};
+const float* StageWeights::alibi_slopes() const {
+  return slopes_.empty() || !layer_->attention.alibi
+             ? nullptr
+             : reinterpret_cast<const float*>(buffer_ + stage_->slopes);
 }
 
 }  // namespace librarian::gpu_exec

@@ -1,55 +1,57 @@
 #pragma once
-/// The weights of the layer that runs, packed in the executor's arena. Private to gpu_exec.
+/// Weights of a stage, packed in their buffer of the executor's arena. Private to gpu_exec.
 
-#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
 
 #include "base/error.h"
 #include "gpu_exec/device.h"
-#include "gpu_exec/memory_plan.h"
+#include "gpu_exec/layer_steps.h"
 #include "gpu_exec/model_spec.h"
 
 namespace librarian::gpu_exec {
 
+/// A tensor of a layer as it lies in the checkpoint.
+struct LayerTensor {
+  WeightRole role{};
+  DType type{};
+  std::span<const std::byte> bytes;
+};
+
+/// @error invalid_argument  the layer has no such tensor, the size does not fit its shape, or it is
+///                          wider than `weight_dtype_max`.
+Result<void> check_tensor(const ModelSpec& model, const LayerSpec& layer, DType weight_dtype_max,
+                          const LayerTensor& tensor);
+
 /// Not thread-safe.
-class LayerWeights {
+class StageWeights {
  public:
-  /// @param plan   Of this model and these options.
-  /// @param arena  Where `plan` holds; must outlive this, as must model and device.
-  LayerWeights(const ModelSpec& model, DType weight_dtype_max, Device& device,
-               const MemoryPlan& plan, std::byte* arena);
+  StageWeights(const ModelSpec& model, Device& device) : model_(&model), device_(&device) {}
 
-  /// Forgets the weights of the layer before, but not the final norm's.
-  void begin_layer(const LayerSpec& layer);
-  /// As LayerExecutor::load().
-  Result<void> load(WeightRole role, DType type, std::span<const std::byte> bytes);
-  /// @error invalid_argument  one of the layer's weights is missing.
-  Result<void> check_layer_loaded() const;
-  /// @error invalid_argument  the model has no final norm, or it is missing.
-  Result<void> check_final_loaded() const;
+  /// From here on `buffer` holds `stage`, which must stay; nothing of it is loaded.
+  void begin(const LayerSpec& layer, const Stage& stage, std::byte* buffer);
+  /// Loads what the stage has of a checked tensor.
+  void load(const LayerTensor& tensor);
+  /// @error invalid_argument  names what is missing.
+  Result<void> check_complete() const;
 
-  /// Null where it is not loaded: the layer has none.
+  /// Null: the layer has none.
   const float* vector(WeightRole role) const;
-  PackedMatrix matrix(WeightRole role, WeightRole bias) const;
+  /// The slice that begins at output `begin`, with its part of the bias.
+  PackedMatrix matrix(WeightRole role, WeightRole bias, std::uint64_t begin = 0) const;
   /// Null unless the layer uses them.
   const float* alibi_slopes() const;
 
  private:
-  static std::size_t index(WeightRole role) { return static_cast<std::size_t>(role); }
-  float* slopes_memory() const;
-  WeightSlot slot_of(WeightRole role) const;
-  Result<void> check_loaded(WeightRole role) const;
-
-  const ModelSpec& model_;
-  const DType weight_dtype_max_;
-  Device& device_;
-  const MemoryPlan& plan_;
-  std::byte* const arena_;
+  const ModelSpec* model_;
+  Device* device_;
   const LayerSpec* layer_ = nullptr;
-  std::vector<WeightSlot> slots_;
-  std::array<PackedMatrix, kWeightRoles> weights_{};  ///< By role; `packed` null: not loaded.
+  const Stage* stage_ = nullptr;
+  std::byte* buffer_ = nullptr;
+  std::vector<float> slopes_;         ///< Host memory that the upload reads.
+  std::vector<PackedMatrix> loaded_;  ///< By slot; `packed` null: not yet.
 };
 
 }  // namespace librarian::gpu_exec

@@ -209,10 +209,8 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
 
   EncodePool encoder(clock, memory_.encode);
   Recorder recorder(observer);
-  gpu_exec::ExecutorOptions executor_options{dtype_, checkpoint_->widest_dtype(),
-                                             memory_.block_tokens, tokens_.longest_sample()};
   LIB_TRY(const std::unique_ptr<gpu_exec::LayerExecutor> executor,
-          gpu_exec::LayerExecutor::create(checkpoint_->spec(), executor_options, *device_));
+          gpu_exec::LayerExecutor::create(checkpoint_->spec(), memory_.executor, *device_));
   const weightmap::remote::FetchStatistics before = fetcher_->statistics();
   VirtualWeightMap weights(*fetcher_, clock, *checkpoint_,
                            {memory_.ring_bytes, kTablePieceBytes, {}});

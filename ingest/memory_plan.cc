@@ -69,27 +69,46 @@ std::uint64_t table_bytes(const MemoryInputs& in) {
          files * kBytesPerFileRecord;
 }
 
-MemoryPlan plan_with(const MemoryInputs& in, std::uint64_t block_tokens, bool whole_layer,
-                     bool state_in_memory, std::uint64_t slots) {
+gpu_exec::ExecutorOptions executor_options(const MemoryInputs& in, std::uint64_t block_tokens) {
+  gpu_exec::ExecutorOptions options;
+  options.dtype = in.dtype;
+  options.weight_dtype_max = in.checkpoint->widest_dtype();
+  options.block_rows_max = block_tokens;
+  options.sample_rows_max = in.sample_tokens_max;
+  // Two blocks that follow one another hold more than one block together, or they would be one.
+  options.blocks_max = 2 * in.part_tokens_max / block_tokens + 1;
+  options.captures_max = in.captures->arrays_per_layer_max();
+  return options;
+}
+
+/// @error does_not_fit  the device is too small.
+Result<MemoryPlan> plan_with(const MemoryInputs& in, std::uint64_t block_tokens, bool whole_layer,
+                             bool state_in_memory, std::uint64_t slots) {
   MemoryPlan plan;
   plan.limit_bytes = in.limit_bytes;
   plan.block_tokens = block_tokens;
   plan.state_in_memory = state_in_memory;
   plan.whole_layer_prefetch = whole_layer;
 
-  const gpu_exec::ExecutorMemory executor = gpu_exec::LayerExecutor::memory(
-      in.checkpoint->spec(),
-      {in.dtype, in.checkpoint->widest_dtype(), block_tokens, in.sample_tokens_max}, *in.device);
-  plan.packed_weight_bytes = executor.weight_bytes;
+  plan.executor = executor_options(in, block_tokens);
+  LIB_TRY(plan.executor_memory,
+          gpu_exec::LayerExecutor::memory(in.checkpoint->spec(), plan.executor, *in.device));
+  const gpu_exec::ExecutorMemory& executor = plan.executor_memory;
   const std::uint64_t block_rows = std::min(block_tokens, in.part_tokens_max);
   plan.workspace_bytes =
-      executor.workspace_bytes + (in.captures->final_norm ? block_rows * row_bytes(in) : 0);
+      executor.host_bytes + (in.captures->final_norm ? block_rows * row_bytes(in) : 0);
+  if (in.device->works_on_host_memory()) {
+    plan.packed_weight_bytes = executor.weight_bytes;
+    plan.workspace_bytes += executor.workspace_bytes;
+  }
 
   const std::uint64_t piece =
       weightmap::largest_piece_bytes(*in.checkpoint, kTablePieceBytes) + kKiB;
   const std::uint64_t layer = largest_layer_bytes(*in.checkpoint);
+  // Weights that come in stages stay until their layer has run.
+  const std::uint64_t kept = executor.staged ? layer : 0;
   // A slot that wraps around leaves at most one piece unused.
-  plan.ring_bytes = whole_layer ? std::max(layer, 2 * kTablePieceBytes) + piece : piece;
+  plan.ring_bytes = kept + (whole_layer ? std::max(layer, 2 * kTablePieceBytes) + piece : piece);
 
   ResidualStateOptions state;
   state.rows = in.part_tokens_max;
@@ -168,19 +187,20 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
           if (block < std::min(efficient, blocks.front())) {
             continue;
           }
-          MemoryPlan plan =
+          Result<MemoryPlan> plan =
               plan_with(in, block, whole_layer, state_in_memory, whole_layer ? slots : slots_min);
-          if (plan.total_bytes <= in.limit_bytes) {
+          if (plan && plan->total_bytes <= in.limit_bytes) {
             return plan;
           }
         }
       }
     }
   }
-  MemoryPlan least = plan_with(in, blocks.back(), false, in.state == StateMode::memory, slots_min);
+  LIB_TRY(MemoryPlan least,
+          plan_with(in, blocks.back(), false, in.state == StateMode::memory, slots_min));
   if (in.state == StateMode::automatic) {
     // A small part's rows can take less than the buffers that a state on disk needs.
-    const MemoryPlan other = plan_with(in, blocks.back(), false, true, slots_min);
+    LIB_TRY(const MemoryPlan other, plan_with(in, blocks.back(), false, true, slots_min));
     least = other.total_bytes < least.total_bytes ? other : least;
   }
   std::string advice;

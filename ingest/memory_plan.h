@@ -39,8 +39,11 @@ struct MemoryPlan {
   bool state_in_memory = true;
   bool whole_layer_prefetch = true;  ///< The ring holds the largest layer; else only a part of it.
 
-  std::uint64_t packed_weight_bytes = 0;  ///< The layer that computes.
-  std::uint64_t workspace_bytes = 0;      ///< Block buffers, keys, values.
+  gpu_exec::ExecutorOptions executor;        ///< What these numbers are for.
+  gpu_exec::ExecutorMemory executor_memory;  ///< Of the device, where it has its own.
+
+  std::uint64_t packed_weight_bytes = 0;  ///< The layer that computes; 0: the device has it.
+  std::uint64_t workspace_bytes = 0;      ///< Block buffers, keys, values; or rows on their way.
   std::uint64_t ring_bytes = 0;           ///< Weights that arrive meanwhile.
   std::uint64_t state_bytes = 0;
   std::uint64_t encode_bytes = 0;

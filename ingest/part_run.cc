@@ -7,6 +7,7 @@
 #include "gpu_exec/embedding.h"
 #include "ingest/nonfinite.h"
 #include "ingest/part_work.h"
+#include "ingest/stopwatch.h"
 #include "ingest/stored_type.h"
 
 namespace librarian::ingest {
@@ -16,32 +17,23 @@ using activation_store::ArrayLayout;
 using activation_store::ArrayWriter;
 using gpu_exec::CapturePoint;
 
-/// Adds the time it lives to a duration.
-class Stopwatch {
- public:
-  Stopwatch(Clock& clock, Duration& total) : clock_(clock), total_(total), begin_(clock.now()) {}
-  ~Stopwatch() { total_ += clock_.now() - begin_; }
-  Stopwatch(const Stopwatch&) = delete;
-  Stopwatch& operator=(const Stopwatch&) = delete;
-
- private:
-  Clock& clock_;
-  Duration& total_;
-  TimePoint begin_;
-};
-
 }  // namespace
 
-/// Hands captured rows to the writers of the layer that runs.
-class PartRun::Sink final : public gpu_exec::CaptureSink {
+/// What the executor asks of a layer that runs: its rows come from the state and go back there,
+/// captures go to the writers, and the next layer's weights go ahead meanwhile.
+class PartRun::BlockIo final : public gpu_exec::LayerIo {
  public:
-  Sink(PartRun& run, LayerWork& work, std::stop_token stop)
-      : run_(run), work_(work), stop_(std::move(stop)) {}
+  BlockIo(PartRun& run, WeightLoader& loader, LayerWork& work, std::stop_token stop)
+      : run_(run), loader_(loader), work_(work), stop_(std::move(stop)) {}
 
   bool wants(CapturePoint point) const override {
     return run_.context_.captures.layers[static_cast<std::size_t>(work_.layer)].contains(point);
   }
-  Result<void> capture(CapturePoint point, std::span<const std::byte> rows) override {
+  Result<std::span<std::byte>> load(std::size_t block) override {
+    return run_.state_->load(run_.blocks_[block].row_begin, run_.blocks_[block].rows);
+  }
+  Result<void> capture(CapturePoint point, std::size_t /*block*/,
+                       std::span<const std::byte> rows) override {
     const Stopwatch watch(run_.context_.clock, work_.times.capture_wait);
     const std::string name = capture_array_name(work_.layer, point);
     const auto output = std::find_if(work_.outputs.begin(), work_.outputs.end(),
@@ -49,9 +41,21 @@ class PartRun::Sink final : public gpu_exec::CaptureSink {
     LIB_CHECK(output != work_.outputs.end());
     return output->writer.append(rows, stop_);
   }
+  Result<void> store(std::size_t block, std::span<std::byte> rows) override {
+    const BlockRange& range = run_.blocks_[block];
+    LIB_TRY_VOID(run_.check_finite(rows, run_.context_.dtype, work_, range.row_begin));
+    LIB_TRY_VOID(run_.state_->store(range.row_begin, rows));
+    run_.context_.observer.rows_done(run_.part_, work_.layer, range.row_begin + range.rows,
+                                     run_.range_.tokens);
+    return {};
+  }
+  Result<void> idle() override {
+    return work_.layer < run_.last_layer_ ? loader_.load_ahead(work_.layer + 1) : Result<void>();
+  }
 
  private:
   PartRun& run_;
+  WeightLoader& loader_;
   LayerWork& work_;
   std::stop_token stop_;
 };
@@ -142,6 +146,9 @@ Result<void> PartRun::run(const PartTools& tools,
   state_saved_ = context_.clock.now();
   {
     Committer committer(*this, stop);
+    WeightLoader loader(tools.weights, tools.executor, context_.clock,
+                        context_.checkpoint.layer_count(),
+                        [&](std::int32_t layer) { return prefetch_after(tools, layer); });
     Duration waited{};  // For the commit before: it held up the layer after.
     for (std::int32_t layer = first_layer(); layer <= last_layer_; ++layer) {
       LayerWork work;
@@ -149,9 +156,10 @@ Result<void> PartRun::run(const PartTools& tools,
       work.begin = context_.clock.now();
       work.times.commit_wait = std::exchange(waited, Duration{});
       LIB_TRY_VOID(open_writers(tools, work));
-      LIB_TRY_VOID(layer < 0                                   ? run_embedding(tools, work, stop)
-                   : layer < context_.checkpoint.layer_count() ? run_layer(tools, work, stop)
-                                                               : run_final_norm(tools, work, stop));
+      LIB_TRY_VOID(layer < 0 ? run_embedding(tools, work, stop)
+                   : layer < context_.checkpoint.layer_count()
+                       ? run_layer(tools, loader, work, stop)
+                       : run_final_norm(tools, loader, work, stop));
       work.times.wall = context_.clock.now() - work.begin + work.times.commit_wait;
       if (work.place.kind != StatePlace::Kind::none) {
         state_saved_ = context_.clock.now();
@@ -194,7 +202,7 @@ Result<void> PartRun::prefetch_after(const PartTools& tools, std::int32_t layer)
   return {};
 }
 
-/// Takes the layer's weights as they come, times the waits, and keeps what the tensors were.
+/// Takes the embedding's weights as they come, times the waits, and keeps what the tensors were.
 /// @param use  Called with each piece, which goes away afterwards.
 Result<void> PartRun::take_weights(
     const PartTools& tools, LayerWork& work, Duration& busy,
@@ -213,23 +221,12 @@ Result<void> PartRun::take_weights(
     }
     const Stopwatch watch(context_.clock, busy);
     LIB_TRY_VOID(use(*piece));
+    lease.give_back_oldest();
   }
   for (weightmap::TensorDigest& digest : lease.take_digests()) {
     work.weights[digest.name] = digest.xxh3.hex();
   }
   return {};
-}
-
-Result<void> PartRun::load_weights(const PartTools& tools, LayerWork& work,
-                                   const std::stop_token& stop) {
-  if (work.layer < context_.checkpoint.layer_count()) {
-    tools.executor.begin_layer(static_cast<std::uint32_t>(work.layer));
-  }
-  const auto load = [&](const weightmap::ArrivedPiece& piece) {
-    LIB_CHECK(piece.offset == 0 && piece.bytes.size() == piece.tensor->bytes.size());
-    return tools.executor.load(piece.tensor->role, piece.tensor->dtype, piece.bytes);
-  };
-  return take_weights(tools, work, work.times.load_busy, load, stop);
 }
 
 std::vector<std::uint32_t> PartRun::row_positions() const {
@@ -286,32 +283,31 @@ Result<void> PartRun::run_embedding(const PartTools& tools, LayerWork& work,
   return {};
 }
 
-Result<void> PartRun::run_layer(const PartTools& tools, LayerWork& work,
+Result<void> PartRun::run_layer(const PartTools& tools, WeightLoader& loader, LayerWork& work,
                                 const std::stop_token& stop) {
-  LIB_TRY_VOID(load_weights(tools, work, stop));
+  LIB_TRY(work.weights, loader.load(work.layer, work.times, stop));
   const bool needed = work.layer < last_layer_;
   LIB_TRY_VOID(state_->begin_layer(work.layer, covering_array(work.layer), needed));
-  Sink sink(*this, work, stop);
+  std::vector<gpu_exec::Block> blocks;
+  for (const BlockRange& block : blocks_) {
+    blocks.push_back({block.segments, block.rows});
+  }
+  BlockIo io(*this, loader, work, stop);
   const Duration waited_before = work.times.capture_wait;
   {
     const Stopwatch watch(context_.clock, work.times.compute_busy);
-    for (const BlockRange& block : blocks_) {
-      LIB_TRY(const std::span<std::byte> rows, state_->load(block.row_begin, block.rows));
-      LIB_TRY_VOID(tools.executor.run({block.segments, block.rows}, rows, sink, stop));
-      LIB_TRY_VOID(check_finite(rows, context_.dtype, work, block.row_begin));
-      LIB_TRY_VOID(state_->store(block.row_begin, rows));
-      context_.observer.rows_done(part_, work.layer, block.row_begin + block.rows, range_.tokens);
-    }
+    LIB_TRY_VOID(tools.executor.run(blocks, io, stop));
   }
+  loader.layer_done();
   work.times.compute_busy -= work.times.capture_wait - waited_before;
   const Stopwatch watch(context_.clock, work.times.commit_wait);
   LIB_TRY(work.place, state_->end_layer(needed && durable_state_due()));
   return {};
 }
 
-Result<void> PartRun::run_final_norm(const PartTools& tools, LayerWork& work,
+Result<void> PartRun::run_final_norm(const PartTools& tools, WeightLoader& loader, LayerWork& work,
                                      const std::stop_token& stop) {
-  LIB_TRY_VOID(load_weights(tools, work, stop));
+  LIB_TRY(work.weights, loader.load(work.layer, work.times, stop));
   const std::uint64_t row_bytes =
       context_.checkpoint.spec().hidden_size * gpu_exec::dtype_bytes(context_.dtype);
   std::vector<std::byte> normed(std::min(context_.block_tokens, range_.tokens) * row_bytes);

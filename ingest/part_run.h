@@ -25,6 +25,7 @@
 #include "ingest/partition.h"
 #include "ingest/residual_state.h"
 #include "ingest/token_file.h"
+#include "ingest/weight_loader.h"
 #include "weightmap/virtual_weight_map.h"
 
 namespace librarian::ingest {
@@ -88,7 +89,7 @@ class PartRun {
 
  private:
   class Committer;
-  class Sink;
+  class BlockIo;
   struct LayerWork;
 
   PartRun(const PartContext& context, std::uint64_t part, const activation_store::PartRange& range,
@@ -106,12 +107,13 @@ class PartRun {
   Result<void> restore_state();
 
   Result<void> run_embedding(const PartTools& tools, LayerWork& work, const std::stop_token& stop);
-  Result<void> run_layer(const PartTools& tools, LayerWork& work, const std::stop_token& stop);
-  Result<void> run_final_norm(const PartTools& tools, LayerWork& work, const std::stop_token& stop);
+  Result<void> run_layer(const PartTools& tools, WeightLoader& loader, LayerWork& work,
+                         const std::stop_token& stop);
+  Result<void> run_final_norm(const PartTools& tools, WeightLoader& loader, LayerWork& work,
+                              const std::stop_token& stop);
   Result<void> take_weights(const PartTools& tools, LayerWork& work, Duration& busy,
                             const std::function<Result<void>(const weightmap::ArrivedPiece&)>& use,
                             const std::stop_token& stop);
-  Result<void> load_weights(const PartTools& tools, LayerWork& work, const std::stop_token& stop);
   Result<void> open_writers(const PartTools& tools, LayerWork& work);
   Result<void> prefetch_after(const PartTools& tools, std::int32_t layer);
   Result<void> check_finite(std::span<const std::byte> rows, gpu_exec::DType type,

@@ -152,7 +152,13 @@ Result<std::span<std::byte>> ResidualState::load(std::uint64_t begin, std::uint6
 }
 
 Result<void> ResidualState::store(std::uint64_t begin, std::span<const std::byte> rows) {
-  return writer_ ? writer_->write_rows(begin, rows) : Result<void>();
+  if (writer_) {
+    return writer_->write_rows(begin, rows);
+  }
+  if (options_.in_memory && rows.data() != memory_.data() + begin * options_.row_bytes) {
+    std::memcpy(memory_.data() + begin * options_.row_bytes, rows.data(), rows.size());
+  }
+  return {};
 }
 
 Result<StatePlace> ResidualState::end_layer(bool durable) {

@@ -113,7 +113,7 @@ class ResidualState {
   Result<void> begin_layer(std::int32_t layer, const std::string& covered_by_array, bool needed);
   /// Rows of a block, to be worked on in place. Also between end_layer() and the next begin.
   Result<std::span<std::byte>> load(std::uint64_t begin, std::uint64_t rows);
-  /// What the block became; `rows` is the span that load() gave.
+  /// What the block became; `rows` is the span that load() gave, changed in place, or a copy.
   Result<void> store(std::uint64_t begin, std::span<const std::byte> rows);
   /// Ends a layer (or the embedding). With `durable`, memory is written to a state file unless the
   /// covering array holds it.

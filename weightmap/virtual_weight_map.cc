@@ -78,10 +78,8 @@ class VirtualWeightMap::Impl {
   Result<void> wait_for(Stream& stream, std::size_t index, const std::stop_token& stop) {
     auto lock = monitor_.lock();
     const TimePoint begin = monitor_.clock().now();
-    const bool arrived = monitor_.wait(lock, stop, [&] {
-      return stream.failure || (index < stream.slots.size() && stream.slots[index].requested &&
-                                stream.slots[index].requests_left == 0);
-    });
+    const bool arrived =
+        monitor_.wait(lock, stop, [&] { return stream.failure || has_arrived(stream, index); });
     statistics_.acquire_wait += monitor_.clock().now() - begin;
     if (stream.failure) {
       return *stream.failure;
@@ -90,6 +88,15 @@ class VirtualWeightMap::Impl {
       return Error(ErrorCode::cancelled, "stopped while waiting for weights");
     }
     return {};
+  }
+
+  /// Whether piece `index` is in memory.
+  Result<bool> is_there(const Stream& stream, std::size_t index) {
+    auto lock = monitor_.lock();
+    if (stream.failure) {
+      return *stream.failure;
+    }
+    return has_arrived(stream, index);
   }
 
   /// Gives back the oldest slot, which belongs to `stream`.
@@ -131,6 +138,11 @@ class VirtualWeightMap::Impl {
     remote::FetchRequest request;
     std::vector<std::size_t> slots;  // Index of the slot that each piece of the request fills.
   };
+
+  static bool has_arrived(const Stream& stream, std::size_t index) {
+    return index < stream.slots.size() && stream.slots[index].requested &&
+           stream.slots[index].requests_left == 0;
+  }
 
   void fill(const std::stop_token& stop) {
     while (true) {
@@ -283,13 +295,29 @@ Lease::~Lease() {
 }
 
 Result<std::optional<ArrivedPiece>> Lease::next(const std::stop_token& stop) {
-  if (next_piece_ > 0 && stream_->released < next_piece_) {
-    map_->impl_->release(*stream_);
-  }
-  if (next_piece_ == stream_->pieces.size()) {
+  if (complete()) {
     return std::optional<ArrivedPiece>();
   }
   LIB_TRY_VOID(map_->impl_->wait_for(*stream_, next_piece_, stop));
+  return std::optional<ArrivedPiece>(take_next());
+}
+
+Result<std::optional<ArrivedPiece>> Lease::next_if_there() {
+  if (complete()) {
+    return std::optional<ArrivedPiece>();
+  }
+  LIB_TRY(const bool there, map_->impl_->is_there(*stream_, next_piece_));
+  return there ? std::optional<ArrivedPiece>(take_next()) : std::optional<ArrivedPiece>();
+}
+
+bool Lease::complete() const { return next_piece_ == stream_->pieces.size(); }
+
+void Lease::give_back_oldest() {
+  LIB_CHECK(stream_->released < next_piece_);
+  map_->impl_->release(*stream_);
+}
+
+ArrivedPiece Lease::take_next() {
   const Piece& piece = stream_->pieces[next_piece_];
   const WeightTensor& tensor = stream_->plan->tensors[piece.tensor];
   const std::span<const std::byte> bytes = stream_->slots[next_piece_].memory;
@@ -301,8 +329,7 @@ Result<std::optional<ArrivedPiece>> Lease::next(const std::stop_token& stop) {
     digests_.push_back({tensor.name, hash_.digest()});
   }
   ++next_piece_;
-  return std::optional<ArrivedPiece>(
-      ArrivedPiece{&tensor, piece.bytes.begin - tensor.bytes.begin, bytes});
+  return {&tensor, piece.bytes.begin - tensor.bytes.begin, bytes};
 }
 
 VirtualWeightMap::VirtualWeightMap(remote::Fetcher& fetcher, Clock& clock,

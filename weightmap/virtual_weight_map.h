@@ -25,7 +25,7 @@ struct WeightMapOptions {
   RequestLimits requests;
 };
 
-/// Bytes that arrived, valid until the lease is asked for the next ones.
+/// Bytes that arrived, valid until they are given back.
 struct ArrivedPiece {
   const WeightTensor* tensor = nullptr;
   std::uint64_t offset = 0;  ///< Of the bytes within the tensor.
@@ -56,9 +56,15 @@ class Lease {
   Lease& operator=(const Lease&) = delete;
   ~Lease();
 
-  /// Waits for the next piece and gives the one before back; nothing means the layer is complete.
+  /// Waits for the next piece; nothing means the layer is complete.
   /// @error unavailable | source_changed | bad_input | cancelled
   Result<std::optional<ArrivedPiece>> next(const std::stop_token& stop);
+  /// The next piece if it is there already.
+  Result<std::optional<ArrivedPiece>> next_if_there();
+  /// Whether next() has given every piece.
+  bool complete() const;
+  /// Gives the oldest piece back: its memory is the next one's that is fetched.
+  void give_back_oldest();
   /// One per tensor, in file order, once next() returned nothing.
   std::vector<TensorDigest> take_digests() { return std::move(digests_); }
 
@@ -66,6 +72,7 @@ class Lease {
   friend class VirtualWeightMap;
   struct Stream;
   Lease(VirtualWeightMap& map, std::shared_ptr<Stream> stream);
+  ArrivedPiece take_next();
 
   VirtualWeightMap* map_;
   std::shared_ptr<Stream> stream_;

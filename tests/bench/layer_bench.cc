@@ -150,12 +150,6 @@ void bench_linear(CpuIsa isa, const Options& options, const Shape& shape, DType 
           [&] { device->linear(op, scratch, {}); });
 }
 
-class NoCaptures final : public CaptureSink {
- public:
-  bool wants(CapturePoint) const override { return false; }
-  Result<void> capture(CapturePoint, std::span<const std::byte>) override { return {}; }
-};
-
 /// Samples of equal length through a layer of a 1.1 B llama.
 void bench_layer(CpuIsa isa, const Options& options, const Shape& shape, DType type) {
   const std::uint64_t samples = shape[0];
@@ -173,7 +167,11 @@ void bench_layer(CpuIsa isa, const Options& options, const Shape& shape, DType t
   const auto executor = loaded_executor(layer, *device, type, rows, length);
   const std::vector<Segment> segments = segments_of(std::vector<std::uint64_t>(samples, length));
   const Bytes state = to_bytes(TestRandom(2).vector(rows * 2048, 1.0F), type);
-  NoCaptures sink;
+  RecordingSink sink;
+  sink.refused = {{CapturePoint::attn_out, true},
+                  {CapturePoint::resid_mid, true},
+                  {CapturePoint::mlp_out, true},
+                  {CapturePoint::resid_post, true}};
   // Of the attention only what a causal mask leaves; kernels_vs_torch.py counts the same.
   const double parameters = 2048.0 * 64 * (2 * 32 + 2 * 4) + 3.0 * 2048 * 5632;
   const double attention = 2.0 * 32 * 64 * 2 * static_cast<double>(length + 1) / 2;

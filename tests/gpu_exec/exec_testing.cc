@@ -207,9 +207,33 @@ TestLayer make_layer(std::uint32_t hidden, LayerSpec layer, DType weight_type, s
   return test;
 }
 
-Result<void> RecordingSink::capture(CapturePoint point, std::span<const std::byte> bytes) {
+void RecordingSink::begin(std::span<const Block> blocks, std::span<std::byte> state) {
+  std::uint64_t rows_in_all = 0;
+  for (const Block& block : blocks) {
+    rows_in_all += block.rows;
+  }
+  const std::uint64_t row_bytes = rows_in_all == 0 ? 0 : state.size() / rows_in_all;
+  parts_.clear();
+  std::uint64_t at = 0;
+  for (const Block& block : blocks) {
+    parts_.push_back(state.subspan(at, block.rows * row_bytes));
+    at += block.rows * row_bytes;
+  }
+}
+
+Result<void> RecordingSink::capture(CapturePoint point, std::size_t /*block*/,
+                                    std::span<const std::byte> bytes) {
+  if (failure) {
+    return *failure;
+  }
   Bytes& to = rows[point];
   to.insert(to.end(), bytes.begin(), bytes.end());
+  return {};
+}
+
+Result<void> RecordingSink::store(std::size_t block, std::span<std::byte> bytes) {
+  EXPECT_EQ(bytes.size(), parts_.at(block).size());
+  std::copy(bytes.begin(), bytes.end(), parts_[block].begin());
   return {};
 }
 
@@ -217,26 +241,42 @@ void load_weights(LayerExecutor& executor, const TestLayer& layer) {
   for (const auto& [role, values] : layer.weights) {
     // One byte off any alignment: checkpoints give no better.
     const Bytes packed = to_bytes(values, layer.weight_type);
-    Bytes odd(packed.size() + 1);
-    std::memcpy(odd.data() + 1, packed.data(), packed.size());
-    const auto loaded = executor.load(role, layer.weight_type, std::span(odd).subspan(1));
+    auto odd = std::make_shared<Bytes>(packed.size() + 1);
+    std::memcpy(odd->data() + 1, packed.data(), packed.size());
+    std::shared_ptr<const Bytes>& kept = layer.loaded[role];
+    if (kept == nullptr || *kept != *odd) {
+      kept = std::move(odd);
+    }
+    const auto loaded = executor.load(role, layer.weight_type, std::span(*kept).subspan(1));
     EXPECT_TRUE(loaded) << loaded.error().message();
   }
 }
 
-std::unique_ptr<LayerExecutor> loaded_executor(const TestLayer& layer, Device& device, DType dtype,
-                                               std::uint64_t block_rows_max,
-                                               std::uint64_t sample_rows_max) {
+ExecutorOptions executor_options(const TestLayer& layer, DType dtype, std::uint64_t block_rows_max,
+                                 std::uint64_t sample_rows_max) {
   ExecutorOptions options;
   options.dtype = dtype;
   options.weight_dtype_max = layer.weight_type;
   options.block_rows_max = block_rows_max;
   options.sample_rows_max = sample_rows_max;
+  options.captures_max = 4;
+  return options;
+}
+
+std::unique_ptr<LayerExecutor> loaded_executor(const TestLayer& layer, Device& device,
+                                               const ExecutorOptions& options) {
   auto executor = LayerExecutor::create(layer.model, options, device);
   EXPECT_TRUE(executor) << executor.error().message();
   (*executor)->begin_layer(0);
   load_weights(**executor, layer);
   return *std::move(executor);
+}
+
+std::unique_ptr<LayerExecutor> loaded_executor(const TestLayer& layer, Device& device, DType dtype,
+                                               std::uint64_t block_rows_max,
+                                               std::uint64_t sample_rows_max) {
+  return loaded_executor(layer, device,
+                         executor_options(layer, dtype, block_rows_max, sample_rows_max));
 }
 
 std::vector<Segment> segments_of(const std::vector<std::uint64_t>& lengths) {
@@ -249,15 +289,21 @@ std::vector<Segment> segments_of(const std::vector<std::uint64_t>& lengths) {
   return segments;
 }
 
-Bytes run_block(LayerExecutor& executor, std::span<const Segment> segments, Bytes state,
-                CaptureSink& sink) {
-  std::uint64_t rows = 0;
-  for (const Segment& segment : segments) {
-    rows += segment.rows;
-  }
-  const auto done = executor.run({segments, rows}, state, sink, {});
+Bytes run_blocks(LayerExecutor& executor, std::span<const Block> blocks, Bytes state,
+                 RecordingSink& sink) {
+  sink.begin(blocks, state);
+  const auto done = executor.run(blocks, sink, {});
   EXPECT_TRUE(done) << done.error().message();
   return state;
+}
+
+Bytes run_block(LayerExecutor& executor, std::span<const Segment> segments, Bytes state,
+                RecordingSink& sink) {
+  Block block{segments, 0};
+  for (const Segment& segment : segments) {
+    block.rows += segment.rows;
+  }
+  return run_blocks(executor, {&block, 1}, std::move(state), sink);
 }
 
 }  // namespace librarian::gpu_exec

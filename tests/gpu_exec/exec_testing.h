@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -48,6 +49,8 @@ struct TestLayer {
   ModelSpec model;
   DType weight_type = DType::f32;
   std::map<WeightRole, std::vector<float>> weights;
+  /// The weights as load_weights() gave them to an executor, which may read them again.
+  mutable std::map<WeightRole, std::shared_ptr<const Bytes>> loaded;
 };
 /// Small sizes that are multiples of nothing; every optional tensor is there.
 LayerSpec awkward_layer();
@@ -63,20 +66,35 @@ struct Flavour {
 std::vector<Flavour> flavours();
 RopeSpec default_rope(std::uint32_t rotary_dim);
 
-/// Keeps what it is given.
-class RecordingSink final : public CaptureSink {
+/// The job's side of a run over rows in memory; keeps the captures.
+class RecordingSink final : public LayerIo {
  public:
+  /// The rows of the blocks, one after the other; what store() gets goes to the same place.
+  void begin(std::span<const Block> blocks, std::span<std::byte> state);
+
   bool wants(CapturePoint point) const override { return refused.count(point) == 0; }
-  Result<void> capture(CapturePoint point, std::span<const std::byte> rows) override;
+  Result<std::span<std::byte>> load(std::size_t block) override { return parts_.at(block); }
+  Result<void> capture(CapturePoint point, std::size_t block,
+                       std::span<const std::byte> rows) override;
+  Result<void> store(std::size_t block, std::span<std::byte> rows) override;
 
   std::map<CapturePoint, Bytes> rows;  ///< In the order of the calls.
   std::map<CapturePoint, bool> refused;
+  std::optional<Error> failure;  ///< What capture() returns, if set.
+
+ private:
+  std::vector<std::span<std::byte>> parts_;
 };
 
 /// Loads every weight of the layer that the executor is at.
 void load_weights(LayerExecutor& executor, const TestLayer& layer);
 
+/// Options for a TestLayer; the rest as usual.
+ExecutorOptions executor_options(const TestLayer& layer, DType dtype, std::uint64_t block_rows_max,
+                                 std::uint64_t sample_rows_max);
 /// An executor of a TestLayer with its weights loaded.
+std::unique_ptr<LayerExecutor> loaded_executor(const TestLayer& layer, Device& device,
+                                               const ExecutorOptions& options);
 std::unique_ptr<LayerExecutor> loaded_executor(const TestLayer& layer, Device& device, DType dtype,
                                                std::uint64_t block_rows_max,
                                                std::uint64_t sample_rows_max);
@@ -84,8 +102,10 @@ std::unique_ptr<LayerExecutor> loaded_executor(const TestLayer& layer, Device& d
 /// Samples of these lengths as segments of one block.
 std::vector<Segment> segments_of(const std::vector<std::uint64_t>& lengths);
 
-/// Runs one block and returns the new state.
+/// Runs blocks of consecutive rows, in one run(), and returns the new state.
+Bytes run_blocks(LayerExecutor& executor, std::span<const Block> blocks, Bytes state,
+                 RecordingSink& sink);
 Bytes run_block(LayerExecutor& executor, std::span<const Segment> segments, Bytes state,
-                CaptureSink& sink);
+                RecordingSink& sink);
 
 }  // namespace librarian::gpu_exec

@@ -196,31 +196,28 @@ TEST(LayerExecutor, CapturesOnlyWhatIsWantedAndAddsUp) {
 
 // Goal: an error of the sink and a stop request end the run as such.
 TEST(LayerExecutor, PassesOnErrorsAndStops) {
-  class FailingSink final : public CaptureSink {
-   public:
-    bool wants(CapturePoint) const override { return true; }
-    Result<void> capture(CapturePoint, std::span<const std::byte>) override {
-      return Error(ErrorCode::no_space, "full");
-    }
-  };
   const TestLayer layer = make_layer(kHidden, plain_layer(), DType::bf16);
   const auto device = cpu_device(best_cpu_isa(), 1);
   const auto executor = loaded_executor(layer, *device, DType::bf16, 8, 0);
   Bytes state(8 * kHidden * 2);
   const std::vector<Segment> segments = segments_of({8});
-  FailingSink failing;
-  EXPECT_EQ(executor->run({segments, 8}, state, failing, {}).error().code(), ErrorCode::no_space);
+  const Block block{segments, 8};
+  RecordingSink failing;
+  failing.failure = Error(ErrorCode::no_space, "full");
+  failing.begin({&block, 1}, state);
+  EXPECT_EQ(executor->run({&block, 1}, failing, {}).error().code(), ErrorCode::no_space);
   std::stop_source source;
   source.request_stop();
   RecordingSink sink;
-  EXPECT_EQ(executor->run({segments, 8}, state, sink, source.get_token()).error().code(),
+  sink.begin({&block, 1}, state);
+  EXPECT_EQ(executor->run({&block, 1}, sink, source.get_token()).error().code(),
             ErrorCode::cancelled);
 }
 
 TEST(LayerExecutor, NormalisesTheLastRows) {
   const TestLayer layer = make_layer(kHidden, plain_layer(), DType::bf16);
   const auto device = cpu_device(best_cpu_isa(), 1);
-  const auto executor = loaded_executor(layer, *device, DType::f32, 8, 0);
+  const auto executor = loaded_executor(layer, *device, DType::f32, 20, 0);
   executor->begin_layer(0);  // The norm stays: no layer owns it.
   const auto x = TestRandom(1).vector(std::size_t{20} * kHidden, 5.0F);
   Bytes normed(x.size() * 4);
@@ -234,9 +231,22 @@ TEST(LayerExecutor, NormalisesTheLastRows) {
 
 std::string run_error(LayerExecutor& executor, const std::vector<Segment>& segments,
                       std::uint64_t rows, std::size_t state_rows) {
-  Bytes state(state_rows * kHidden * 2);
-  RecordingSink sink;
-  const auto done = executor.run({segments, rows}, state, sink, {});
+  class OneBlock final : public LayerIo {
+   public:
+    explicit OneBlock(std::size_t bytes) : state_(bytes) {}
+    bool wants(CapturePoint) const override { return false; }
+    Result<std::span<std::byte>> load(std::size_t) override { return std::span(state_); }
+    Result<void> capture(CapturePoint, std::size_t, std::span<const std::byte>) override {
+      return {};
+    }
+    Result<void> store(std::size_t, std::span<std::byte>) override { return {}; }
+
+   private:
+    Bytes state_;
+  };
+  OneBlock io(state_rows * kHidden * 2);
+  const Block block{segments, rows};
+  const auto done = executor.run({&block, 1}, io, {});
   return done ? "" : done.error().message();
 }
 
@@ -262,8 +272,10 @@ TEST(LayerExecutor, RefusesBlocksThatBreakTheRules) {
   source.request_stop();
   Bytes state(std::size_t{4} * kHidden * 2);
   const Segment tile{0, 4, 8};
+  const Block stopped{{&tile, 1}, 4};
   RecordingSink sink;
-  EXPECT_FALSE(executor->run({{&tile, 1}, 4}, state, sink, source.get_token()));
+  sink.begin({&stopped, 1}, state);
+  EXPECT_FALSE(executor->run({&stopped, 1}, sink, source.get_token()));
   EXPECT_THAT(run_error(*executor, {{0, 4, 8}}, 4, 4), HasSubstr("follow its sample's rows"));
   EXPECT_EQ(run_error(*executor, {{0, 8, 0}}, 8, 8), "");
   executor->begin_layer(0);

@@ -6,19 +6,17 @@
 #include <limits>
 
 #include "tests/gpu_exec/exec_testing.h"
+#include "tests/support/forwarding_device.h"
 
 namespace librarian::gpu_exec {
 namespace {
 
 /// Passes everything on to a real device; arenas are heap blocks of exactly the asked size with a
 /// canary behind, filled with NaN patterns: reading before writing would show.
-class CanaryDevice final : public Device {
+class CanaryDevice final : public ForwardingDevice {
  public:
-  explicit CanaryDevice(std::unique_ptr<Device> inner) : inner_(std::move(inner)) {}
+  using ForwardingDevice::ForwardingDevice;
 
-  std::string kind() const override { return inner_->kind(); }
-  int threads() const override { return inner_->threads(); }
-  double peak_flops(DType type) override { return inner_->peak_flops(type); }
   Result<DeviceMemory> allocate(std::uint64_t bytes) override {
     if (bytes > bytes_max) {
       return Error(ErrorCode::does_not_fit, "the test's device is full");
@@ -30,36 +28,10 @@ class CanaryDevice final : public Device {
     end_ = memory.get() + bytes;
     return memory;
   }
-  std::uint64_t packed_bytes(std::uint64_t outputs, std::uint64_t inputs,
-                             DType type) const override {
-    return inner_->packed_bytes(outputs, inputs, type);
-  }
-  std::uint64_t scratch_bytes(const ScratchNeeds& needs) const override {
-    return inner_->scratch_bytes(needs);
-  }
-  void pack_matrix(const MatrixSource& source, std::uint64_t outputs, std::uint64_t inputs,
-                   std::byte* packed) override {
-    inner_->pack_matrix(source, outputs, inputs, packed);
-  }
-  void load_vector(const VectorSource& source, std::uint64_t count, float* out) override {
-    inner_->load_vector(source, count, out);
-  }
-  void linear(const LinearOp& op, std::byte* scratch, const std::stop_token& stop) override {
-    inner_->linear(op, scratch, stop);
-  }
-  void glu(const GluOp& op, std::byte* scratch, const std::stop_token& stop) override {
-    inner_->glu(op, scratch, stop);
-  }
-  void attention(const AttentionOp& op, std::byte* scratch, const std::stop_token& stop) override {
-    inner_->attention(op, scratch, stop);
-  }
-  void norm(const NormOp& op) override { inner_->norm(op); }
-  void rope_table(const RopeTableOp& op) override {
+  void rope_table(const RopeTableOp& op, std::byte* scratch) override {
     ++rope_tables;
-    inner_->rope_table(op);
+    ForwardingDevice::rope_table(op, scratch);
   }
-  void rotate(const RotateOp& op) override { inner_->rotate(op); }
-  void add(const AddOp& op) override { inner_->add(op); }
 
   bool canary_is_alive() const {
     for (std::size_t i = 0; i < kCanaryBytes; ++i) {
@@ -76,7 +48,6 @@ class CanaryDevice final : public Device {
 
  private:
   static constexpr std::size_t kCanaryBytes = 4096;
-  std::unique_ptr<Device> inner_;
   std::byte* end_ = nullptr;
 };
 
@@ -97,7 +68,7 @@ TEST_P(MemoryOnPath, OneArenaOfThePlannedSizeIsEnough) {
       options.weight_dtype_max = type;
       options.block_rows_max = 150;
       options.sample_rows_max = 200;
-      const ExecutorMemory memory = LayerExecutor::memory(layer.model, options, device);
+      const ExecutorMemory memory = *LayerExecutor::memory(layer.model, options, device);
       const auto executor = loaded_executor(layer, device, type, 150, 200);
       const auto expected = loaded_executor(layer, *plain, type, 150, 200);
       const std::vector<std::vector<Segment>> blocks = {
@@ -134,7 +105,7 @@ TEST(ExecutorMemory, IsLean) {
   const auto device = cpu_device(best_cpu_isa(), 1);
   ExecutorOptions options;
   options.block_rows_max = 1024;
-  const ExecutorMemory base = LayerExecutor::memory(model, options, *device);
+  const ExecutorMemory base = *LayerExecutor::memory(model, options, *device);
   const std::uint64_t parameters = 4096ULL * 128 * (2 * 32 + 2 * 8) + 3ULL * 4096 * 14336;
   EXPECT_GE(base.weight_bytes, parameters * 2);
   EXPECT_LE(base.weight_bytes, parameters * 2 + (1U << 20U));
@@ -143,15 +114,15 @@ TEST(ExecutorMemory, IsLean) {
   EXPECT_LE(base.workspace_bytes, block_buffers + (2U << 20U) + 4096);
 
   options.sample_rows_max = 131072;
-  const ExecutorMemory long_sample = LayerExecutor::memory(model, options, *device);
+  const ExecutorMemory long_sample = *LayerExecutor::memory(model, options, *device);
   EXPECT_EQ(long_sample.weight_bytes, base.weight_bytes);
   EXPECT_EQ(long_sample.workspace_bytes - base.workspace_bytes, (131072ULL - 1024) * 2 * 1024 * 2);
 
   options.weight_dtype_max = DType::f32;
-  EXPECT_GE(LayerExecutor::memory(model, options, *device).weight_bytes, parameters * 4);
+  EXPECT_GE(LayerExecutor::memory(model, options, *device)->weight_bytes, parameters * 4);
 
   const auto more_threads = cpu_device(best_cpu_isa(), 8);
-  const std::uint64_t more = LayerExecutor::memory(model, options, *more_threads).workspace_bytes;
+  const std::uint64_t more = LayerExecutor::memory(model, options, *more_threads)->workspace_bytes;
   EXPECT_GT(more, long_sample.workspace_bytes);
   EXPECT_LE(more - long_sample.workspace_bytes, 7ULL << 21U);
 }
@@ -161,7 +132,7 @@ TEST(ExecutorMemory, AFullDeviceIsAnErrorNotACrash) {
   const TestLayer layer = make_layer(72, awkward_layer(), DType::bf16);
   ExecutorOptions options;
   options.block_rows_max = 10;
-  const ExecutorMemory memory = LayerExecutor::memory(layer.model, options, device);
+  const ExecutorMemory memory = *LayerExecutor::memory(layer.model, options, device);
   device.bytes_max = memory.weight_bytes + memory.workspace_bytes - 1;
   const auto refused = LayerExecutor::create(layer.model, options, device);
   ASSERT_FALSE(refused);

@@ -72,7 +72,8 @@ Bytes rotate(Device& device, Bytes x, DType type, const AttentionSpec& spec, std
   }
   std::vector<float> table(rope_table_floats(table_rows, spec.rope.rotary_dim));
   device.rope_table({spec.rope.inverse_frequency, spec.rope.cos_sin_multiplier, first_position,
-                     table_rows, table.data()});
+                     table_rows, table.data()},
+                    nullptr);
   RotateOp op;
   op.x = x.data();
   op.dtype = type;
@@ -85,7 +86,7 @@ Bytes rotate(Device& device, Bytes x, DType type, const AttentionSpec& spec, std
   op.segments = segments;
   op.table = table.data();
   op.first_position = first_position;
-  device.rotate(op);
+  device.rotate(op, nullptr);
   return x;
 }
 
@@ -154,7 +155,8 @@ TEST_P(RowsOnPath, RotationFollowsThePosition) {
 TEST_P(RowsOnPath, RopeAnglesAreRoundedToF32First) {
   RopeSpec rope = default_rope(64);
   std::vector<float> table(rope_table_floats(1, 64));
-  cpu_device(GetParam(), 1)->rope_table({rope.inverse_frequency, 1.0F, 100001, 1, table.data()});
+  cpu_device(GetParam(), 1)
+      ->rope_table({rope.inverse_frequency, 1.0F, 100001, 1, table.data()}, nullptr);
   bool differs = false;
   for (std::size_t i = 0; i < 32; ++i) {
     const float angle = 100001.0F * rope.inverse_frequency[i];

@@ -11,6 +11,7 @@
 #include "base/file_system.h"
 #include "gpu_exec/device.h"
 #include "tests/ingest/tiny_model.h"
+#include "tests/support/forwarding_device.h"
 
 namespace librarian::ingest::testing {
 
@@ -34,48 +35,20 @@ class PacedTransport final : public weightmap::remote::Transport {
 };
 
 /// Forwards to a real device, after the time that an operation's multiply-adds take at a rate.
-class PacedDevice final : public gpu_exec::Device {
+class PacedDevice final : public gpu_exec::ForwardingDevice {
  public:
   PacedDevice(Clock& clock, std::unique_ptr<gpu_exec::Device> inner, double flops_per_second)
-      : clock_(clock), inner_(std::move(inner)), flops_per_second_(flops_per_second) {}
+      : ForwardingDevice(std::move(inner)), clock_(clock), flops_per_second_(flops_per_second) {}
 
-  std::string kind() const override { return inner_->kind(); }
-  int threads() const override { return inner_->threads(); }
-  double peak_flops(gpu_exec::DType type) override { return inner_->peak_flops(type); }
-  Result<gpu_exec::DeviceMemory> allocate(std::uint64_t bytes) override {
-    return inner_->allocate(bytes);
-  }
-  std::uint64_t packed_bytes(std::uint64_t outputs, std::uint64_t inputs,
-                             gpu_exec::DType type) const override {
-    return inner_->packed_bytes(outputs, inputs, type);
-  }
-  std::uint64_t scratch_bytes(const gpu_exec::ScratchNeeds& needs) const override {
-    return inner_->scratch_bytes(needs);
-  }
-  void pack_matrix(const gpu_exec::MatrixSource& source, std::uint64_t outputs,
-                   std::uint64_t inputs, std::byte* packed) override {
-    inner_->pack_matrix(source, outputs, inputs, packed);
-  }
-  void load_vector(const gpu_exec::VectorSource& source, std::uint64_t count, float* out) override {
-    inner_->load_vector(source, count, out);
-  }
   void linear(const gpu_exec::LinearOp& op, std::byte* scratch,
               const std::stop_token& stop) override {
     spend(op.rows, op.inputs, op.outputs, stop);
-    inner_->linear(op, scratch, stop);
+    ForwardingDevice::linear(op, scratch, stop);
   }
   void glu(const gpu_exec::GluOp& op, std::byte* scratch, const std::stop_token& stop) override {
     spend(op.rows, op.inputs, 2 * op.width, stop);
-    inner_->glu(op, scratch, stop);
+    ForwardingDevice::glu(op, scratch, stop);
   }
-  void attention(const gpu_exec::AttentionOp& op, std::byte* scratch,
-                 const std::stop_token& stop) override {
-    inner_->attention(op, scratch, stop);
-  }
-  void norm(const gpu_exec::NormOp& op) override { inner_->norm(op); }
-  void rope_table(const gpu_exec::RopeTableOp& op) override { inner_->rope_table(op); }
-  void rotate(const gpu_exec::RotateOp& op) override { inner_->rotate(op); }
-  void add(const gpu_exec::AddOp& op) override { inner_->add(op); }
 
  private:
   void spend(std::uint64_t rows, std::uint64_t inputs, std::uint64_t outputs,
@@ -87,7 +60,6 @@ class PacedDevice final : public gpu_exec::Device {
   }
 
   Clock& clock_;
-  std::unique_ptr<gpu_exec::Device> inner_;
   double flops_per_second_;
 };
 

@@ -1,0 +1,202 @@
+#include "gpu_exec/execution_plan.h"
+
+#include <algorithm>
+#include <string>
+
+#include "base/units.h"
+
+namespace librarian::gpu_exec {
+namespace {
+
+constexpr std::uint64_t kAlignment = 64;  // A cache line and the widest vector.
+
+std::uint64_t aligned(std::uint64_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+Error bad_layer(std::size_t index, const std::string& what) {
+  return {ErrorCode::invalid_argument, "layer " + std::to_string(index) + ": " + what};
+}
+
+/// Sizes that do not depend on what is resident.
+struct Needs {
+  std::uint64_t layer_bytes = 0;  ///< Weights of the largest layer.
+  std::uint64_t step_bytes = 0;   ///< Of the largest step.
+  std::uint64_t wide = 0;
+  std::uint64_t kv_width = 0;
+  std::uint32_t rotary_dim = 0;
+  bool parallel = false;
+  ScratchNeeds scratch;
+};
+
+Needs needs_of(const ModelSpec& model, const ExecutorOptions& options, const Device& device) {
+  Needs needs;
+  needs.scratch.rows_max = options.block_rows_max;
+  needs.scratch.segments_max = options.block_rows_max;
+  needs.scratch.dtype = options.dtype;
+  needs.scratch.weight_dtype_max = options.weight_dtype_max;
+  for (const LayerSpec& layer : model.layers) {
+    const std::vector<Step> steps =
+        layer_steps(model, layer, options.weight_dtype_max, options.slice_bytes_max);
+    for (const Stage& stage : make_stages(layer, steps, options.weight_dtype_max, 0, device)) {
+      needs.step_bytes = std::max(needs.step_bytes, stage.bytes);
+      for (const WeightSlot& slot : stage.slots) {
+        if (slot.weight.inputs != 0) {
+          needs.scratch.outputs_max =
+              std::max(needs.scratch.outputs_max, slot.weight.end - slot.weight.begin);
+          needs.scratch.inputs_max = std::max(needs.scratch.inputs_max, slot.weight.inputs);
+        }
+      }
+    }
+    const std::vector<Stage> whole =
+        make_stages(layer, steps, options.weight_dtype_max, ~std::uint64_t{0}, device);
+    needs.layer_bytes = std::max(needs.layer_bytes, whole.front().bytes);
+    const AttentionSpec& attention = layer.attention;
+    const std::uint64_t head_dim = attention.head_dim;
+    needs.wide = std::max({needs.wide, attention.heads * head_dim, std::uint64_t{layer.mlp.width}});
+    needs.kv_width = std::max(needs.kv_width, attention.kv_heads * head_dim);
+    needs.rotary_dim = std::max(needs.rotary_dim, attention.rope.rotary_dim);
+    needs.parallel = needs.parallel || layer.residual == Residual::parallel;
+    needs.scratch.head_dim_max = std::max(needs.scratch.head_dim_max, attention.head_dim);
+    needs.scratch.group_max =
+        std::max(needs.scratch.group_max, attention.heads / std::max(1U, attention.kv_heads));
+  }
+  return needs;
+}
+
+enum class Residency : std::uint8_t { layer, stage };
+
+ExecutionPlan place_all(const ModelSpec& model, const ExecutorOptions& options,
+                        const Device& device, const Needs& needs, Residency residency,
+                        std::uint64_t blocks_together) {
+  ExecutionPlan plan;
+  const std::uint64_t element_bytes = dtype_bytes(options.dtype);
+  const std::uint64_t unit = device.row_unit();
+  const std::uint64_t rows = (options.block_rows_max + unit - 1) / unit * unit;
+  const bool in_place = device.works_on_host_memory() && residency == Residency::layer;
+  plan.blocks_together = blocks_together;
+  plan.weight_buffers = device.weight_buffers();
+  plan.stage_bytes_max = residency == Residency::layer ? needs.layer_bytes : needs.step_bytes;
+  plan.rows_bytes = aligned(rows * model.hidden_size * element_bytes);
+  if (!in_place) {
+    // One more than run together: the next one comes meanwhile. And two blocks' captures leave.
+    plan.state_slots = blocks_together + 1;
+    plan.outbox_slots = 2 * std::max<std::uint64_t>(1, options.captures_max);
+  }
+  std::uint64_t at = 0;
+  const auto place = [&at](std::uint64_t bytes) {
+    const std::uint64_t offset = at;
+    at += aligned(bytes);
+    return offset;
+  };
+  const std::uint64_t norm_bytes = device.vector_bytes(model.hidden_size);
+  plan.final_norm = place(norm_bytes);
+  plan.final_norm_bias = place(model.norm.bias ? norm_bytes : 0);
+  plan.weights = place(plan.weight_buffers * aligned(plan.stage_bytes_max));
+  plan.memory.weight_bytes = at;
+
+  plan.hidden = 0;
+  plan.attention_out = needs.parallel ? plan.rows_bytes : plan.hidden;
+  plan.wide = plan.attention_out + plan.rows_bytes;
+  plan.block_bytes = plan.wide + aligned(rows * needs.wide * element_bytes);
+  plan.blocks = place(blocks_together * plan.block_bytes);
+  plan.kv_rows = std::max(options.block_rows_max, options.sample_rows_max);
+  // A tile's keys begin at any row, and whole units of rows are written.
+  const std::uint64_t kv_bytes = (plan.kv_rows + unit - 1) * needs.kv_width * element_bytes;
+  plan.keys = place(kv_bytes);
+  plan.values = place(kv_bytes);
+  plan.rope_table =
+      place(rope_table_floats(options.block_rows_max, needs.rotary_dim) * sizeof(float));
+  plan.scratch = place(device.scratch_bytes(needs.scratch));
+  plan.state = place(plan.state_slots * plan.rows_bytes);
+  plan.outbox = place(plan.outbox_slots * plan.rows_bytes);
+  plan.memory.workspace_bytes = at - plan.memory.weight_bytes;
+  plan.memory.host_bytes =
+      in_place ? 0 : (kInboxSlots + plan.outbox_slots) * plan.rows_bytes + device.host_bytes();
+  plan.memory.staged = residency == Residency::stage;
+  plan.memory.weight_buffers = plan.weight_buffers;
+  plan.memory.rows_together = blocks_together * options.block_rows_max;
+  return plan;
+}
+
+}  // namespace
+
+std::vector<Stage> plan_stages(const ModelSpec& model, const LayerSpec& layer,
+                               const ExecutorOptions& options, const ExecutionPlan& plan,
+                               const Device& device) {
+  return make_stages(layer,
+                     layer_steps(model, layer, options.weight_dtype_max, options.slice_bytes_max),
+                     options.weight_dtype_max, plan.stage_bytes_max, device);
+}
+
+Result<ExecutionPlan> make_execution_plan(const ModelSpec& model, const ExecutorOptions& options,
+                                          const Device& device) {
+  const Needs needs = needs_of(model, options, device);
+  const std::uint64_t limit = device.memory_limit();
+  ExecutionPlan plan = place_all(model, options, device, needs, Residency::layer, 1);
+  if (plan.memory.device_bytes() <= limit) {
+    return plan;
+  }
+  const ExecutionPlan least = place_all(model, options, device, needs, Residency::stage, 1);
+  if (least.memory.device_bytes() > limit) {
+    return Error(ErrorCode::does_not_fit,
+                 "the device's memory, " + format_bytes(limit) +
+                     " for weights and activations, is "
+                     "too small: " +
+                     format_bytes(least.memory.weight_bytes) + " for weights (" +
+                     std::to_string(least.weight_buffers) + " stages of a layer), " +
+                     format_bytes(least.memory.workspace_bytes) + " for blocks of " +
+                     std::to_string(options.block_rows_max) +
+                     " tokens with the keys and values of the longest sample");
+  }
+  const ExecutionPlan two = place_all(model, options, device, needs, Residency::stage, 2);
+  const std::uint64_t one_more = two.memory.device_bytes() - least.memory.device_bytes();
+  const std::uint64_t together = std::min(std::max<std::uint64_t>(options.blocks_max, 1),
+                                          1 + (limit - least.memory.device_bytes()) / one_more);
+  return place_all(model, options, device, needs, Residency::stage, together);
+}
+
+Result<void> check_spec(const ModelSpec& model, const ExecutorOptions& options) {
+  if (options.block_rows_max == 0 || model.hidden_size == 0 || options.slice_bytes_max == 0) {
+    return Error(ErrorCode::invalid_argument,
+                 "block_rows_max, slice_bytes_max and hidden_size must be above 0");
+  }
+  for (std::size_t i = 0; i < model.layers.size(); ++i) {
+    const AttentionSpec& attention = model.layers[i].attention;
+    const RopeSpec& rope = attention.rope;
+    if (attention.heads == 0 || attention.kv_heads == 0 ||
+        attention.heads % attention.kv_heads != 0) {
+      return bad_layer(i, "kv_heads=" + std::to_string(attention.kv_heads) +
+                              " does not divide heads=" + std::to_string(attention.heads));
+    }
+    if (attention.head_dim == 0 || attention.head_dim > kHeadDimMax) {
+      return bad_layer(i, "head_dim=" + std::to_string(attention.head_dim) + " is not in 1.." +
+                              std::to_string(kHeadDimMax));
+    }
+    if (rope.rotary_dim > attention.head_dim || rope.rotary_dim % 2 != 0 ||
+        rope.inverse_frequency.size() != rope.rotary_dim / 2 ||
+        (!rope.long_inverse_frequency.empty() &&
+         rope.long_inverse_frequency.size() != rope.rotary_dim / 2)) {
+      return bad_layer(
+          i, "rotary_dim=" + std::to_string(rope.rotary_dim) + " with " +
+                 std::to_string(rope.inverse_frequency.size()) +
+                 " frequencies does not fit head_dim=" + std::to_string(attention.head_dim));
+    }
+    if (attention.storage == QkvStorage::per_head && attention.heads != attention.kv_heads) {
+      return bad_layer(i, "q, k and v stored by head need as many kv_heads as heads");
+    }
+    if (model.layers[i].residual == Residual::norm_after &&
+        (!model.layers[i].attention_out_norm || !model.layers[i].mlp_out_norm)) {
+      return bad_layer(i, "norm_after needs both out norms");
+    }
+    if (model.layers[i].mlp.activation == Activation::identity) {
+      return bad_layer(i, "the MLP has no activation");
+    }
+    if (model.layers[i].mlp.width == 0) {
+      return bad_layer(i, "the MLP has no width");
+    }
+  }
+  return {};
+}
+
+}  // namespace librarian::gpu_exec

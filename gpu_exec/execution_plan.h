@@ -1,0 +1,66 @@
+#pragma once
+/// How an executor runs a model within a device's memory: what is resident at once, and where
+/// everything lies in its one arena, computed before the arena exists. Private to gpu_exec.
+
+#include <cstdint>
+#include <vector>
+
+#include "base/error.h"
+#include "gpu_exec/device.h"
+#include "gpu_exec/layer_executor.h"
+#include "gpu_exec/layer_steps.h"
+#include "gpu_exec/model_spec.h"
+
+namespace librarian::gpu_exec {
+
+/// Slots of host memory for rows on their way in.
+inline constexpr std::uint64_t kInboxSlots = 2;
+
+/// Offsets in the arena, bytes, multiples of 64. Weights first, then the workspace.
+///
+/// Lifetimes decide what shares a place: the norm's output is dead when q, k, v (or act) exist, so
+/// the projections' outputs take its place; q, then attention's output, is dead when the MLP
+/// begins, so act takes its place. A parallel layer keeps attention's projection in a place of its
+/// own until the MLP's is there. These three are kept for each of the blocks that run together;
+/// keys and values only while their sample is at its attention step.
+struct ExecutionPlan {
+  ExecutorMemory memory;
+  std::uint64_t stage_bytes_max = 0;  ///< A weight buffer.
+  std::uint64_t weight_buffers = 1;
+  std::uint64_t blocks_together = 1;
+  std::uint64_t state_slots = 0;   ///< 0: rows are worked on where they are, in host memory.
+  std::uint64_t outbox_slots = 0;  ///< Rows on their way to the host.
+  std::uint64_t block_bytes = 0;   ///< Of `hidden`, `attention_out`, `wide` for one block.
+  std::uint64_t rows_bytes = 0;    ///< [block rows, hidden]: a slot of state or outbox.
+
+  std::uint64_t final_norm = 0;       ///< f32 [hidden]
+  std::uint64_t final_norm_bias = 0;  ///< f32 [hidden]
+  std::uint64_t weights = 0;          ///< The first buffer; the others follow.
+  std::uint64_t blocks = 0;           ///< Of `block_bytes` each, in which lie:
+  std::uint64_t hidden = 0;           ///< [block rows, hidden]: norm output, projection output
+  std::uint64_t attention_out = 0;    ///< [block rows, hidden], or hidden's place
+  std::uint64_t wide = 0;             ///< [block rows, max(heads * head_dim, mlp width)]
+  std::uint64_t keys = 0;             ///< [kv rows, kv_heads * head_dim]
+  std::uint64_t values = 0;           ///< As keys.
+  std::uint64_t rope_table = 0;       ///< rope_table_floats(block rows, rotary_dim)
+  std::uint64_t scratch = 0;          ///< Of all threads.
+  std::uint64_t state = 0;            ///< `state_slots` of `rows_bytes`.
+  std::uint64_t outbox = 0;           ///< `outbox_slots` of `rows_bytes`.
+  std::uint64_t kv_rows = 0;
+};
+
+/// Whole layers are resident if they fit the device with all its weight buffers; else stages are,
+/// as small as they can be, so that as many blocks as possible meet a stage before it goes.
+/// @error does_not_fit  Says the least memory that would do.
+Result<ExecutionPlan> make_execution_plan(const ModelSpec& model, const ExecutorOptions& options,
+                                          const Device& device);
+
+/// The stages of a layer under a plan.
+std::vector<Stage> plan_stages(const ModelSpec& model, const LayerSpec& layer,
+                               const ExecutorOptions& options, const ExecutionPlan& plan,
+                               const Device& device);
+
+/// @error invalid_argument  as LayerExecutor::create() says.
+Result<void> check_spec(const ModelSpec& model, const ExecutorOptions& options);
+
+}  // namespace librarian::gpu_exec

@@ -1,0 +1,151 @@
+#include "gpu_exec/layer_steps.h"
+
+#include <algorithm>
+
+namespace librarian::gpu_exec {
+namespace {
+
+/// Slices are multiples of this many outputs: of every kernel's tile.
+constexpr std::uint64_t kSliceUnit = 128;
+
+std::uint64_t divide_up(std::uint64_t value, std::uint64_t unit) {
+  return (value + unit - 1) / unit;
+}
+
+/// The parts of all tensors of a layer, by role.
+class Parts {
+ public:
+  Parts(const ModelSpec& model, const LayerSpec& layer) {
+    for (const WeightRole role : weight_roles(model, layer)) {
+      for (const WeightPart& part : weight_parts(model, layer, role)) {
+        parts_.push_back(part);
+      }
+    }
+  }
+  const WeightPart* find(WeightRole role) const {
+    const auto found = std::find_if(parts_.begin(), parts_.end(),
+                                    [role](const WeightPart& part) { return part.role == role; });
+    return found == parts_.end() ? nullptr : &*found;
+  }
+  /// Adds rows [begin, end) of a matrix, or a vector, if the layer has it.
+  void add(Step& step, WeightRole role, std::uint64_t begin, std::uint64_t end) const {
+    if (const WeightPart* part = find(role); part != nullptr) {
+      step.weights.push_back(part->inputs == 0 ? StepWeight{role, 0, part->outputs, 0}
+                                               : StepWeight{role, begin, end, part->inputs});
+    }
+  }
+  /// Adds whole matrices and vectors.
+  void add_all(Step& step, std::initializer_list<WeightRole> roles) const {
+    for (const WeightRole role : roles) {
+      if (const WeightPart* part = find(role); part != nullptr) {
+        add(step, role, 0, part->outputs);
+      }
+    }
+  }
+
+ private:
+  std::vector<WeightPart> parts_;
+};
+
+/// One step per slice of the outputs of `roles`, all of one shape.
+void add_slices(const Parts& parts, StepKind kind, std::initializer_list<WeightRole> roles,
+                std::uint64_t element_bytes, std::uint64_t slice_bytes_max,
+                std::vector<Step>& steps) {
+  const WeightPart* matrix = nullptr;
+  for (const WeightRole role : roles) {
+    const WeightPart* part = parts.find(role);
+    matrix = part != nullptr && part->inputs != 0 ? part : matrix;
+  }
+  LIB_CHECK(matrix != nullptr);
+  const std::uint64_t slices =
+      divide_up(matrix->outputs * std::max<std::uint64_t>(1, matrix->inputs) * element_bytes,
+                slice_bytes_max);
+  const std::uint64_t width =
+      divide_up(divide_up(matrix->outputs, slices), kSliceUnit) * kSliceUnit;
+  for (std::uint64_t begin = 0; begin < matrix->outputs; begin += width) {
+    Step step{kind, begin, std::min(begin + width, matrix->outputs), {}};
+    for (const WeightRole role : roles) {
+      parts.add(step, role, step.begin, step.end);
+    }
+    steps.push_back(std::move(step));
+  }
+}
+
+std::uint64_t slot_bytes(const StepWeight& weight, DType type, const Device& device) {
+  return weight.inputs == 0 ? device.vector_bytes(weight.end)
+                            : device.packed_bytes(weight.end - weight.begin, weight.inputs, type);
+}
+
+bool has(const Stage& stage, const StepWeight& weight) {
+  return std::any_of(stage.slots.begin(), stage.slots.end(), [&](const WeightSlot& slot) {
+    return slot.weight.role == weight.role && slot.weight.begin == weight.begin;
+  });
+}
+
+}  // namespace
+
+std::vector<Step> layer_steps(const ModelSpec& model, const LayerSpec& layer,
+                              DType weight_dtype_max, std::uint64_t slice_bytes_max) {
+  const Parts parts(model, layer);
+  const std::uint64_t element_bytes = dtype_bytes(weight_dtype_max);
+  std::vector<Step> steps;
+  // Keys and values of a block are gone when the next one's come: this step is not cut.
+  Step attention{StepKind::attention, 0, 0, {}};
+  parts.add_all(attention,
+                {WeightRole::attention_norm, WeightRole::attention_norm_bias, WeightRole::q_weight,
+                 WeightRole::q_bias, WeightRole::k_weight, WeightRole::k_bias, WeightRole::v_weight,
+                 WeightRole::v_bias, WeightRole::q_norm, WeightRole::k_norm, WeightRole::sinks});
+  steps.push_back(std::move(attention));
+  add_slices(parts, StepKind::attention_out, {WeightRole::out_weight, WeightRole::out_bias},
+             element_bytes, slice_bytes_max, steps);
+  Step attention_end{StepKind::attention_end, 0, 0, {}};
+  parts.add_all(attention_end,
+                {WeightRole::attention_out_norm, WeightRole::attention_out_norm_bias});
+  steps.push_back(std::move(attention_end));
+  Step mlp_begin{StepKind::mlp_begin, 0, 0, {}};
+  parts.add_all(mlp_begin, {WeightRole::mlp_norm, WeightRole::mlp_norm_bias});
+  steps.push_back(std::move(mlp_begin));
+  add_slices(
+      parts, StepKind::mlp_up,
+      {WeightRole::gate_weight, WeightRole::gate_bias, WeightRole::up_weight, WeightRole::up_bias},
+      element_bytes, slice_bytes_max, steps);
+  add_slices(parts, StepKind::mlp_down, {WeightRole::down_weight, WeightRole::down_bias},
+             element_bytes, slice_bytes_max, steps);
+  Step mlp_end{StepKind::mlp_end, 0, 0, {}};
+  parts.add_all(mlp_end, {WeightRole::mlp_out_norm, WeightRole::mlp_out_norm_bias});
+  steps.push_back(std::move(mlp_end));
+  return steps;
+}
+
+std::vector<Stage> make_stages(const LayerSpec& layer, const std::vector<Step>& steps,
+                               DType weight_dtype_max, std::uint64_t stage_bytes_max,
+                               const Device& device) {
+  std::vector<Stage> stages;
+  for (const Step& step : steps) {
+    const bool slopes = step.kind == StepKind::attention && layer.attention.alibi;
+    std::uint64_t bytes = slopes ? device.vector_bytes(layer.attention.heads) : 0;
+    for (const StepWeight& weight : step.weights) {
+      if (stages.empty() || !has(stages.back(), weight)) {
+        bytes += slot_bytes(weight, weight_dtype_max, device);
+      }
+    }
+    if (stages.empty() || stages.back().bytes + bytes > stage_bytes_max) {
+      stages.emplace_back();
+    }
+    Stage& stage = stages.back();
+    if (slopes) {
+      stage.slopes = stage.bytes;
+      stage.bytes += device.vector_bytes(layer.attention.heads);
+    }
+    for (const StepWeight& weight : step.weights) {
+      if (!has(stage, weight)) {
+        stage.slots.push_back({weight, stage.bytes});
+        stage.bytes += slot_bytes(weight, weight_dtype_max, device);
+      }
+    }
+    stage.steps.push_back(step);
+  }
+  return stages;
+}
+
+}  // namespace librarian::gpu_exec

@@ -1,0 +1,61 @@
+#pragma once
+/// A layer as a list of steps, and the steps cut into stages: what is resident on the device at
+/// once. Private to gpu_exec.
+
+#include <cstdint>
+#include <vector>
+
+#include "gpu_exec/device.h"
+#include "gpu_exec/model_spec.h"
+
+namespace librarian::gpu_exec {
+
+enum class StepKind : std::uint8_t {
+  attention,      ///< Norm, q, k, v, their norms and rotation, softmax over the keys.
+  attention_out,  ///< Outputs [begin, end) of the projection.
+  attention_end,  ///< Joins attention's output to the residual stream.
+  mlp_begin,      ///< Norm.
+  mlp_up,         ///< Columns [begin, end) of act(gate) * up, or of act(up).
+  mlp_down,       ///< Outputs [begin, end) of the projection.
+  mlp_end,        ///< Joins the MLP's output to the residual stream.
+};
+
+/// Rows [begin, end) of a matrix, or a whole vector.
+struct StepWeight {
+  WeightRole role;
+  std::uint64_t begin, end;
+  std::uint64_t inputs;  ///< 0: a vector.
+};
+
+struct Step {
+  StepKind kind;
+  std::uint64_t begin = 0, end = 0;  ///< Of the outputs, where the kind has a range.
+  std::vector<StepWeight> weights;
+};
+
+/// A layer's steps in the order of the arithmetic. Matrices of more than `slice_bytes_max` are cut
+/// into slices of outputs. A device may sum a slice otherwise than the whole, so the cut belongs to
+/// the numbers: it depends on nothing but shapes, and stages are made of whole slices.
+std::vector<Step> layer_steps(const ModelSpec& model, const LayerSpec& layer,
+                              DType weight_dtype_max, std::uint64_t slice_bytes_max);
+
+/// Place of a step's weight in the buffer of its stage.
+struct WeightSlot {
+  StepWeight weight;
+  std::uint64_t offset;  ///< Bytes, a multiple of 64.
+};
+
+/// Consecutive steps whose weights are resident together.
+struct Stage {
+  std::vector<Step> steps;
+  std::vector<WeightSlot> slots;
+  std::uint64_t slopes = 0;  ///< Offset of f32 [heads], if the layer uses them.
+  std::uint64_t bytes = 0;   ///< Of the buffer.
+};
+
+/// As many steps to a stage as fit `stage_bytes_max`, at least one.
+std::vector<Stage> make_stages(const LayerSpec& layer, const std::vector<Step>& steps,
+                               DType weight_dtype_max, std::uint64_t stage_bytes_max,
+                               const Device& device);
+
+}  // namespace librarian::gpu_exec

@@ -1,0 +1,91 @@
+#pragma once
+/// The arithmetic of a layer's steps on one block. Private to gpu_exec.
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <stop_token>
+
+#include "base/error.h"
+#include "gpu_exec/device.h"
+#include "gpu_exec/execution_plan.h"
+#include "gpu_exec/layer_executor.h"
+#include "gpu_exec/layer_weights.h"
+
+namespace librarian::gpu_exec {
+
+/// Where a block's rows are on the device, and what is made of them; see ExecutionPlan.
+struct BlockBuffers {
+  std::byte* state = nullptr;
+  std::byte* hidden = nullptr;
+  std::byte* attention_out = nullptr;
+  std::byte* wide = nullptr;
+};
+
+/// Told when a point's rows, [block rows, hidden], are there (in the order of the compute queue).
+using CaptureTap = std::function<Result<void>(CapturePoint point, std::byte* rows)>;
+
+/// Not thread-safe.
+class StepRunner {
+ public:
+  /// @param arena  Where `plan` holds; it, model, device and plan must outlive this.
+  StepRunner(const ModelSpec& model, const ExecutorOptions& options, Device& device,
+             const ExecutionPlan& plan, std::byte* arena);
+
+  void begin_layer(const LayerSpec& layer);
+  /// @error invalid_argument  the block is not as Block and Segment say.
+  Result<void> check(const Block& block) const;
+  /// One step of the layer on one block. A block's steps come in order, and a step's blocks.
+  /// @error cancelled | invalid_argument (a tile does not follow its sample's rows before)
+  Result<void> run(const Step& step, const Block& block, const BlockBuffers& buffers,
+                   const StageWeights& weights, const CaptureTap& tap, const std::stop_token& stop);
+  /// y = final norm of x, [rows, hidden] both.
+  void final_norm(const std::byte* x, std::uint64_t rows, std::byte* y);
+
+ private:
+  /// The rope table for a block. Where frequencies depend on the sample, each segment has rows of
+  /// its own.
+  struct RopeTable {
+    std::uint64_t first_position = 0;
+    bool by_row = false;
+  };
+  /// What a step works with.
+  struct Work {
+    const Block& block;
+    const BlockBuffers& at;
+    const StageWeights& weights;
+    const std::stop_token& stop;
+  };
+
+  Result<void> attention(const Work& work);
+  Result<void> attention_end(const Work& work, const CaptureTap& tap);
+  Result<void> mlp_up(const Work& work, const Step& step);
+  Result<void> mlp_end(const Work& work, const CaptureTap& tap);
+  Result<void> project(const Work& work, const Step& step, std::uint64_t inputs, WeightRole weight,
+                       WeightRole bias, std::byte* y);
+  Result<void> linear(const Work& work, const std::byte* x, std::uint64_t inputs,
+                      std::uint64_t outputs, WeightRole weight, WeightRole bias, std::byte* y);
+  Result<void> check_tile(const Block& block) const;
+  NormOp norm_op(const Work& work, const std::byte* x, WeightRole weight, WeightRole bias,
+                 std::byte* y) const;
+  void join(const Work& work, std::byte* output, WeightRole weight, WeightRole bias, bool has_norm);
+  RopeTable prepare_rope_table(const Block& block, const RopeSpec& rope);
+  void rotate(const Work& work, std::byte* x, std::uint32_t heads, WeightRole norm_weight,
+              const RopeTable& table);
+  std::uint64_t element_bytes() const { return dtype_bytes(options_.dtype); }
+  std::byte* scratch() const { return arena_ + plan_.scratch; }
+  float* floats(std::uint64_t offset) const { return reinterpret_cast<float*>(arena_ + offset); }
+
+  const ModelSpec& model_;
+  const ExecutorOptions& options_;
+  Device& device_;
+  const ExecutionPlan& plan_;
+  std::byte* const arena_;
+  const LayerSpec* layer_ = nullptr;
+  std::uint64_t next_position_ = 0;  ///< Where a further tile of the last sample would begin.
+  const RopeSpec* table_rope_ = nullptr;
+  std::uint64_t table_first_ = 0;
+  std::uint64_t table_rows_ = 0;
+};
+
+}  // namespace librarian::gpu_exec

@@ -1,0 +1,134 @@
+#include "ingest/weight_loader.h"
+
+#include <chrono>
+#include <utility>
+
+#include "ingest/stopwatch.h"
+
+namespace librarian::ingest {
+namespace {
+
+constexpr std::chrono::microseconds kPollInterval(50);
+
+}  // namespace
+
+WeightLoader::WeightLoader(weightmap::VirtualWeightMap& weights, gpu_exec::LayerExecutor& executor,
+                           Clock& clock, std::int32_t layer_count,
+                           std::function<Result<void>(std::int32_t layer)> on_begun)
+    : weights_(weights),
+      executor_(executor),
+      clock_(clock),
+      layer_count_(layer_count),
+      on_begun_(std::move(on_begun)) {}
+
+WeightLoader::~WeightLoader() {
+  // A device that failed reads nothing any more.
+  static_cast<void>(end_lease({}));
+}
+
+Result<void> WeightLoader::begin(std::int32_t layer) {
+  layer_ = layer;
+  lease_.emplace(weights_.acquire(layer));
+  if (layer < layer_count_) {
+    executor_.begin_layer(static_cast<std::uint32_t>(layer));
+  }
+  return on_begun_(layer);
+}
+
+Result<void> WeightLoader::take(const weightmap::ArrivedPiece& piece) {
+  LIB_CHECK(piece.offset == 0 && piece.bytes.size() == piece.tensor->bytes.size());
+  LIB_TRY(const gpu_exec::Ticket done,
+          executor_.load(piece.tensor->role, piece.tensor->dtype, piece.bytes));
+  pieces_.push_back(done);
+  return executor_.keeps_tensors() ? Result<void>() : give_back_reached();
+}
+
+Result<void> WeightLoader::give_back_reached() {
+  while (!pieces_.empty()) {
+    LIB_TRY(const bool reached, executor_.reached(pieces_.front()));
+    if (!reached) {
+      break;
+    }
+    lease_->give_back_oldest();
+    pieces_.pop_front();
+  }
+  return {};
+}
+
+Result<void> WeightLoader::end_lease(const std::stop_token& stop) {
+  while (!pieces_.empty()) {
+    LIB_TRY_VOID(give_back_reached());
+    if (!pieces_.empty() && !clock_.sleep_for(kPollInterval, stop)) {
+      return Error(ErrorCode::cancelled, "stopped while loading weights");
+    }
+  }
+  lease_.reset();
+  layer_.reset();
+  return {};
+}
+
+Result<std::map<std::string, std::string>> WeightLoader::load(std::int32_t layer, LayerTimes& times,
+                                                              const std::stop_token& stop) {
+  if (layer_ != layer) {
+    const Stopwatch watch(clock_, times.load_busy);
+    LIB_TRY_VOID(end_lease(stop));
+    LIB_TRY_VOID(begin(layer));
+  }
+  while (true) {
+    std::optional<weightmap::ArrivedPiece> piece;
+    {
+      const Stopwatch watch(clock_, times.fetch_wait);
+      // Pieces that are still being uploaded hold the memory that the next ones need.
+      LIB_TRY(piece, lease_->next_if_there());
+      while (!piece && !lease_->complete() && !pieces_.empty() && !executor_.keeps_tensors()) {
+        LIB_TRY_VOID(give_back_reached());
+        clock_.sleep_for(kPollInterval, stop);
+        LIB_TRY(piece, lease_->next_if_there());
+      }
+      if (!piece) {
+        LIB_TRY(piece, lease_->next(stop));
+      }
+    }
+    if (!piece) {
+      break;
+    }
+    const Stopwatch watch(clock_, times.load_busy);
+    LIB_TRY_VOID(take(*piece));
+  }
+  std::map<std::string, std::string> digests;
+  for (weightmap::TensorDigest& digest : lease_->take_digests()) {
+    digests[digest.name] = digest.xxh3.hex();
+  }
+  return digests;
+}
+
+Result<void> WeightLoader::load_ahead(std::int32_t layer) {
+  if (!executor_.loads_ahead()) {
+    return {};
+  }
+  LIB_TRY_VOID(give_back_reached());
+  if (layer_ != layer) {
+    if (!pieces_.empty()) {
+      return {};  // The layer that runs is still on its way to the device.
+    }
+    lease_.reset();
+    LIB_TRY_VOID(begin(layer));
+  }
+  while (true) {
+    LIB_TRY(const std::optional<weightmap::ArrivedPiece> piece, lease_->next_if_there());
+    if (!piece) {
+      return {};
+    }
+    LIB_TRY_VOID(take(*piece));
+  }
+}
+
+void WeightLoader::layer_done() {
+  if (executor_.keeps_tensors()) {
+    pieces_.clear();
+    lease_.reset();
+    layer_.reset();
+  }
+}
+
+}  // namespace librarian::ingest

@@ -1,0 +1,60 @@
+#pragma once
+/// Brings the layers' weights from the weight map to the executor: before a layer runs, or, where
+/// the device has room, while the layer before runs.
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <optional>
+#include <stop_token>
+#include <string>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "gpu_exec/layer_executor.h"
+#include "ingest/job_events.h"
+#include "weightmap/virtual_weight_map.h"
+
+namespace librarian::ingest {
+
+/// Holds one lease at a time. Pieces go back to the weight map when the device is done with them.
+/// Not thread-safe.
+class WeightLoader {
+ public:
+  /// @param on_begun  Called when a layer's lease begins, so that those behind it can be fetched.
+  WeightLoader(weightmap::VirtualWeightMap& weights, gpu_exec::LayerExecutor& executor,
+               Clock& clock, std::int32_t layer_count,
+               std::function<Result<void>(std::int32_t layer)> on_begun);
+  /// Waits until the device reads no piece any more.
+  ~WeightLoader();
+  WeightLoader(const WeightLoader&) = delete;
+  WeightLoader& operator=(const WeightLoader&) = delete;
+
+  /// Loads all of a layer (L: the final norm), or what is still missing of it.
+  /// @return  XXH3-128 of each of its tensors, by name.
+  Result<std::map<std::string, std::string>> load(std::int32_t layer, LayerTimes& times,
+                                                  const std::stop_token& stop);
+  /// Loads what has arrived of `layer`, the one after the layer that runs, if the executor can take
+  /// it now. Does not wait.
+  Result<void> load_ahead(std::int32_t layer);
+  /// The layer that load() loaded has run: its tensors are not needed any more.
+  void layer_done();
+
+ private:
+  Result<void> begin(std::int32_t layer);
+  Result<void> take(const weightmap::ArrivedPiece& piece);
+  Result<void> give_back_reached();
+  Result<void> end_lease(const std::stop_token& stop);
+
+  weightmap::VirtualWeightMap& weights_;
+  gpu_exec::LayerExecutor& executor_;
+  Clock& clock_;
+  const std::int32_t layer_count_;
+  std::function<Result<void>(std::int32_t)> on_begun_;
+  std::optional<std::int32_t> layer_;  ///< Whose lease it is.
+  std::optional<weightmap::Lease> lease_;
+  std::deque<gpu_exec::Ticket> pieces_;  ///< Taken and not given back, oldest first.
+};
+
+}  // namespace librarian::ingest
