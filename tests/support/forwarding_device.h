@@ -75,12 +75,16 @@ class ForwardingDevice : public Device {
   std::unique_ptr<Device> inner_;
 };
 
-/// A device with so much memory and no more. It still works on host memory.
+/// A device with so much memory and no more, and on request with all else that sets a GPU apart:
+/// rows are copied to it, and weights have two buffers.
 class LimitedDevice : public ForwardingDevice {
  public:
-  LimitedDevice(std::unique_ptr<Device> inner, std::uint64_t bytes)
-      : ForwardingDevice(std::move(inner)), bytes_(bytes) {}
+  enum class Kind : std::uint8_t { host_memory, own_memory };
+  LimitedDevice(std::unique_ptr<Device> inner, std::uint64_t bytes, Kind kind = Kind::host_memory)
+      : ForwardingDevice(std::move(inner)), bytes_(bytes), kind_(kind) {}
 
+  bool works_on_host_memory() const override { return kind_ == Kind::host_memory; }
+  std::uint64_t weight_buffers() const override { return kind_ == Kind::host_memory ? 1 : 2; }
   std::uint64_t memory_limit() const override { return bytes_; }
   Result<DeviceMemory> allocate(std::uint64_t bytes) override {
     if (bytes > bytes_) {
@@ -95,6 +99,7 @@ class LimitedDevice : public ForwardingDevice {
 
  private:
   std::uint64_t bytes_;
+  Kind kind_;
 };
 
 }  // namespace librarian::gpu_exec
