@@ -263,9 +263,8 @@ class CpuDevice final : public Device {
     std::vector<float> temperatures;
     if (op.temperature_original != 0) {
       for (std::uint64_t row = 0; row < end - begin; ++row) {
-        const std::uint64_t period = (position + row) / op.temperature_original;
         temperatures.push_back(
-            static_cast<float>(1 + op.temperature_beta * std::log1p(static_cast<double>(period))));
+            query_temperature(op.temperature_beta, op.temperature_original, position + row));
       }
     }
     kernels_.rotate({op.x + begin * row_bytes, op.dtype, end - begin, op.heads, op.head_dim,

@@ -16,13 +16,14 @@ namespace librarian::gpu_exec {
 /// on `outputs`, or on a row's or output's place among them.
 struct CudaProduct {
   const std::byte* x = nullptr;  ///< [rows, inputs] of `type`, rows x_stride elements apart.
-  const std::byte* w = nullptr;  ///< [outputs, inputs] of `type`, or [inputs, outputs].
-  std::byte* y = nullptr;        ///< [rows, outputs] of `out`, rows y_stride elements apart.
+  /// [outputs, inputs] of `type`, or [inputs, outputs], rows w_stride elements apart.
+  const std::byte* w = nullptr;
+  std::byte* y = nullptr;  ///< [rows, outputs] of `out`, rows y_stride elements apart.
   DType type = DType::bf16;
   DType out = DType::f32;  ///< `type` or f32.
   bool w_transposed = false;
   std::uint64_t rows = 0, inputs = 0, outputs = 0;
-  std::uint64_t x_stride = 0, y_stride = 0;
+  std::uint64_t x_stride = 0, w_stride = 0, y_stride = 0;
 };
 
 /// y = round(act(x + bias)).

@@ -216,10 +216,12 @@ class Device {
   virtual std::uint64_t row_unit() const { return 1; }
   /// Most bytes that allocate() can give, all together.
   virtual std::uint64_t memory_limit() const { return ~std::uint64_t{0}; }
+  /// Most rows of a block.
+  virtual std::uint64_t block_rows_limit() const { return ~std::uint64_t{0}; }
   /// Host memory that the device itself took, beside allocate_host().
   virtual std::uint64_t host_bytes() const { return 0; }
 
-  /// @return  Exactly `bytes`, aligned to 64 or more, zeroed.
+  /// @return  Exactly `bytes`, aligned to 64 or more; contents undefined.
   /// @error does_not_fit  the memory is not there.
   virtual Result<DeviceMemory> allocate(std::uint64_t bytes) = 0;
   /// Host memory that copies reach fast. @return and @error as allocate().

@@ -156,10 +156,17 @@ Result<ExecutionPlan> make_execution_plan(const ModelSpec& model, const Executor
   return place_all(model, options, device, needs, Residency::stage, together);
 }
 
-Result<void> check_spec(const ModelSpec& model, const ExecutorOptions& options) {
+Result<void> check_spec(const ModelSpec& model, const ExecutorOptions& options,
+                        const Device& device) {
   if (options.block_rows_max == 0 || model.hidden_size == 0 || options.slice_bytes_max == 0) {
     return Error(ErrorCode::invalid_argument,
                  "block_rows_max, slice_bytes_max and hidden_size must be above 0");
+  }
+  if (options.block_rows_max > device.block_rows_limit()) {
+    return Error(ErrorCode::invalid_argument,
+                 "blocks of " + std::to_string(options.block_rows_max) +
+                     " tokens: this device takes " + std::to_string(device.block_rows_limit()) +
+                     " at most");
   }
   for (std::size_t i = 0; i < model.layers.size(); ++i) {
     const AttentionSpec& attention = model.layers[i].attention;

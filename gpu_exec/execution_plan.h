@@ -61,6 +61,7 @@ std::vector<Stage> plan_stages(const ModelSpec& model, const LayerSpec& layer,
                                const Device& device);
 
 /// @error invalid_argument  as LayerExecutor::create() says.
-Result<void> check_spec(const ModelSpec& model, const ExecutorOptions& options);
+Result<void> check_spec(const ModelSpec& model, const ExecutorOptions& options,
+                        const Device& device);
 
 }  // namespace librarian::gpu_exec

@@ -333,7 +333,7 @@ Result<std::vector<StageSummary>> LayerExecutor::stages(const ModelSpec& model,
 Result<std::unique_ptr<LayerExecutor>> LayerExecutor::create(const ModelSpec& model,
                                                              const ExecutorOptions& options,
                                                              Device& device) {
-  LIB_TRY_VOID(check_spec(model, options));
+  LIB_TRY_VOID(check_spec(model, options, device));
   LIB_TRY(const ExecutionPlan plan, make_execution_plan(model, options, device));
   LIB_TRY(DeviceMemory arena, device.allocate(plan.memory.device_bytes()));
   DeviceMemory host;

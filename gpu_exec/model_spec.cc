@@ -199,6 +199,10 @@ std::vector<float> rope_frequencies(const RopeSpec& rope, std::uint64_t sample_r
   return frequencies;
 }
 
+float query_temperature(float beta, std::uint32_t original, std::uint64_t position) {
+  return static_cast<float>(1 + beta * std::log1p(static_cast<double>(position / original)));
+}
+
 std::vector<float> alibi_slopes(std::uint32_t heads) {
   // Powers of one base for the power of two below, then every second one of a finer base.
   const std::uint32_t power = std::bit_floor(heads);

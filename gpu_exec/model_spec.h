@@ -90,6 +90,8 @@ struct AttentionSpec {
   float temperature_beta = 0;
   std::uint32_t temperature_original = 0;
 };
+/// What multiplies a query at `position`: see AttentionSpec::temperature_beta.
+float query_temperature(float beta, std::uint32_t original, std::uint64_t position);
 /// Slope of each head.   @source Press et al. 2022, section 3, and its code for other head counts
 std::vector<float> alibi_slopes(std::uint32_t heads);
 

@@ -1,0 +1,224 @@
+#include "tests/support/emulated_cuda.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <utility>
+
+#include "gpu_exec/cuda_kernel_attention.h"
+#include "gpu_exec/cuda_kernel_products.h"
+#include "gpu_exec/cuda_kernel_rows.h"
+#include "tests/gpu_exec/cuda_testing.h"
+
+namespace librarian::gpu_exec {
+namespace {
+
+constexpr std::size_t kQueues = 4;
+constexpr const char* kQueueNames[kQueues] = {"weights", "upload", "compute", "download"};
+
+/// Memory full of NaN, of exactly the asked size.
+DeviceMemory poisoned(std::uint64_t bytes) {
+  void* memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  LIB_CHECK(memory != nullptr);
+  std::memset(memory, 0xFF, bytes);
+  return DeviceMemory(static_cast<std::byte*>(memory), [](std::byte* at) { std::free(at); });
+}
+
+class EmulatedCuda final : public CudaRuntime {
+ public:
+  EmulatedCuda(const EmulatedCudaOptions& options, EmulatedCudaRecord* record)
+      : options_(options), record_(record), state_(options.seed * 2 + 1) {
+    properties_.name = "emulated";
+    properties_.major = options.major;
+    properties_.minor = options.minor;
+    properties_.multiprocessors = 1;
+    properties_.libraries = options.library ? "emulated-library" : "none";
+    properties_.total_bytes = properties_.free_bytes = 16ULL << 30U;
+  }
+
+  const CudaProperties& properties() const override { return properties_; }
+
+  Result<DeviceMemory> allocate(std::uint64_t bytes) override {
+    if (record_ != nullptr) {
+      record_->allocations.push_back(bytes);
+    }
+    return poisoned(bytes);
+  }
+  Result<DeviceMemory> allocate_host(std::uint64_t bytes) override {
+    if (record_ != nullptr) {
+      record_->host_allocations.push_back(bytes);
+    }
+    return poisoned(bytes);
+  }
+
+  Ticket mark(Queue queue) override {
+    const Lane& lane = lane_of(queue);
+    return {queue, lane.done + lane.work.size()};
+  }
+  void wait(Queue queue, Ticket ticket) override {
+    LIB_CHECK(lane_of(ticket.queue).done + lane_of(ticket.queue).work.size() >= ticket.number);
+    lane_of(queue).work.push_back({"", ticket, {}});
+  }
+  /// Time passes only here, and not always.
+  Result<bool> reached(Ticket ticket) override {
+    const Lane& lane = lane_of(ticket.queue);
+    if (lane.done >= ticket.number && !failed()) {
+      return true;
+    }
+    for (std::uint64_t steps = random() % 4; steps > 0; --steps) {
+      step();
+    }
+    if (failed()) {
+      return Error(ErrorCode::internal, "the emulated GPU failed, as it was told to");
+    }
+    return lane.done >= ticket.number;
+  }
+
+  void copy(Queue queue, const CudaCopy& copy) override {
+    push(queue, "copy " + std::to_string(copy.row_bytes * copy.rows), [copy] {
+      for (std::uint64_t row = 0; row < copy.rows; ++row) {
+        std::memcpy(copy.to + row * copy.to_stride, copy.from + row * copy.from_stride,
+                    copy.row_bytes);
+      }
+    });
+  }
+  void launch(Queue queue, const CudaWiden& kernel) override {
+    push(queue, "widen", [kernel] { with_row_kernel(kernel, kRunEmulated); });
+  }
+  void launch(const CudaFinish& kernel) override { push_rows("finish", kernel); }
+  void launch(const CudaGate& kernel) override { push_rows("gate", kernel); }
+  void launch(const CudaRopeTable& kernel) override { push_rows("rope_table", kernel); }
+  void launch(const CudaRotate& kernel) override { push_rows("rotate", kernel); }
+  void launch(const NormOp& kernel) override { push_rows("norm", kernel); }
+  void launch(const AddOp& kernel) override { push_rows("add", kernel); }
+  void launch(const CudaAttention& kernel, bool tensor_cores) override {
+    LIB_CHECK(!tensor_cores || kernel.type == DType::f16 || properties_.has_bf16());
+    push(Queue::compute, "attention",
+         [kernel, tensor_cores] { with_attention_kernel(kernel, tensor_cores, kRunEmulated); });
+  }
+
+  bool has_library() const override { return options_.library; }
+  ProductPlan plan_product(const ProductShape& shape) override {
+    LIB_CHECK(options_.library);
+    return {ProductPlan::Engine::library, static_cast<int>(shape.outputs % 3), "emulated"};
+  }
+  void product(const CudaProduct& kernel, const ProductPlan& plan, std::byte* workspace) override {
+    if (plan.engine == ProductPlan::Engine::library) {
+      LIB_CHECK(kernel.rows == kLibraryRows && workspace != nullptr);
+      push(Queue::compute, "library", [kernel, plan, workspace] {
+        std::memset(workspace, 0xFF, kLibraryWorkspaceBytes);
+        multiply_like_a_library(kernel, plan.algorithm);
+      });
+      return;
+    }
+    const bool tensor_cores = plan.engine == ProductPlan::Engine::tensor_cores;
+    LIB_CHECK(!tensor_cores || kernel.type == DType::f16 || properties_.has_bf16());
+    push(Queue::compute, "product",
+         [kernel, tensor_cores] { with_product_kernel(kernel, tensor_cores, kRunEmulated); });
+  }
+
+  Result<double> measure_peak_flops(DType /*type*/) override { return 1e9; }
+
+ private:
+  struct Work {
+    std::string name;
+    Ticket after;
+    std::function<void()> run;
+  };
+  struct Lane {
+    std::deque<Work> work;
+    std::uint64_t done = 0;
+  };
+
+  Lane& lane_of(Queue queue) { return lanes_[static_cast<std::size_t>(queue)]; }
+  bool failed() const { return steps_ >= options_.fails_after; }
+
+  std::uint64_t random() {
+    state_ = state_ * 6364136223846793005U + 1442695040888963407U;
+    return state_ >> 33U;
+  }
+
+  void push(Queue queue, std::string name, std::function<void()> run) {
+    lane_of(queue).work.push_back({std::move(name), {}, std::move(run)});
+  }
+  template <typename Kernel>
+  void push_rows(const char* name, const Kernel& kernel) {
+    push(Queue::compute, name, [kernel] { with_row_kernel(kernel, kRunEmulated); });
+  }
+
+  /// Does one piece of work of a queue that has some and need not wait.
+  void step() {
+    std::array<std::size_t, kQueues> ready{};
+    std::size_t count = 0;
+    for (std::size_t i = 0; i < kQueues; ++i) {
+      if (!lanes_[i].work.empty()) {
+        const Ticket& after = lanes_[i].work.front().after;
+        if (lane_of(after.queue).done >= after.number) {
+          ready[count++] = i;
+        }
+      }
+    }
+    if (count == 0) {
+      return;
+    }
+    std::size_t chosen = ready[random() % count];
+    if (options_.copies_first) {
+      // Compute is the third of the four.
+      chosen = *std::find_if(ready.begin(), ready.begin() + static_cast<std::ptrdiff_t>(count) - 1,
+                             [](std::size_t queue) { return queue != 2; });
+    }
+    Lane& lane = lanes_[chosen];
+    const Work work = std::move(lane.work.front());
+    lane.work.pop_front();
+    ++steps_;
+    if (work.run && !failed()) {
+      work.run();
+      if (record_ != nullptr) {
+        record_->done.push_back(std::string(kQueueNames[chosen]) + " " + work.name);
+      }
+    }
+    ++lane.done;
+  }
+
+  /// Sums from another place for each algorithm: as good, with other bits.
+  static void multiply_like_a_library(const CudaProduct& op, int algorithm) {
+    with_element(op.type, [&](auto element) {
+      constexpr DType kIn = decltype(element)::kType;
+      with_element(op.out, [&](auto result) {
+        constexpr DType kOut = decltype(result)::kType;
+        const std::uint64_t first = op.inputs * static_cast<std::uint64_t>(algorithm) / 3;
+        for (std::uint64_t row = 0; row < op.rows; ++row) {
+          for (std::uint64_t output = 0; output < op.outputs; ++output) {
+            float sum = 0;
+            for (std::uint64_t i = 0; i < op.inputs; ++i) {
+              const std::uint64_t k = (first + i) % op.inputs;
+              const std::uint64_t at =
+                  op.w_transposed ? k * op.w_stride + output : output * op.w_stride + k;
+              sum += load_element<kIn>(op.x, row * op.x_stride + k) * load_element<kIn>(op.w, at);
+            }
+            store_element<kOut>(sum, op.y, row * op.y_stride + output);
+          }
+        }
+      });
+    });
+  }
+
+  const EmulatedCudaOptions options_;
+  EmulatedCudaRecord* const record_;
+  CudaProperties properties_;
+  std::array<Lane, kQueues> lanes_;
+  std::uint64_t steps_ = 0;
+  std::uint64_t state_;
+};
+
+}  // namespace
+
+std::unique_ptr<CudaRuntime> make_emulated_cuda(const EmulatedCudaOptions& options,
+                                                EmulatedCudaRecord* record) {
+  return std::make_unique<EmulatedCuda>(options, record);
+}
+
+}  // namespace librarian::gpu_exec
