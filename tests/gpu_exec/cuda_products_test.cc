@@ -33,7 +33,9 @@ std::string name_of(const Kind& kind) {
 struct Layout {
   bool w_transposed = false;
   std::uint64_t x_gap = 0, y_gap = 0;  ///< Elements between rows.
-  std::uint64_t offset = 0;            ///< Elements before each matrix: 1 for odd addresses.
+  unsigned odd = 0;  ///< Which of x (1), w (2) and y (4) lie at odd addresses: one element on.
+
+  std::uint64_t offset(unsigned matrix) const { return (odd & matrix) != 0 ? 1 : 0; }
 };
 
 /// Values with `gap` NaN after each row but the last, and `offset` before all.
@@ -74,15 +76,16 @@ Bytes product(const Kind& kind, const std::vector<float>& x, const std::vector<f
   op.outputs = w.size() / inputs;
   op.x_stride = inputs + layout.x_gap;
   op.y_stride = op.outputs + layout.y_gap;
-  const DeviceMemory x_memory = placed(x, inputs, layout.x_gap, layout.offset, kind.type);
+  const DeviceMemory x_memory = placed(x, inputs, layout.x_gap, layout.offset(1), kind.type);
   const DeviceMemory w_memory =
-      layout.w_transposed ? placed(transposed(w, inputs), op.outputs, 0, layout.offset, kind.type)
-                          : placed(w, inputs, 0, layout.offset, kind.type);
-  op.x = x_memory.get() + layout.offset * dtype_bytes(kind.type);
-  op.w = w_memory.get() + layout.offset * dtype_bytes(kind.type);
+      layout.w_transposed
+          ? placed(transposed(w, inputs), op.outputs, 0, layout.offset(2), kind.type)
+          : placed(w, inputs, 0, layout.offset(2), kind.type);
+  op.x = x_memory.get() + layout.offset(1) * dtype_bytes(kind.type);
+  op.w = w_memory.get() + layout.offset(2) * dtype_bytes(kind.type);
 
   const std::uint64_t out_bytes = dtype_bytes(kind.out);
-  const std::uint64_t begin = layout.offset * out_bytes;
+  const std::uint64_t begin = layout.offset(4) * out_bytes;
   const std::uint64_t bytes = begin + op.rows * op.y_stride * out_bytes;
   const DeviceMemory y = aligned_memory(bytes);
   std::memset(y.get(), 0x5A, bytes);
@@ -206,11 +209,14 @@ TEST(CudaProducts, ReadMatricesAsTheyLie) {
       for (const Layout& layout : {Layout{false, 24, 8, 0},
                                    {false, 3, 5, 0},
                                    {false, 0, 0, 1},
+                                   {false, 0, 0, 2},
+                                   {false, 0, 0, 4},
+                                   {false, 24, 8, 7},
                                    {true, 24, 3, 0},
-                                   {true, 5, 0, 1}}) {
+                                   {true, 5, 0, 7}}) {
         ASSERT_EQ(product(kind, x, w, inputs, layout), dense)
             << name_of(kind) << (layout.w_transposed ? " transposed, " : ", ") << layout.x_gap
-            << " and " << layout.y_gap << " between rows, from " << layout.offset;
+            << " and " << layout.y_gap << " between rows, odd " << layout.odd;
       }
     }
   }

@@ -46,12 +46,20 @@ class Buffer {
   DeviceMemory memory_;
 };
 
+/// Sets of arrays, a bit for each, that lie at odd addresses: a kernel may read 16 bytes at once
+/// only where all its arrays allow it. Sanitizers see misaligned accesses.
+constexpr unsigned kOddArrays[] = {0, 31, 1, 2, 4, 8, 16};
+/// Elements before array `index`.
+constexpr std::uint64_t offset_of(unsigned odd_arrays, unsigned index) {
+  return odd_arrays >> index & 1U;
+}
+
 /// How norm_of() calls.
 struct NormCase {
   NormKind kind = NormKind::rms;
   bool addend = false, bias = false;
   bool in_place = false;
-  std::uint64_t offset = 0;  ///< Elements before every array.
+  unsigned odd_arrays = 0;  ///< Of x, addend, y, weight, bias.
 };
 
 struct NormData {
@@ -69,16 +77,16 @@ struct NormData {
 Bytes norm_of(const NormData& data, DType type, const NormCase& how, std::uint64_t begin = 0,
               std::uint64_t end = 0) {
   const std::uint64_t rows = end == 0 ? data.x.size() / data.width : end - begin;
-  const auto rows_of = [&](const std::vector<float>& all) {
+  const auto rows_of = [&](const std::vector<float>& all, unsigned index) {
     const auto first = all.begin() + static_cast<std::ptrdiff_t>(begin * data.width);
     return Buffer({first, first + static_cast<std::ptrdiff_t>(rows * data.width)}, type,
-                  how.offset);
+                  offset_of(how.odd_arrays, index));
   };
-  const Buffer x = rows_of(data.x);
-  const Buffer addend = rows_of(data.addend);
-  const Buffer y(std::vector<float>(rows * data.width), type, how.offset);
-  const Buffer weight(data.weight, DType::f32, how.offset);
-  const Buffer bias(data.bias, DType::f32, how.offset);
+  const Buffer x = rows_of(data.x, 0);
+  const Buffer addend = rows_of(data.addend, 1);
+  const Buffer y(std::vector<float>(rows * data.width), type, offset_of(how.odd_arrays, 2));
+  const Buffer weight(data.weight, DType::f32, offset_of(how.odd_arrays, 3));
+  const Buffer bias(data.bias, DType::f32, offset_of(how.odd_arrays, 4));
   NormOp op;
   op.x = x.at();
   op.addend = how.addend ? addend.at() : nullptr;
@@ -137,9 +145,12 @@ TEST(CudaRows, NormGivesARowTheSameBitsAnywhere) {
       for (const NormKind kind : {NormKind::rms, NormKind::layer}) {
         const NormCase plain{kind, true, true, false, 0};
         const Bytes whole = norm_of(data, type, plain);
-        EXPECT_EQ(norm_of(data, type, {kind, true, true, true, 0}), whole) << "in place";
-        EXPECT_EQ(norm_of(data, type, {kind, true, true, false, 1}), whole) << "at odd addresses";
-        EXPECT_EQ(norm_of(data, type, {kind, true, true, true, 3}), whole) << "both";
+        for (const bool in_place : {false, true}) {
+          for (const unsigned odd : kOddArrays) {
+            EXPECT_EQ(norm_of(data, type, {kind, true, true, in_place, odd}), whole)
+                << dtype_name(type) << (in_place ? " in place, " : ", ") << odd << " odd";
+          }
+        }
         const auto row_bytes = static_cast<std::ptrdiff_t>(width * dtype_bytes(type));
         for (const std::uint64_t row : {0, 7, 19}) {
           const auto begin = whole.begin() + static_cast<std::ptrdiff_t>(row) * row_bytes;
@@ -199,6 +210,30 @@ struct Products {
   }
 };
 
+/// @param odd_arrays  Of the two products, the two biases, y.
+void expect_finish_and_gate(const Products& products, DType type, Activation activation, bool bias,
+                            std::uint64_t gap, unsigned odd_arrays) {
+  const auto [rows, width] = std::pair(products.rows, products.width);
+  const Buffer first(products.first, DType::f32, offset_of(odd_arrays, 0));
+  const Buffer second(products.second, DType::f32, offset_of(odd_arrays, 1));
+  const Buffer first_bias(products.first_bias, DType::f32, offset_of(odd_arrays, 2));
+  const Buffer second_bias(products.second_bias, DType::f32, offset_of(odd_arrays, 3));
+  const std::vector<float> before(rows * (width + gap), 0.25F);
+  const Buffer finished(before, type, offset_of(odd_arrays, 4));
+  with_row_kernel(CudaFinish{first.floats(), bias ? first_bias.floats() : nullptr, finished.at(),
+                             type, activation, rows, width, width + gap},
+                  run_emulated);
+  EXPECT_EQ(finished.bytes(), products.expected(activation, bias, false, type, gap))
+      << dtype_name(type) << " activation " << static_cast<int>(activation);
+  const Buffer gated(before, type, offset_of(odd_arrays, 4));
+  with_row_kernel(CudaGate{first.floats(), second.floats(), bias ? first_bias.floats() : nullptr,
+                           bias ? second_bias.floats() : nullptr, gated.at(), type, activation,
+                           rows, width, width + gap},
+                  run_emulated);
+  EXPECT_EQ(gated.bytes(), products.expected(activation, bias, true, type, gap))
+      << dtype_name(type) << " gated, activation " << static_cast<int>(activation);
+}
+
 // Goal: what follows a product is the CPU's arithmetic, bit for bit, and stays within its rows.
 // Method: each activation, type and layout against the row functors; rows have gaps between them.
 TEST(CudaRows, FinishAndGateAreTheFunctors) {
@@ -208,26 +243,9 @@ TEST(CudaRows, FinishAndGateAreTheFunctors) {
       for (const Activation activation : kActivations) {
         for (const bool bias : {false, true}) {
           for (const std::uint64_t gap : {0, 8, 3}) {
-            const std::uint64_t offset = gap == 3 ? 1 : 0;
-            const Buffer first(products.first, DType::f32, offset);
-            const Buffer second(products.second, DType::f32, offset);
-            const Buffer first_bias(products.first_bias, DType::f32, offset);
-            const Buffer second_bias(products.second_bias, DType::f32, offset);
-            const std::vector<float> before(rows * (width + gap), 0.25F);
-            const Buffer finished(before, type, offset);
-            with_row_kernel(CudaFinish{first.floats(), bias ? first_bias.floats() : nullptr,
-                                       finished.at(), type, activation, rows, width, width + gap},
-                            run_emulated);
-            ASSERT_EQ(finished.bytes(), products.expected(activation, bias, false, type, gap))
-                << dtype_name(type) << " activation " << static_cast<int>(activation);
-            const Buffer gated(before, type, offset);
-            with_row_kernel(
-                CudaGate{first.floats(), second.floats(), bias ? first_bias.floats() : nullptr,
-                         bias ? second_bias.floats() : nullptr, gated.at(), type, activation, rows,
-                         width, width + gap},
-                run_emulated);
-            ASSERT_EQ(gated.bytes(), products.expected(activation, bias, true, type, gap))
-                << dtype_name(type) << " gated, activation " << static_cast<int>(activation);
+            for (const unsigned odd : kOddArrays) {
+              expect_finish_and_gate(products, type, activation, bias, gap, odd);
+            }
           }
         }
       }
@@ -264,10 +282,10 @@ TEST(CudaRows, AddIsTheCpus) {
       for (const bool third : {false, true}) {
         Bytes expected = x;
         cpu->add({expected.data(), y.data(), third ? z.data() : nullptr, type, count, 0.3F});
-        for (const std::uint64_t offset : {std::uint64_t{0}, dtype_bytes(type)}) {
-          const Buffer to(x, offset);
-          const Buffer change(y, offset);
-          const Buffer more(z, offset);
+        for (const unsigned odd : kOddArrays) {
+          const Buffer to(x, offset_of(odd, 0) * dtype_bytes(type));
+          const Buffer change(y, offset_of(odd, 1) * dtype_bytes(type));
+          const Buffer more(z, offset_of(odd, 2) * dtype_bytes(type));
           with_row_kernel(
               AddOp{to.at(), change.at(), third ? more.at() : nullptr, type, count, 0.3F},
               run_emulated);
@@ -286,9 +304,9 @@ TEST(CudaRows, WidenIsTheCpus) {
       for (const float plus : {0.0F, 1.0F}) {
         std::vector<float> expected(count);
         cpu->load_vector({from.data(), type, {}, plus}, count, expected.data());
-        for (const std::uint64_t offset : {0, 4}) {
-          const Buffer in(from, offset);
-          const Buffer out(std::vector<float>(count), DType::f32, offset / 4);
+        for (const unsigned odd : kOddArrays) {
+          const Buffer in(from, offset_of(odd, 0) * dtype_bytes(type));
+          const Buffer out(std::vector<float>(count), DType::f32, offset_of(odd, 1));
           with_row_kernel(CudaWiden{in.at(), type, out.floats(), count, plus}, run_emulated);
           ASSERT_EQ(out.bytes(), to_bytes(expected, DType::f32)) << dtype_name(type) << count;
         }
