@@ -74,10 +74,10 @@ LIBRARIAN_KERNEL_BODY void load_unit(const std::byte* row, std::uint64_t i, std:
   constexpr unsigned kBytes = kElementBytes<type>;
   if (aligned && i + kUnit <= width) {
     LIBRARIAN_UNROLL
-    for (unsigned part = 0; part < kUnit * kBytes / 16; ++part) {
+    for (std::size_t part = 0; part < kUnit * kBytes / 16; ++part) {
       const Words in = reinterpret_cast<const Words*>(row + i * kBytes)[part];
       LIBRARIAN_UNROLL
-      for (unsigned j = 0; j < 4; ++j) {
+      for (std::size_t j = 0; j < 4; ++j) {
         if constexpr (kBytes == 4) {
           out[4 * part + j] = float_of(in.word[j]);
         } else {
@@ -102,10 +102,10 @@ LIBRARIAN_KERNEL_BODY void store_unit(const float (&in)[kUnit], std::byte* row, 
   constexpr unsigned kBytes = kElementBytes<type>;
   if (aligned && i + kUnit <= width) {
     LIBRARIAN_UNROLL
-    for (unsigned part = 0; part < kUnit * kBytes / 16; ++part) {
+    for (std::size_t part = 0; part < kUnit * kBytes / 16; ++part) {
       Words out;
       LIBRARIAN_UNROLL
-      for (unsigned j = 0; j < 4; ++j) {
+      for (std::size_t j = 0; j < 4; ++j) {
         if constexpr (kBytes == 4) {
           out.word[j] = bits_of(in[4 * part + j]);
         } else {

@@ -12,6 +12,9 @@
 
 namespace librarian::gpu_exec {
 
+// Places in a tile are 32 bits wide: they are small, and addresses take few registers.
+// NOLINTBEGIN(bugprone-implicit-widening-of-multiplication-result)
+
 /// A tile of y.
 struct ProductTile {
   std::uint64_t row = 0, output = 0;  ///< Its first ones.
@@ -329,7 +332,7 @@ struct PlainProduct {
     const ProductTile tile = grid.tile(kRows, kOutputs);
     const ProductOperand x_in = ProductOperand::x_of(op);
     const ProductOperand w_in = ProductOperand::w_of(op);
-    float* const stages = reinterpret_cast<float*>(shared);
+    auto* const stages = reinterpret_cast<float*>(shared);
     const unsigned thread_row = simt::thread_index() / 8 * 4;     // And the 3 after, and 64 on.
     const unsigned thread_output = simt::thread_index() % 8 * 4;  // So too in the tile, 32 on.
     Part<kRows> x;
@@ -390,6 +393,8 @@ struct PlainProduct {
     }
   }
 };
+
+// NOLINTEND(bugprone-implicit-widening-of-multiplication-result)
 
 /// Calls launch(kernel) with the kernel that computes `op`: a value to pass to the device, with
 /// blocks() and the constants kThreads, kBlocksMin and kSharedBytes, whose operator()(shared) each

@@ -15,6 +15,22 @@
 
 namespace librarian::gpu_exec {
 
+/// Threads of a block where each takes units of a row, or one unit of all elements.
+inline constexpr unsigned kUnitThreads = 256;
+/// Elements of such a block's units, from one of a thread to its next.
+inline constexpr std::uint64_t kUnitsApart = std::uint64_t{kUnitThreads} * kUnit;
+
+/// Where this thread's first unit of a row begins, and its unit of all elements.
+LIBRARIAN_KERNEL_BODY std::uint64_t first_of_row() {
+  return std::uint64_t{simt::thread_index()} * kUnit;
+}
+LIBRARIAN_KERNEL_BODY std::uint64_t first_of_unit() {
+  return simt::block_index_x() * kUnitsApart + first_of_row();
+}
+inline unsigned blocks_of_units(std::uint64_t count) {
+  return static_cast<unsigned>((count + kUnitsApart - 1) / kUnitsApart);
+}
+
 /// Sum over the lanes of a warp by halves, the same in each.
 LIBRARIAN_KERNEL_BODY float warp_sum(float value) {
   LIBRARIAN_UNROLL
@@ -62,14 +78,14 @@ LIBRARIAN_KERNEL_BODY void add_vector(const float* vector, std::uint64_t i, std:
   }
 }
 
-/// A norm; a block per row. Thread t takes units t, t + kThreads, ... whatever the alignment: the
+/// A norm; a block per row. Threads take the same units whatever the alignment: the
 /// order of the sums depends on the width alone.
 template <DType type>
 struct NormKernel {
-  static constexpr unsigned kThreads = 256;
+  static constexpr unsigned kThreads = kUnitThreads;
   static constexpr unsigned kBlocksMin = 4;
   static constexpr unsigned kWarps = kThreads / simt::kWarpThreads;
-  static constexpr unsigned kSharedBytes = 2 * kWarps * sizeof(float);
+  static constexpr unsigned kSharedBytes = sizeof(float) * 2 * kWarps;
 
   NormOp op;
   bool aligned;
@@ -101,7 +117,7 @@ struct NormKernel {
   LIBRARIAN_KERNEL_BODY float sum_over_row(std::uint64_t row, float* warps,
                                            const Term& term) const {
     float sum = 0;
-    for (std::uint64_t i = simt::thread_index() * kUnit; i < op.width; i += kThreads * kUnit) {
+    for (std::uint64_t i = first_of_row(); i < op.width; i += kUnitsApart) {
       float values[kUnit];
       load(row, i, values);
       LIBRARIAN_UNROLL
@@ -123,7 +139,7 @@ struct NormKernel {
   }
 
   LIBRARIAN_KERNEL_BODY void operator()(std::byte* shared) const {
-    float* const warps = reinterpret_cast<float*>(shared);
+    auto* const warps = reinterpret_cast<float*>(shared);
     const std::uint64_t row = simt::block_index_x() * op.width * kElementBytes<type>;
     float mean = 0;
     if (op.kind == NormKind::layer) {
@@ -135,7 +151,7 @@ struct NormKernel {
     });
     const float inverse = inverse_rms(squares, op.width, op.epsilon);
     // y may be x: a thread writes what it alone still reads.
-    for (std::uint64_t i = simt::thread_index() * kUnit; i < op.width; i += kThreads * kUnit) {
+    for (std::uint64_t i = first_of_row(); i < op.width; i += kUnitsApart) {
       float values[kUnit];
       float weights[kUnit];
       load(row, i, values);
@@ -154,7 +170,7 @@ struct NormKernel {
 /// What follows a product; a block per row.
 template <DType type>
 struct FinishKernel {
-  static constexpr unsigned kThreads = 256;
+  static constexpr unsigned kThreads = kUnitThreads;
   static constexpr unsigned kBlocksMin = 4;
   static constexpr unsigned kSharedBytes = 0;
 
@@ -171,7 +187,7 @@ struct FinishKernel {
     const std::uint64_t row = simt::block_index_x();
     const auto* x = reinterpret_cast<const std::byte*>(op.x + row * op.width);
     std::byte* const y = op.y + row * op.y_stride * kElementBytes<type>;
-    for (std::uint64_t i = simt::thread_index() * kUnit; i < op.width; i += kThreads * kUnit) {
+    for (std::uint64_t i = first_of_row(); i < op.width; i += kUnitsApart) {
       float values[kUnit];
       load_unit<DType::f32>(x, i, op.width, aligned, values);
       add_vector(op.bias, i, op.width, aligned, values);
@@ -184,7 +200,7 @@ struct FinishKernel {
 /// What follows a gate's two products; a block per row.
 template <DType type>
 struct GateKernel {
-  static constexpr unsigned kThreads = 256;
+  static constexpr unsigned kThreads = kUnitThreads;
   static constexpr unsigned kBlocksMin = 4;
   static constexpr unsigned kSharedBytes = 0;
 
@@ -204,7 +220,7 @@ struct GateKernel {
     const auto* gate = reinterpret_cast<const std::byte*>(op.gate + row * op.width);
     const auto* up = reinterpret_cast<const std::byte*>(op.up + row * op.width);
     std::byte* const y = op.y + row * op.y_stride * kElementBytes<type>;
-    for (std::uint64_t i = simt::thread_index() * kUnit; i < op.width; i += kThreads * kUnit) {
+    for (std::uint64_t i = first_of_row(); i < op.width; i += kUnitsApart) {
       float values[kUnit];
       float factors[kUnit];
       load_unit<DType::f32>(gate, i, op.width, aligned, values);
@@ -220,16 +236,6 @@ struct GateKernel {
     }
   }
 };
-
-/// Threads of the kernels that have one per unit of elements.
-inline constexpr unsigned kUnitThreads = 256;
-inline unsigned blocks_of_units(std::uint64_t count) {
-  constexpr std::uint64_t kElements = std::uint64_t{kUnitThreads} * kUnit;
-  return static_cast<unsigned>((count + kElements - 1) / kElements);
-}
-LIBRARIAN_KERNEL_BODY std::uint64_t first_of_unit() {
-  return (std::uint64_t{simt::block_index_x()} * kUnitThreads + simt::thread_index()) * kUnit;
-}
 
 template <DType type>
 struct WidenKernel {
@@ -319,7 +325,7 @@ struct RotateKernel {
   static constexpr unsigned kThreads = 128;
   static constexpr unsigned kBlocksMin = 8;
   static constexpr unsigned kWarps = kThreads / simt::kWarpThreads;
-  static constexpr unsigned kSharedBytes = kWarps * kHeadDimMax * sizeof(float);
+  static constexpr unsigned kSharedBytes = sizeof(float) * kWarps * kHeadDimMax;
 
   CudaRotate op;
   bool aligned;
@@ -374,7 +380,7 @@ struct RotateKernel {
   LIBRARIAN_KERNEL_BODY void operator()(std::byte* shared) const {
     const unsigned warp = simt::thread_index() / simt::kWarpThreads;
     const unsigned lane = simt::thread_index() % simt::kWarpThreads;
-    float* const head = reinterpret_cast<float*>(shared) + warp * kHeadDimMax;
+    float* const head = reinterpret_cast<float*>(shared) + std::size_t{warp} * kHeadDimMax;
     const std::uint64_t row = simt::block_index_x();
     const CudaRowPlace place = op.places[row];
     for (unsigned h = warp; h < op.heads; h += kWarps) {
