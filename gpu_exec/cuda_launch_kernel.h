@@ -24,7 +24,12 @@ __global__ void __launch_bounds__(Kernel::kThreads, kKernelBlocksMin<Kernel>)
 
 template <typename Kernel>
 void launch_kernel(const Kernel& kernel, void* cuda_stream) {
-  static_assert(Kernel::kSharedBytes <= 48 * 1024, "more has to be asked for");
+  if constexpr (Kernel::kSharedBytes > 48 * 1024) {
+    // More than every GPU grants unasked. A refusal shows in the launch.
+    static_cast<void>(cudaFuncSetAttribute(run_kernel<Kernel>,
+                                           cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           static_cast<int>(Kernel::kSharedBytes)));
+  }
   run_kernel<<<kernel.blocks(), Kernel::kThreads, Kernel::kSharedBytes,
                static_cast<cudaStream_t>(cuda_stream)>>>(kernel);
 }
