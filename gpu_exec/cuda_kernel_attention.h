@@ -1,0 +1,849 @@
+#pragma once
+/// Bodies of the CUDA attention kernels: one block per tile of queries and head, an online softmax
+/// in f32 over key chunks at fixed multiples from the sample's start. Private to gpu_exec.
+///
+/// A row's arithmetic depends on its position and on the keys that it sees, not on the tile: a
+/// chunk that it sees nothing of leaves its numbers as they are, bit for bit, and keys that only
+/// its neighbours see have probability zero, where adding them changes nothing but the sign of a
+/// zero, which the end takes away. Zero times infinity is NaN: kernels look for values that are
+/// not finite, and multiply those only for rows that see them.
+/// @source Milakov and Gimelshein 2018; Dao 2023 (FlashAttention-2), algorithm 1
+
+#include "gpu_exec/cuda_kernel_elements.h"
+#include "gpu_exec/cuda_kernels.h"
+
+// Before a loop: unrolling it would take registers for addresses that sums need.
+#ifdef __CUDACC__
+#define LIBRARIAN_ROLLED _Pragma("unroll 1")
+#else
+#define LIBRARIAN_ROLLED
+#endif
+
+namespace librarian::gpu_exec {
+
+/// A float whose multiply_add() is fused, for the functions of row_functors.h.
+struct FusedFloat {
+  float value;
+  LIBRARIAN_HOST_DEVICE explicit FusedFloat(float v) : value(v) {}
+};
+LIBRARIAN_ROW_FUNCTION FusedFloat operator+(FusedFloat a, FusedFloat b) {
+  return FusedFloat(a.value + b.value);
+}
+LIBRARIAN_ROW_FUNCTION FusedFloat operator-(FusedFloat a, FusedFloat b) {
+  return FusedFloat(a.value - b.value);
+}
+LIBRARIAN_ROW_FUNCTION FusedFloat operator*(FusedFloat a, FusedFloat b) {
+  return FusedFloat(a.value * b.value);
+}
+LIBRARIAN_ROW_FUNCTION FusedFloat operator/(FusedFloat a, FusedFloat b) {
+  return FusedFloat(a.value / b.value);
+}
+LIBRARIAN_ROW_FUNCTION FusedFloat multiply_add(FusedFloat a, FusedFloat b, FusedFloat c) {
+#if defined(__CUDACC__) && !defined(__CUDA_ARCH__)
+  return a * b + c;  // nvcc's pass for the host, where no kernel runs.
+#else
+  return FusedFloat(simt::fused_multiply_add(a.value, b.value, c.value));
+#endif
+}
+LIBRARIAN_ROW_FUNCTION FusedFloat maximum(FusedFloat a, FusedFloat b) {
+  return FusedFloat(maximum(a.value, b.value));
+}
+LIBRARIAN_ROW_FUNCTION FusedFloat minimum(FusedFloat a, FusedFloat b) {
+  return FusedFloat(minimum(a.value, b.value));
+}
+LIBRARIAN_ROW_FUNCTION FusedFloat power_of_two(FusedFloat shifted) {
+  return FusedFloat(power_of_two(shifted.value));
+}
+LIBRARIAN_KERNEL_BODY float fused_exp2(float x) { return exp2_of(FusedFloat(x)).value; }
+
+/// What both kernels do, whatever multiplies.
+struct AttentionCore {
+  static constexpr float kLowest = -3.40282346638528860e+38F;
+  static constexpr double kLog2E = 1.4426950408889634;
+
+  /// Keys [lo, hi) of the sample, or of a chunk.
+  struct KeyRange {
+    std::uint32_t lo, hi;
+    LIBRARIAN_KERNEL_BODY bool has(std::uint32_t key) const { return key - lo < hi - lo; }
+  };
+
+  /// What a block works on.
+  struct Place {
+    CudaAttentionTile tile;
+    std::uint32_t head, kv_head;
+  };
+
+  CudaAttention op;
+  float factor = 0;  ///< Of products: scores in units of log2, or what the cap is applied to.
+  float cap = 0;     ///< In units of log2.
+
+  static AttentionCore of(const CudaAttention& op) {
+    const double scale = op.scale;
+    const double cap = op.softcap;
+    return {op, static_cast<float>(cap != 0 ? scale / cap : scale * kLog2E),
+            static_cast<float>(cap * kLog2E)};
+  }
+
+  /// Heads of one tile side by side, which share keys; the last tiles, which have most keys, first.
+  LIBRARIAN_KERNEL_BODY Place place() const {
+    const std::uint32_t block = simt::block_index_x();
+    const std::uint32_t head = block % op.heads;
+    return {op.tiles[op.tile_count - 1 - block / op.heads], head, head / (op.heads / op.kv_heads)};
+  }
+
+  /// What the query at `position` sees; both ends grow with the position.
+  LIBRARIAN_KERNEL_BODY KeyRange visible_keys(const CudaAttentionTile& tile,
+                                              std::uint32_t position) const {
+    KeyRange see{0, op.causal || op.window != 0 ? position + 1 : tile.keys};
+    if (op.window != 0 && position + 1 > op.window) {
+      see.lo = position + 1 - op.window;
+    }
+    if (op.chunk != 0) {
+      const std::uint32_t begin = position / op.chunk * op.chunk;
+      see.lo = see.lo < begin ? begin : see.lo;
+      see.hi = see.hi - begin > op.chunk ? begin + op.chunk : see.hi;
+    }
+    return see;
+  }
+
+  /// The part of a range in the chunk of `keys` keys at `begin`, relative to it.
+  LIBRARIAN_KERNEL_BODY static KeyRange in_chunk(KeyRange see, std::uint32_t begin,
+                                                 std::uint32_t keys) {
+    const std::uint32_t lo = see.lo < begin ? 0 : see.lo - begin;
+    const std::uint32_t hi = see.hi < begin ? 0 : see.hi - begin;
+    return {lo < keys ? lo : keys, hi < keys ? hi : keys};
+  }
+
+  /// Of `rows` rows from `position` on: keys of the chunk that some of them see, and that all see.
+  struct Sight {
+    KeyRange some, all;
+    LIBRARIAN_KERNEL_BODY bool nothing() const { return some.lo >= some.hi; }
+    LIBRARIAN_KERNEL_BODY bool everything(std::uint32_t keys) const {
+      return all.lo == 0 && all.hi == keys;
+    }
+  };
+  LIBRARIAN_KERNEL_BODY Sight sight(const CudaAttentionTile& tile, std::uint32_t position,
+                                    std::uint32_t rows, std::uint32_t begin,
+                                    std::uint32_t keys) const {
+    const KeyRange first = in_chunk(visible_keys(tile, position), begin, keys);
+    const KeyRange last = in_chunk(visible_keys(tile, position + rows - 1), begin, keys);
+    return {{first.lo, last.hi}, {last.lo, first.hi}};
+  }
+
+  LIBRARIAN_KERNEL_BODY float slope_of(std::uint32_t head) const {
+    return op.slopes == nullptr ? 0.0F : op.slopes[head] * static_cast<float>(kLog2E);
+  }
+
+  /// products[i][j] of rows with positions[i] and keys key_of(j) into scores in units of log2;
+  /// -infinity where the row does not see the key, `ranges` being relative to `chunk`.
+  template <int rows, int columns, typename KeyOf>
+  LIBRARIAN_KERNEL_BODY void to_scores(float (&products)[rows][columns], float slope,
+                                       const std::uint32_t (&positions)[rows],
+                                       const KeyRange (&ranges)[rows], bool everything,
+                                       std::uint32_t chunk, const KeyOf& key_of) const {
+    LIBRARIAN_UNROLL
+    for (int i = 0; i < rows; ++i) {
+      LIBRARIAN_UNROLL
+      for (int j = 0; j < columns; ++j) {
+        products[i][j] *= factor;
+      }
+    }
+    if (op.softcap != 0) {
+      LIBRARIAN_UNROLL
+      for (int i = 0; i < rows; ++i) {
+        LIBRARIAN_UNROLL
+        for (int j = 0; j < columns; ++j) {
+          products[i][j] = tanh_of(FusedFloat(products[i][j])).value * cap;
+        }
+      }
+    }
+    if (op.slopes != nullptr) {
+      // Relative to the row's own position: small numbers, and the same softmax.
+      LIBRARIAN_UNROLL
+      for (int i = 0; i < rows; ++i) {
+        const auto distance = static_cast<float>(static_cast<std::int32_t>(chunk - positions[i]));
+        LIBRARIAN_UNROLL
+        for (int j = 0; j < columns; ++j) {
+          const float away = distance + static_cast<float>(key_of(j));
+          products[i][j] = simt::fused_multiply_add(slope, away, products[i][j]);
+        }
+      }
+    }
+    if (!everything) {
+      LIBRARIAN_UNROLL
+      for (int i = 0; i < rows; ++i) {
+        LIBRARIAN_UNROLL
+        for (int j = 0; j < columns; ++j) {
+          products[i][j] = ranges[i].has(key_of(j)) ? products[i][j] : -__builtin_inff();
+        }
+      }
+    }
+  }
+
+  /// A row's scores into probabilities relative to the new maximum. The row lies in `lanes`
+  /// neighbouring lanes, each of which keeps the sum of its own part.
+  /// @return  What the sums so far are worth relative to the new maximum.
+  template <unsigned lanes, int columns>
+  LIBRARIAN_KERNEL_BODY static float softmax(float (&scores)[columns], float& top, float& sum) {
+    const float before = top;
+    LIBRARIAN_UNROLL
+    for (int j = 0; j < columns; ++j) {
+      top = maximum(top, scores[j]);
+    }
+    LIBRARIAN_UNROLL
+    for (unsigned mask = 1; mask < lanes; mask *= 2) {
+      top = maximum(top, simt::shuffle_xor(top, mask));
+    }
+    float total = 0;
+    LIBRARIAN_UNROLL
+    for (int j = 0; j < columns; ++j) {
+      scores[j] = fused_exp2(scores[j] - top);
+      total += scores[j];
+    }
+    const float shrink = fused_exp2(before - top);
+    sum = simt::fused_multiply_add(sum, shrink, total);
+    return shrink;
+  }
+
+  /// What a row's output is to be multiplied by in the end.
+  template <unsigned lanes>
+  LIBRARIAN_KERNEL_BODY float last_factor(std::uint32_t head, std::uint32_t position, float top,
+                                          float sum) const {
+    LIBRARIAN_UNROLL
+    for (unsigned mask = 1; mask < lanes; mask *= 2) {
+      sum += simt::shuffle_xor(sum, mask);
+    }
+    if (op.sinks == nullptr) {
+      return 1.0F / sum;
+    }
+    // Relative to the row's position, as the scores are. Only now, because a large sink would
+    // have made small numbers of the probabilities, with few bits left in 16.
+    const float slope = op.slopes == nullptr ? 0.0F : op.slopes[head];
+    const float sink =
+        simt::fused_multiply_add(-slope, static_cast<float>(position), op.sinks[head]) *
+        static_cast<float>(kLog2E);
+    const float both = maximum(sink, top);
+    const float shrink = fused_exp2(top - both);
+    return shrink / simt::fused_multiply_add(sum, shrink, fused_exp2(sink - both));
+  }
+
+  /// An element of the output: there is one zero and one NaN, because a zero's sign, or which of
+  /// several NaNs survived, could come from keys that the row does not see.
+  LIBRARIAN_KERNEL_BODY static float finished(float sum, float last) {
+    const float x = simt::fused_multiply_add(sum, last, 0.0F);
+    return x == x ? x : __builtin_nanf("");
+  }
+};
+
+/// Rounds two numbers to a register's elements. NaN stays NaN.
+template <simt::MmaType type>
+LIBRARIAN_KERNEL_BODY std::uint32_t round_pair(float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  std::uint32_t pair = 0;
+  if constexpr (type == simt::MmaType::bf16) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  }
+  return pair;
+#else
+  if constexpr (type == simt::MmaType::bf16) {
+    return f32_to_bf16(low) | static_cast<std::uint32_t>(f32_to_bf16(high)) << 16U;
+  } else {
+    return f32_to_f16(low) | static_cast<std::uint32_t>(f32_to_f16(high)) << 16U;
+  }
+#endif
+}
+
+/// Attention with tensor cores, heads up to `head_max` (a multiple of 16). Each of four warps has
+/// 16 queries: scores = queries * keys^T and output += probabilities * values, in fragments of
+/// mma.m16n8k16, whose sums are at once the left fragments of the next product. Values arrive
+/// while scores are computed, and the next keys during the rest.
+template <simt::MmaType type, int head_max>
+struct TensorAttention : AttentionCore {
+  static constexpr unsigned kThreads = 128;
+  static constexpr unsigned kBlocksMin = head_max <= 64 ? 3 : 2;
+  /// Keys per softmax step. Part of the arithmetic.
+  static constexpr int kKeys = head_max <= 128 ? 64 : 32;
+  /// Large heads leave no registers for queries, which then stay in shared memory.
+  static constexpr bool kQueriesStay = head_max > 128;
+  static constexpr int kParts = head_max / 8;  ///< Of 16 bytes, in a row.
+  /// Rows are an odd number of parts apart, so that 8 rows of a matrix lie in different banks.
+  /// Where there is no memory for that, the parts of a row change places instead.
+  static constexpr bool kSwizzled = kQueriesStay;
+  static constexpr int kRowBytes = (kParts + (kSwizzled ? 0 : 1)) * 16;
+  static constexpr std::size_t kSharedBytes =
+      static_cast<std::size_t>(2 * kKeys + (kQueriesStay ? kCudaAttentionRows : 0)) * kRowBytes;
+  static_assert(kSharedBytes <= 64 * 1024, "no block of compute capability 7.5 has more");
+  static_assert(kQueriesStay || kKeys == kCudaAttentionRows, "queries pass through the values");
+
+  bool aligned = false;  ///< All rows of heads begin at multiples of 16 bytes, and end there.
+
+  static TensorAttention of(const CudaAttention& op) {
+    const std::uint64_t head_bytes = op.head_dim * std::uint64_t{2};
+    return {AttentionCore::of(op), rows_aligned(op.q, head_bytes) &&
+                                       rows_aligned(op.k, head_bytes) &&
+                                       rows_aligned(op.v, head_bytes)};
+  }
+  unsigned blocks() const { return op.tile_count * op.heads; }
+
+  LIBRARIAN_KERNEL_BODY void operator()(std::byte* shared) const {
+    const Place at = place();
+    const CudaAttentionTile& tile = at.tile;
+    std::byte* const keys = shared;
+    std::byte* const values = shared + kKeys * kRowBytes;
+    std::byte* const queries = kQueriesStay ? values + kKeys * kRowBytes : values;
+    const std::uint64_t q_stride = static_cast<std::uint64_t>(op.heads) * op.head_dim;
+    const std::uint64_t kv_stride = static_cast<std::uint64_t>(op.kv_heads) * op.head_dim;
+    std::byte* const q = op.q + (tile.q_row * q_stride + at.head * op.head_dim) * 2;
+    const std::uint64_t kv = (tile.kv_row * kv_stride + at.kv_head * op.head_dim) * 2;
+    const std::uint32_t end = visible_keys(tile, tile.position + tile.rows - 1).hi;
+    const auto load_chunk = [&](std::byte* to, const std::byte* from, std::uint32_t chunk) {
+      load_rows<kKeys>(to, from + kv + chunk * kv_stride * 2, kv_stride, end - chunk);
+    };
+
+    const std::uint32_t first = visible_keys(tile, tile.position).lo / kKeys * kKeys;
+    load_rows<kCudaAttentionRows>(queries, q, q_stride, tile.rows);
+    load_chunk(keys, op.k, first);
+    simt::copies_commit();
+    simt::copies_wait<0>();
+    simt::sync_threads();
+
+    const unsigned warp_row = simt::thread_index() / 32 * 16;
+    const unsigned lane = simt::thread_index() % 32;
+    // The lane's two rows, and their sums: of columns {0, 1} + 2 * (lane % 4) in each 8.
+    const std::uint32_t position = tile.position + warp_row + lane / 4;
+    const std::uint32_t positions[2] = {position, position + 8};
+    const float slope = slope_of(at.head);
+    std::uint32_t q_parts[kQueriesStay ? 1 : head_max / 16][4];
+    if constexpr (!kQueriesStay) {
+      LIBRARIAN_UNROLL
+      for (int d = 0; d < head_max / 16; ++d) {
+        load_queries(q_parts[d], queries, d);
+      }
+    }
+    float out[head_max / 8][4] = {};
+    float top[2] = {kLowest, kLowest};
+    float sum[2] = {0, 0};
+
+    for (std::uint32_t chunk = first; chunk < end; chunk += kKeys) {
+      // What the warp's rows see. Rows beyond the tile's take part, and are dropped in the end.
+      // Worked out twice: registers are scarcer than instructions.
+      const bool works = warp_row < tile.rows;
+      const auto see = [&] {
+        const std::uint32_t rows = works && tile.rows - warp_row < 16 ? tile.rows - warp_row : 16;
+        return sight(tile, tile.position + warp_row, rows, chunk, kKeys);
+      };
+      const bool nothing = !works || see().nothing();
+      float scores[2][kKeys / 4];
+      simt::copies_wait<0>();
+      simt::sync_threads();  // The keys are there; all are done with the values before.
+      load_chunk(values, op.v, chunk);
+      simt::copies_commit();
+      if (!nothing) {
+        multiply_keys(scores, q_parts, queries, keys);
+      }
+      simt::copies_wait<0>();
+      simt::sync_threads();  // The values are there; all are done with the keys.
+      if (chunk + kKeys < end) {
+        load_chunk(keys, op.k, chunk + kKeys);
+      }
+      simt::copies_commit();
+      if (nothing) {
+        continue;
+      }
+      const bool everything = see().everything(kKeys);
+      const KeyRange ranges[2] = {in_chunk(visible_keys(tile, positions[0]), chunk, kKeys),
+                                  in_chunk(visible_keys(tile, positions[1]), chunk, kKeys)};
+      to_scores(scores, slope, positions, ranges, everything, chunk, [lane](int j) {
+        return static_cast<std::uint32_t>(j / 2 * 8 + j % 2) + lane % 4 * 2;
+      });
+      const float shrink[2] = {softmax<4>(scores[0], top[0], sum[0]),
+                               softmax<4>(scores[1], top[1], sum[1])};
+      LIBRARIAN_UNROLL
+      for (int n = 0; n < head_max / 8; ++n) {
+        LIBRARIAN_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          out[n][i] *= shrink[i / 2];
+        }
+      }
+      std::uint32_t p[kKeys / 16][4];
+      LIBRARIAN_UNROLL
+      for (int k = 0; k < kKeys / 16; ++k) {
+        LIBRARIAN_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const int j = k * 4 + i / 2 * 2;
+          p[k][i] = round_pair<type>(scores[i % 2][j], scores[i % 2][j + 1]);
+        }
+      }
+      if (everything || all_finite(values)) {
+        add_values(out, p, values);
+      } else {
+        add_seen_values(out, p, values, tile, tile.position + warp_row, chunk);
+      }
+    }
+    simt::copies_wait<0>();
+    simt::sync_threads();  // Some may still read values.
+    const float last[2] = {last_factor<4>(at.head, positions[0], top[0], sum[0]),
+                           last_factor<4>(at.head, positions[1], top[1], sum[1])};
+    LIBRARIAN_UNROLL
+    for (int n = 0; n < head_max / 8; ++n) {
+      LIBRARIAN_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        // NaN as the element type's own rounding has it, not as the instruction does.
+        using To = Element<type == simt::MmaType::bf16 ? DType::bf16 : DType::f16>;
+        const std::uint16_t pair[2] = {To::narrow(finished(out[n][2 * half], last[half])),
+                                       To::narrow(finished(out[n][2 * half + 1], last[half]))};
+        __builtin_memcpy(__builtin_assume_aligned(
+                             part_at(queries, warp_row + lane / 4 + 8 * half, n) + lane % 4 * 4, 4),
+                         pair, 4);
+      }
+    }
+    simt::sync_warp();
+    if (warp_row < tile.rows) {
+      store_rows(q, q_stride, queries, warp_row, tile.rows);
+    }
+  }
+
+ private:
+  /// Where 8 elements of a row lie in a shared matrix.
+  template <typename Byte>
+  LIBRARIAN_KERNEL_BODY static Byte* part_at(Byte* matrix, unsigned row, unsigned part) {
+    const unsigned begin = row * kRowBytes + (kSwizzled ? row % 8 * 16 : 0);
+    return matrix + (kSwizzled ? begin ^ (part * 16) : begin + part * 16);
+  }
+
+  /// Row 0 and on into a shared matrix of kCount rows, zeros beyond `rows` and head_dim. There
+  /// after a wait and a barrier.
+  template <int kCount>
+  LIBRARIAN_KERNEL_BODY void load_rows(std::byte* to, const std::byte* from, std::uint64_t stride,
+                                       std::uint32_t rows) const {
+    if (aligned) {
+      LIBRARIAN_ROLLED
+      for (unsigned i = simt::thread_index(); i < kCount * kParts; i += kThreads) {
+        const unsigned row = i / kParts;
+        const unsigned part = i % kParts;
+        const bool valid = row < rows && part * 8 < op.head_dim;
+        simt::copy_async_16(part_at(to, row, part),
+                            valid ? from + (row * stride + part * 8) * 2 : from, valid);
+      }
+      return;
+    }
+    LIBRARIAN_ROLLED
+    for (unsigned i = simt::thread_index(); i < kCount * head_max; i += kThreads) {
+      const unsigned row = i / head_max;
+      const unsigned d = i % head_max;
+      std::uint16_t bits = 0;
+      if (row < rows && d < op.head_dim) {
+        __builtin_memcpy(&bits, __builtin_assume_aligned(from + (row * stride + d) * 2, 2), 2);
+      }
+      __builtin_memcpy(__builtin_assume_aligned(part_at(to, row, d / 8) + d % 8 * 2, 2), &bits, 2);
+    }
+  }
+
+  /// A warp's 16 rows of a shared matrix to where they belong.
+  LIBRARIAN_KERNEL_BODY void store_rows(std::byte* to, std::uint64_t stride, const std::byte* from,
+                                        unsigned warp_row, std::uint32_t rows) const {
+    const unsigned lane = simt::thread_index() % 32;
+    if (aligned) {
+      LIBRARIAN_ROLLED
+      for (unsigned i = lane; i < 16 * kParts; i += 32) {
+        const unsigned row = warp_row + i / kParts;
+        const unsigned part = i % kParts;
+        if (row < rows && part * 8 < op.head_dim) {
+          *reinterpret_cast<Words*>(to + (row * stride + part * 8) * 2) =
+              *reinterpret_cast<const Words*>(part_at(from, row, part));
+        }
+      }
+      return;
+    }
+    LIBRARIAN_ROLLED
+    for (unsigned i = lane; i < 16 * head_max; i += 32) {
+      const unsigned row = warp_row + i / head_max;
+      const unsigned d = i % head_max;
+      if (row < rows && d < op.head_dim) {
+        __builtin_memcpy(__builtin_assume_aligned(to + (row * stride + d) * 2, 2),
+                         __builtin_assume_aligned(part_at(from, row, d / 8) + d % 8 * 2, 2), 2);
+      }
+    }
+  }
+
+  /// The left fragment of the warp's queries at dimensions [16 * d, 16 * d + 16).
+  LIBRARIAN_KERNEL_BODY static void load_queries(std::uint32_t (&a)[4], const std::byte* queries,
+                                                 int d) {
+    const unsigned lane = simt::thread_index() % 32;
+    simt::load_matrices(a, part_at(queries, simt::thread_index() / 32 * 16 + lane % 16,
+                                   (static_cast<unsigned>(d) * 2) ^ (lane / 16)));
+  }
+
+  /// scores[i][j] = products of the lane's row i: j counts the columns that it has.
+  template <int steps>
+  LIBRARIAN_KERNEL_BODY static void multiply_keys(float (&scores)[2][kKeys / 4],
+                                                  const std::uint32_t (&q_parts)[steps][4],
+                                                  const std::byte* queries, const std::byte* keys) {
+    const unsigned lane = simt::thread_index() % 32;
+    float c[kKeys / 8][4] = {};
+    const auto step = [&](const std::uint32_t(&a)[4], int d) {
+      LIBRARIAN_UNROLL
+      for (int n = 0; n < kKeys / 16; ++n) {
+        std::uint32_t b[4];
+        simt::load_matrices(b,
+                            part_at(keys, static_cast<unsigned>(n) * 16 + lane / 16 * 8 + lane % 8,
+                                    (static_cast<unsigned>(d) * 2) ^ (lane / 8 % 2)));
+        simt::multiply_accumulate<type>(c[2 * n], a, b[0], b[1]);
+        simt::multiply_accumulate<type>(c[2 * n + 1], a, b[2], b[3]);
+      }
+    };
+    if constexpr (kQueriesStay) {
+      LIBRARIAN_ROLLED
+      for (int d = 0; d < head_max / 16; ++d) {
+        std::uint32_t a[4];
+        load_queries(a, queries, d);
+        step(a, d);
+      }
+    } else {
+      LIBRARIAN_UNROLL
+      for (int d = 0; d < head_max / 16; ++d) {
+        step(q_parts[d], d);
+      }
+    }
+    LIBRARIAN_UNROLL
+    for (int n = 0; n < kKeys / 8; ++n) {
+      LIBRARIAN_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        scores[i / 2][n * 2 + i % 2] = c[n][i];
+      }
+    }
+  }
+
+  /// The right fragments of keys [16 * k, 16 * k + 16) at dimensions [16 * n, 16 * n + 16).
+  LIBRARIAN_KERNEL_BODY static void load_values(std::uint32_t (&b)[4], const std::byte* values,
+                                                int k, int n) {
+    const unsigned lane = simt::thread_index() % 32;
+    simt::load_matrices_transposed(b, part_at(values, static_cast<unsigned>(k) * 16 + lane % 16,
+                                              (static_cast<unsigned>(n) * 2) ^ (lane / 16)));
+  }
+
+  /// out += p * values.
+  LIBRARIAN_KERNEL_BODY static void add_values(float (&out)[head_max / 8][4],
+                                               const std::uint32_t (&p)[kKeys / 16][4],
+                                               const std::byte* values) {
+    LIBRARIAN_UNROLL
+    for (int k = 0; k < kKeys / 16; ++k) {
+      LIBRARIAN_UNROLL
+      for (int n = 0; n < head_max / 16; ++n) {
+        std::uint32_t b[4];
+        load_values(b, values, k, n);
+        simt::multiply_accumulate<type>(out[2 * n], p[k], b[0], b[1]);
+        simt::multiply_accumulate<type>(out[2 * n + 1], p[k], b[2], b[3]);
+      }
+    }
+  }
+
+  /// The same, row by row with zeros for the values that the row does not see. Rare: its loops stay
+  /// loops over sums in memory, so that it takes no registers from what surrounds it.
+  LIBRARIAN_KERNEL_BODY void add_seen_values(float (&out)[head_max / 8][4],
+                                             const std::uint32_t (&p)[kKeys / 16][4],
+                                             const std::byte* values, const CudaAttentionTile& tile,
+                                             std::uint32_t position, std::uint32_t chunk) const {
+    float sums[head_max / 8][4];
+    std::uint32_t weights[kKeys / 16][4];
+    copy_fragments(sums, out);
+    copy_fragments(weights, p);
+    const unsigned lane = simt::thread_index() % 32;
+    LIBRARIAN_ROLLED
+    for (unsigned row = 0; row < 16; ++row) {
+      const KeyRange range = in_chunk(visible_keys(tile, position + row), chunk, kKeys);
+      const bool mine[2] = {row == lane / 4, row == lane / 4 + 8};
+      LIBRARIAN_ROLLED
+      for (int k = 0; k < kKeys / 16; ++k) {
+        std::uint32_t seen[2];  // Bits of the elements, of the first 8 keys and of the others.
+        LIBRARIAN_UNROLL
+        for (unsigned i = 0; i < 2; ++i) {
+          const std::uint32_t key = static_cast<unsigned>(k) * 16 + i * 8 + lane % 4 * 2;
+          seen[i] = (range.has(key) ? 0xFFFFU : 0U) | (range.has(key + 1) ? 0xFFFF0000U : 0U);
+        }
+        LIBRARIAN_ROLLED
+        for (int n = 0; n < head_max / 16; ++n) {
+          std::uint32_t b[4];
+          load_values(b, values, k, n);
+          LIBRARIAN_UNROLL
+          for (int half = 0; half < 2; ++half) {
+            float(&to)[4] = sums[2 * n + half];
+            float c[4] = {to[0], to[1], to[2], to[3]};
+            simt::multiply_accumulate<type>(c, weights[k], b[2 * half] & seen[0],
+                                            b[2 * half + 1] & seen[1]);
+            LIBRARIAN_UNROLL
+            for (int i = 0; i < 4; ++i) {
+              to[i] = mine[i / 2] ? c[i] : to[i];
+            }
+          }
+        }
+      }
+    }
+    copy_fragments(out, sums);
+  }
+  template <typename Number, int count>
+  LIBRARIAN_KERNEL_BODY static void copy_fragments(Number (&to)[count][4],
+                                                   const Number (&from)[count][4]) {
+    LIBRARIAN_UNROLL
+    for (int n = 0; n < count; ++n) {
+      LIBRARIAN_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        to[n][i] = from[n][i];
+      }
+    }
+  }
+
+  /// Whether no value of the chunk is infinite or NaN; the warp's lanes agree.
+  LIBRARIAN_KERNEL_BODY static bool all_finite(const std::byte* values) {
+    // One more than the largest exponent carries into the sign's place.
+    constexpr std::uint32_t kExponent = type == simt::MmaType::bf16 ? 0x7F807F80U : 0x7C007C00U;
+    constexpr std::uint32_t kOne = type == simt::MmaType::bf16 ? 0x00800080U : 0x04000400U;
+    std::uint32_t carries = 0;
+    LIBRARIAN_ROLLED
+    for (unsigned i = simt::thread_index() % 32; i < kKeys * kParts; i += 32) {
+      const Words words = *reinterpret_cast<const Words*>(part_at(values, i / kParts, i % kParts));
+      LIBRARIAN_UNROLL
+      for (const std::uint32_t word : words.word) {
+        carries |= (word & kExponent) + kOne;
+      }
+    }
+    float found = (carries & 0x80008000U) != 0 ? 1.0F : 0.0F;
+    LIBRARIAN_UNROLL
+    for (unsigned mask = 1; mask < 32; mask *= 2) {
+      found += simt::shuffle_xor(found, mask);
+    }
+    return found == 0;
+  }
+};
+
+/// Attention without tensor cores, all in f32. Each thread has 4 rows by 4 columns: of a chunk's
+/// scores, and then of every 64 dimensions of the output.
+template <DType type, int head_max>
+struct PlainAttention : AttentionCore {
+  static constexpr unsigned kThreads = 256;
+  static constexpr unsigned kBlocksMin = head_max <= 128 ? 2 : 1;
+  static constexpr unsigned kKeys = 64;   ///< Per softmax step. Part of the arithmetic.
+  static constexpr unsigned kDepth = 32;  ///< Dimensions in shared memory at a time, for scores,
+  static constexpr unsigned kWidth = 64;  ///< and for the output.
+  static constexpr unsigned kSlices = (head_max + kWidth - 1) / kWidth;
+  static constexpr unsigned kRowFloats = 64 + 4;  ///< A row's end and the next one's begin.
+  static constexpr std::size_t kSharedBytes = (kKeys + kKeys) * kRowFloats * sizeof(float);
+  static_assert(2 * kDepth <= kKeys, "queries and keys lie where values do");
+
+  static PlainAttention of(const CudaAttention& op) { return {AttentionCore::of(op)}; }
+  unsigned blocks() const { return op.tile_count * op.heads; }
+
+  LIBRARIAN_KERNEL_BODY void operator()(std::byte* shared) const {
+    const Place at = place();
+    const CudaAttentionTile& tile = at.tile;
+    float* const weights = reinterpret_cast<float*>(shared);  // [kKeys][64 rows]
+    float* const values = weights + kKeys * kRowFloats;       // [kKeys][kWidth]
+    float* const queries = values;                            // [kDepth][64 rows]
+    float* const keys = values + kDepth * kRowFloats;         // [kDepth][kKeys]
+    const std::uint64_t q_stride = static_cast<std::uint64_t>(op.heads) * op.head_dim;
+    const std::uint64_t kv_stride = static_cast<std::uint64_t>(op.kv_heads) * op.head_dim;
+    std::byte* const q =
+        op.q + (tile.q_row * q_stride + at.head * op.head_dim) * kElementBytes<type>;
+    const std::uint64_t kv =
+        (tile.kv_row * kv_stride + at.kv_head * op.head_dim) * kElementBytes<type>;
+
+    const unsigned row = simt::thread_index() / 16 * 4;
+    const unsigned column = simt::thread_index() % 16 * 4;
+    std::uint32_t positions[4];
+    LIBRARIAN_UNROLL
+    for (unsigned i = 0; i < 4; ++i) {
+      positions[i] = tile.position + row + i;
+    }
+    const float slope = slope_of(at.head);
+    float out[kSlices][4][4] = {};
+    float top[4] = {kLowest, kLowest, kLowest, kLowest};
+    float sum[4] = {0, 0, 0, 0};
+    const std::uint32_t end = visible_keys(tile, tile.position + tile.rows - 1).hi;
+    const std::uint32_t first = visible_keys(tile, tile.position).lo / kKeys * kKeys;
+    for (std::uint32_t chunk = first; chunk < end; chunk += kKeys) {
+      const std::byte* const k_rows = op.k + kv + chunk * kv_stride * kElementBytes<type>;
+      const std::byte* const v_rows = op.v + kv + chunk * kv_stride * kElementBytes<type>;
+      float scores[4][4] = {};
+      for (std::uint32_t d = 0; d < op.head_dim; d += kDepth) {
+        simt::sync_threads();  // All are done with what lies there.
+        load_turned(queries, q, q_stride, tile.rows, d);
+        load_turned(keys, k_rows, kv_stride, end - chunk, d);
+        simt::sync_threads();
+        for (unsigned i = 0; i < kDepth; ++i) {
+          multiply(scores, queries + i * kRowFloats + row, keys + i * kRowFloats + column);
+        }
+      }
+      const bool everything = sight(tile, tile.position, tile.rows, chunk, kKeys).everything(kKeys);
+      KeyRange ranges[4];
+      LIBRARIAN_UNROLL
+      for (unsigned i = 0; i < 4; ++i) {
+        ranges[i] = in_chunk(visible_keys(tile, positions[i]), chunk, kKeys);
+      }
+      to_scores(scores, slope, positions, ranges, everything, chunk,
+                [column](int j) { return column + static_cast<std::uint32_t>(j); });
+      LIBRARIAN_UNROLL
+      for (unsigned i = 0; i < 4; ++i) {
+        const float shrink = softmax<16>(scores[i], top[i], sum[i]);
+        LIBRARIAN_UNROLL
+        for (unsigned slice = 0; slice < kSlices; ++slice) {
+          LIBRARIAN_UNROLL
+          for (float& x : out[slice][i]) {
+            x *= shrink;
+          }
+        }
+      }
+      LIBRARIAN_UNROLL
+      for (unsigned j = 0; j < 4; ++j) {
+        LIBRARIAN_UNROLL
+        for (unsigned i = 0; i < 4; ++i) {
+          weights[(column + j) * kRowFloats + row + i] = scores[i][j];
+        }
+      }
+      LIBRARIAN_UNROLL
+      for (unsigned slice = 0; slice < kSlices; ++slice) {
+        if (slice * kWidth >= op.head_dim) {
+          continue;
+        }
+        simt::sync_threads();  // As above.
+        load_values(values, v_rows, kv_stride, end - chunk, slice * kWidth);
+        simt::sync_threads();
+        if (everything) {
+          for (unsigned key = 0; key < kKeys; ++key) {
+            multiply(out[slice], weights + key * kRowFloats + row,
+                     values + key * kRowFloats + column);
+          }
+        } else {
+          for (unsigned key = 0; key < kKeys; ++key) {
+            multiply_seen(out[slice], weights + key * kRowFloats + row,
+                          values + key * kRowFloats + column, ranges, key);
+          }
+        }
+      }
+    }
+    // Rows of the tile are read by its own block only, and every thread has read them.
+    simt::sync_threads();
+    LIBRARIAN_UNROLL
+    for (unsigned i = 0; i < 4; ++i) {
+      const float last = last_factor<16>(at.head, positions[i], top[i], sum[i]);
+      LIBRARIAN_UNROLL
+      for (unsigned slice = 0; slice < kSlices; ++slice) {
+        LIBRARIAN_UNROLL
+        for (unsigned j = 0; j < 4; ++j) {
+          const std::uint32_t d = slice * kWidth + column + j;
+          if (row + i < tile.rows && d < op.head_dim) {
+            store_element<type>(finished(out[slice][i][j], last), q, (row + i) * q_stride + d);
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  struct alignas(16) Four {
+    float at[4];
+  };
+
+  /// sums[i][j] += left[i] * right[j].
+  LIBRARIAN_KERNEL_BODY static void multiply(float (&sums)[4][4], const float* left,
+                                             const float* right) {
+    const Four a = *reinterpret_cast<const Four*>(left);
+    const Four b = *reinterpret_cast<const Four*>(right);
+    LIBRARIAN_UNROLL
+    for (unsigned i = 0; i < 4; ++i) {
+      LIBRARIAN_UNROLL
+      for (unsigned j = 0; j < 4; ++j) {
+        sums[i][j] = simt::fused_multiply_add(a.at[i], b.at[j], sums[i][j]);
+      }
+    }
+  }
+  /// The same, for the rows that see the key.
+  LIBRARIAN_KERNEL_BODY static void multiply_seen(float (&sums)[4][4], const float* left,
+                                                  const float* right, const KeyRange (&ranges)[4],
+                                                  std::uint32_t key) {
+    float added[4][4];
+    LIBRARIAN_UNROLL
+    for (unsigned i = 0; i < 4; ++i) {
+      LIBRARIAN_UNROLL
+      for (unsigned j = 0; j < 4; ++j) {
+        added[i][j] = sums[i][j];
+      }
+    }
+    multiply(added, left, right);
+    LIBRARIAN_UNROLL
+    for (unsigned i = 0; i < 4; ++i) {
+      const bool seen = ranges[i].has(key);
+      LIBRARIAN_UNROLL
+      for (unsigned j = 0; j < 4; ++j) {
+        sums[i][j] = seen ? added[i][j] : sums[i][j];
+      }
+    }
+  }
+
+  /// to[i][row] = element d + i of a row, zeros beyond `rows` and head_dim.
+  LIBRARIAN_KERNEL_BODY void load_turned(float* to, const std::byte* from, std::uint64_t stride,
+                                         std::uint32_t rows, std::uint32_t d) const {
+    // A warp has 8 dimensions of 4 rows: whole sectors of memory, and every bank once.
+    LIBRARIAN_ROLLED
+    for (unsigned i = simt::thread_index(); i < kDepth * 64; i += kThreads) {
+      const unsigned depth = i % 8 + i / 32 % (kDepth / 8) * 8;
+      const unsigned row = i / 8 % 4 + i / (4 * kDepth) * 4;
+      const bool valid = row < rows && d + depth < op.head_dim;
+      to[depth * kRowFloats + row] =
+          valid ? load_element<type>(from, row * stride + d + depth) : 0.0F;
+    }
+  }
+  /// to[row][i] = element d + i of a row, zeros beyond `rows` and head_dim.
+  LIBRARIAN_KERNEL_BODY void load_values(float* to, const std::byte* from, std::uint64_t stride,
+                                         std::uint32_t rows, std::uint32_t d) const {
+    LIBRARIAN_ROLLED
+    for (unsigned i = simt::thread_index(); i < kKeys * kWidth; i += kThreads) {
+      const unsigned row = i / kWidth;
+      const bool valid = row < rows && d + i % kWidth < op.head_dim;
+      to[row * kRowFloats + i % kWidth] =
+          valid ? load_element<type>(from, row * stride + d + i % kWidth) : 0.0F;
+    }
+  }
+};
+
+template <simt::MmaType type, typename Launch>
+inline void with_tensor_attention(const CudaAttention& op, const Launch& launch) {
+  if (op.head_dim <= 64) {
+    launch(TensorAttention<type, 64>::of(op));
+  } else if (op.head_dim <= 80) {
+    launch(TensorAttention<type, 80>::of(op));
+  } else if (op.head_dim <= 96) {
+    launch(TensorAttention<type, 96>::of(op));
+  } else if (op.head_dim <= 128) {
+    launch(TensorAttention<type, 128>::of(op));
+  } else {
+    launch(TensorAttention<type, 256>::of(op));
+  }
+}
+
+/// Calls launch(kernel) with the kernel that computes `op`, as with_product_kernel() does; blocks
+/// may want more than 48 KiB of shared memory, but not more than 64.
+/// @param op            At least one tile and head, head_dim in [1, kHeadDimMax], heads a multiple
+///                      of kv_heads; no tile without rows. Less than 2^31 tiles times heads.
+/// @param tensor_cores  Multiply 16-bit elements with them, probabilities rounded to their type;
+///                      of f32 there is one kernel only.
+template <typename Launch>
+inline void with_attention_kernel(const CudaAttention& op, bool tensor_cores,
+                                  const Launch& launch) {
+  if (tensor_cores && op.type == DType::bf16) {
+    with_tensor_attention<simt::MmaType::bf16>(op, launch);
+  } else if (tensor_cores && op.type == DType::f16) {
+    with_tensor_attention<simt::MmaType::f16>(op, launch);
+  } else {
+    with_element(op.type, [&](auto element) {
+      if (op.head_dim <= 128) {
+        launch(PlainAttention<decltype(element)::kType, 128>::of(op));
+      } else {
+        launch(PlainAttention<decltype(element)::kType, 256>::of(op));
+      }
+    });
+  }
+}
+
+}  // namespace librarian::gpu_exec

@@ -1,0 +1,13 @@
+#pragma once
+/// Launches of CUDA attention; as cuda_launch_rows.h. Private to gpu_exec.
+
+#include "gpu_exec/cuda_kernels.h"
+
+namespace librarian::gpu_exec {
+
+/// Of no tiles it launches nothing.
+/// @param op            See with_attention_kernel().
+/// @param tensor_cores  Multiply 16-bit elements with them: bf16 needs compute capability 8.0.
+void launch_attention(const CudaAttention& op, bool tensor_cores, void* cuda_stream);
+
+}  // namespace librarian::gpu_exec
