@@ -51,7 +51,7 @@ struct ProductOperand {
     return {op.x, op.rows, op.x_stride, 1};
   }
   LIBRARIAN_KERNEL_BODY static ProductOperand w_of(const CudaProduct& op) {
-    return {op.w, op.outputs, op.w_transposed ? 1 : op.inputs, op.w_transposed ? op.outputs : 1};
+    return {op.w, op.outputs, op.w_transposed ? 1 : op.w_stride, op.w_transposed ? op.w_stride : 1};
   }
 };
 
@@ -267,7 +267,7 @@ struct PlainProduct {
   static PlainProduct of(const CudaProduct& op, bool y_aligned) {
     return {op, ProductGrid::of(op, kRows, kOutputs),
             rows_aligned(op.x, op.x_stride * kElementBytes<type>),
-            rows_aligned(op.w, op.inputs * kElementBytes<type>), y_aligned};
+            rows_aligned(op.w, op.w_stride * kElementBytes<type>), y_aligned};
   }
   unsigned blocks() const { return grid.blocks(); }
 
@@ -410,8 +410,8 @@ inline void with_product_kernel(const CudaProduct& op, bool tensor_cores, const 
     });
     return;
   }
-  const bool aligned =
-      !op.w_transposed && rows_aligned(op.x, op.x_stride * 2) && rows_aligned(op.w, op.inputs * 2);
+  const bool aligned = !op.w_transposed && op.inputs % kUnit == 0 &&
+                       rows_aligned(op.x, op.x_stride * 2) && rows_aligned(op.w, op.w_stride * 2);
   if (op.type == DType::bf16) {
     aligned ? launch(TensorProduct<simt::MmaType::bf16, true>::of(op, y_aligned))
             : launch(TensorProduct<simt::MmaType::bf16, false>::of(op, y_aligned));

@@ -138,8 +138,8 @@ TEST_P(CudaLayer, IsAsAccurateAsTheCpuInSixteenBits) {
       const auto cpu = cpu_device(best_cpu_isa(), 2);
       RecordingSink from_cpu;
       RecordingSink from_gpu;
-      run_block(*loaded_executor(layer, *cpu, type, 84, 0), segments_of(lengths),
-                to_bytes(x, type), from_cpu);
+      run_block(*loaded_executor(layer, *cpu, type, 84, 0), segments_of(lengths), to_bytes(x, type),
+                from_cpu);
       run_block(*loaded_executor(layer, device(), type, 84, 0), segments_of(lengths),
                 to_bytes(x, type), from_gpu);
       for (const auto& [point, rows] : truth(layer, x, lengths)) {
@@ -230,8 +230,8 @@ TEST_P(CudaLayer, GivesTheSameBitsInStages) {
   ExecutorOptions options = executor_options(layer, DType::bf16, 40, 100);
   options.slice_bytes_max = std::uint64_t{128} * kHidden * 2 * 2;
   options.blocks_max = 5;
-  std::vector<std::vector<Segment>> segments = {segments_of({10, 1, 20}), segments_of({40}),
-                                                {{0, 40, 0, 60}}, {{0, 20, 40, 60}}};
+  std::vector<std::vector<Segment>> segments = {
+      segments_of({10, 1, 20}), segments_of({40}), {{0, 40, 0, 60}}, {{0, 20, 40, 60}}};
   std::vector<Block> blocks;
   std::uint64_t rows = 0;
   for (const std::vector<Segment>& block : segments) {
@@ -365,11 +365,10 @@ TEST(CudaQueues, OverlapUploadsAndDownloadsWithCompute) {
                                        : downloads)
         .push_back(i);
   }
-  downloads.erase(std::remove_if(downloads.begin(), downloads.end(),
-                                 [&](std::size_t i) {
-                                   return !record.done[i].starts_with("download");
-                                 }),
-                  downloads.end());
+  downloads.erase(
+      std::remove_if(downloads.begin(), downloads.end(),
+                     [&](std::size_t i) { return !record.done[i].starts_with("download"); }),
+      downloads.end());
   // Two layers of four blocks: attention 4 is the second layer's first.
   ASSERT_EQ(attention.size(), 8U);
   ASSERT_EQ(uploads.size(), 8U);

@@ -34,6 +34,7 @@ struct Layout {
   bool w_transposed = false;
   std::uint64_t x_gap = 0, y_gap = 0;  ///< Elements between rows.
   unsigned odd = 0;  ///< Which of x (1), w (2) and y (4) lie at odd addresses: one element on.
+  std::uint64_t w_gap = 0;  ///< Elements between rows.
 
   std::uint64_t offset(unsigned matrix) const { return (odd & matrix) != 0 ? 1 : 0; }
 };
@@ -75,12 +76,13 @@ Bytes product(const Kind& kind, const std::vector<float>& x, const std::vector<f
   op.inputs = inputs;
   op.outputs = w.size() / inputs;
   op.x_stride = inputs + layout.x_gap;
+  op.w_stride = (layout.w_transposed ? op.outputs : inputs) + layout.w_gap;
   op.y_stride = op.outputs + layout.y_gap;
   const DeviceMemory x_memory = placed(x, inputs, layout.x_gap, layout.offset(1), kind.type);
   const DeviceMemory w_memory =
       layout.w_transposed
-          ? placed(transposed(w, inputs), op.outputs, 0, layout.offset(2), kind.type)
-          : placed(w, inputs, 0, layout.offset(2), kind.type);
+          ? placed(transposed(w, inputs), op.outputs, layout.w_gap, layout.offset(2), kind.type)
+          : placed(w, inputs, layout.w_gap, layout.offset(2), kind.type);
   op.x = x_memory.get() + layout.offset(1) * dtype_bytes(kind.type);
   op.w = w_memory.get() + layout.offset(2) * dtype_bytes(kind.type);
 
@@ -213,6 +215,8 @@ TEST(CudaProducts, ReadMatricesAsTheyLie) {
                                    {false, 0, 0, 4},
                                    {false, 24, 8, 7},
                                    {true, 24, 3, 0},
+                                   {false, 8, 0, 0, 8},
+                                   {true, 0, 0, 0, 3},
                                    {true, 5, 0, 7}}) {
         ASSERT_EQ(product(kind, x, w, inputs, layout), dense)
             << name_of(kind) << (layout.w_transposed ? " transposed, " : ", ") << layout.x_gap

@@ -323,7 +323,7 @@ TEST(CudaRows, RopeTableIsTheCpus) {
     for (const std::uint64_t first : {0, 100001}) {
       constexpr std::uint64_t kRows = 5;
       std::vector<float> expected(rope_table_floats(kRows, rotary_dim));
-      cpu->rope_table({rope.inverse_frequency, 1.25F, first, kRows, expected.data()});
+      cpu->rope_table({rope.inverse_frequency, 1.25F, first, kRows, expected.data()}, nullptr);
       expected.resize(kRows * rotary_dim);
       const Buffer table(std::vector<float>(expected.size()), DType::f32);
       with_row_kernel(CudaRopeTable{rope.inverse_frequency.data(), 1.25F, first, kRows,
@@ -360,7 +360,7 @@ class Rotation {
     x = rounded(random.vector(Heads::kRows * width(), 2.0F), type);
     weight = random.vector(width(), 0.5F, 1.0F);
     cpu_device(CpuIsa::portable, 1)
-        ->rope_table({rope_.inverse_frequency, 1.25F, 0, 100, table_.data()});
+        ->rope_table({rope_.inverse_frequency, 1.25F, 0, 100, table_.data()}, nullptr);
   }
   std::uint64_t width() const { return std::uint64_t{heads_.heads} * heads_.head_dim; }
 
@@ -415,7 +415,7 @@ class Rotation {
     op.table = table_.data();
     op.temperature_beta = how.temperatures ? 0.1F : 0.0F;
     op.temperature_original = how.temperatures ? kOriginal : 0;
-    cpu_device(CpuIsa::portable, 1)->rotate(op);
+    cpu_device(CpuIsa::portable, 1)->rotate(op, nullptr);
     return y;
   }
 
