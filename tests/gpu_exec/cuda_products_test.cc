@@ -92,7 +92,7 @@ Bytes product(const Kind& kind, const std::vector<float>& x, const std::vector<f
   const DeviceMemory y = aligned_memory(bytes);
   std::memset(y.get(), 0x5A, bytes);
   op.y = y.get() + begin;
-  with_product_kernel(op, kind.tensor_cores, kRunEmulated);
+  with_product_kernel(op, kind.tensor_cores, run_emulated);
 
   Bytes rows;
   Bytes gaps(y.get(), op.y);

@@ -98,7 +98,7 @@ Bytes norm_of(const NormData& data, DType type, const NormCase& how, std::uint64
   op.weight = weight.floats();
   op.bias = how.bias ? bias.floats() : nullptr;
   op.epsilon = 1e-5F;
-  with_row_kernel(op, kRunEmulated);
+  with_row_kernel(op, run_emulated);
   return how.in_place ? x.bytes() : y.bytes();
 }
 
@@ -222,14 +222,14 @@ void expect_finish_and_gate(const Products& products, DType type, Activation act
   const Buffer finished(before, type, offset_of(odd_arrays, 4));
   with_row_kernel(CudaFinish{first.floats(), bias ? first_bias.floats() : nullptr, finished.at(),
                              type, activation, rows, width, width + gap},
-                  kRunEmulated);
+                  run_emulated);
   EXPECT_EQ(finished.bytes(), products.expected(activation, bias, false, type, gap))
       << dtype_name(type) << " activation " << static_cast<int>(activation);
   const Buffer gated(before, type, offset_of(odd_arrays, 4));
   with_row_kernel(CudaGate{first.floats(), second.floats(), bias ? first_bias.floats() : nullptr,
                            bias ? second_bias.floats() : nullptr, gated.at(), type, activation,
                            rows, width, width + gap},
-                  kRunEmulated);
+                  run_emulated);
   EXPECT_EQ(gated.bytes(), products.expected(activation, bias, true, type, gap))
       << dtype_name(type) << " gated, activation " << static_cast<int>(activation);
 }
@@ -265,7 +265,7 @@ TEST(CudaRows, GateTakesEitherBias) {
         CudaGate{one.first.data(), one.second.data(), of_gate ? one.first_bias.data() : nullptr,
                  of_gate ? nullptr : one.second_bias.data(), y.at(), DType::bf16, Activation::silu,
                  2, 40, 40},
-        kRunEmulated);
+        run_emulated);
     EXPECT_EQ(y.bytes(), one.expected(Activation::silu, true, true, DType::bf16, 0));
   }
 }
@@ -288,7 +288,7 @@ TEST(CudaRows, AddIsTheCpus) {
           const Buffer more(z, offset_of(odd, 2) * dtype_bytes(type));
           with_row_kernel(
               AddOp{to.at(), change.at(), third ? more.at() : nullptr, type, count, 0.3F},
-              kRunEmulated);
+              run_emulated);
           ASSERT_EQ(to.bytes(), expected) << dtype_name(type) << " " << count;
         }
       }
@@ -307,7 +307,7 @@ TEST(CudaRows, WidenIsTheCpus) {
         for (const unsigned odd : kOddArrays) {
           const Buffer in(from, offset_of(odd, 0) * dtype_bytes(type));
           const Buffer out(std::vector<float>(count), DType::f32, offset_of(odd, 1));
-          with_row_kernel(CudaWiden{in.at(), type, out.floats(), count, plus}, kRunEmulated);
+          with_row_kernel(CudaWiden{in.at(), type, out.floats(), count, plus}, run_emulated);
           ASSERT_EQ(out.bytes(), to_bytes(expected, DType::f32)) << dtype_name(type) << count;
         }
       }
@@ -328,7 +328,7 @@ TEST(CudaRows, RopeTableIsTheCpus) {
       const Buffer table(std::vector<float>(expected.size()), DType::f32);
       with_row_kernel(CudaRopeTable{rope.inverse_frequency.data(), 1.25F, first, kRows,
                                     rotary_dim / 2, table.floats()},
-                      kRunEmulated);
+                      run_emulated);
       EXPECT_EQ(table.bytes(), to_bytes(expected, DType::f32)) << rotary_dim << " " << first;
     }
   }
@@ -388,7 +388,7 @@ class Rotation {
     op.epsilon = 1e-5F;
     op.table = heads_.rotary_dim == 0 ? nullptr : table_.data();
     op.places = places.data();
-    with_row_kernel(op, kRunEmulated);
+    with_row_kernel(op, run_emulated);
     return rows.bytes();
   }
 

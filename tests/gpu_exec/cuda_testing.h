@@ -8,7 +8,7 @@
 namespace librarian::gpu_exec {
 
 /// To be given to with_..._kernel().
-inline constexpr auto kRunEmulated = [](const auto& kernel) {
+inline const auto run_emulated = [](const auto& kernel) {
   using Kernel = std::decay_t<decltype(kernel)>;
   simt::run_blocks(kernel.blocks(), 1, Kernel::kThreads, Kernel::kSharedBytes,
                    [&](std::byte* shared) { kernel(shared); });
