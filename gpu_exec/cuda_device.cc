@@ -24,6 +24,7 @@ std::uint64_t aligned(std::uint64_t bytes) {
 /// Outputs of a product whose sums are finished by a kernel of their own: the sums stay in the
 /// second-level cache between the two.
 constexpr std::uint64_t kFinishOutputs = 2048;
+constexpr std::uint64_t kFinishRows = 2048;  ///< A multiple of the library's.
 /// Memory for what is widened at a time, where rows and weights have different types.
 constexpr std::uint64_t kWidenBytes = 32U << 20U;
 
@@ -51,7 +52,9 @@ class CudaDevice final : public Device {
 
   bool works_on_host_memory() const override { return false; }
   std::uint64_t weight_buffers() const override { return 2; }
-  std::uint64_t row_unit() const override { return runtime_->has_library() ? kLibraryRows : 1; }
+  std::uint64_t row_unit() const override {
+    return std::max<std::uint64_t>(1, runtime_->library_rows());
+  }
   std::uint64_t memory_limit() const override { return memory_bytes_; }
   std::uint64_t host_bytes() const override { return CudaTables::kHostBytes; }
   std::uint64_t block_rows_limit() const override { return CudaTables::kRowsMax; }
@@ -255,8 +258,8 @@ class CudaDevice final : public Device {
         bytes += aligned(size);
         return offset;
       };
-      constexpr std::uint64_t kSums = kLibraryRows * kFinishOutputs * sizeof(float);
-      workspace = place(runtime.has_library() ? kLibraryWorkspaceBytes : 0);
+      constexpr std::uint64_t kSums = kFinishRows * kFinishOutputs * sizeof(float);
+      workspace = place(runtime.library_rows() != 0 ? kLibraryWorkspaceBytes : 0);
       table = place(CudaTables::kTableBytesMax);
       first = place(kSums);
       second = place(kSums);
@@ -307,7 +310,7 @@ class CudaDevice final : public Device {
                         bool same_types, const What& what) {
     const std::uint64_t fitting =
         std::max<std::uint64_t>(1, kWidenBytes / (inputs * sizeof(float)));
-    const std::uint64_t row_step = same_types ? kLibraryRows : std::min(kLibraryRows, fitting);
+    const std::uint64_t row_step = same_types ? kFinishRows : std::min(kFinishRows, fitting);
     const std::uint64_t column_step =
         same_types ? kFinishOutputs : std::min(kFinishOutputs, fitting);
     for (std::uint64_t column = 0; column < columns; column += column_step) {
@@ -385,11 +388,12 @@ class CudaDevice final : public Device {
       runtime_->product(whole, plan, nullptr);
       return;
     }
-    for (std::uint64_t row = 0; row < whole.rows; row += kLibraryRows) {
+    const std::uint64_t step = runtime_->library_rows();
+    for (std::uint64_t row = 0; row < whole.rows; row += step) {
       CudaProduct part = whole;
       part.x += row * whole.x_stride * dtype_bytes(whole.type);
       part.y += row * whole.y_stride * dtype_bytes(whole.out);
-      part.rows = kLibraryRows;
+      part.rows = step;
       runtime_->product(part, plan, scratch + ScratchLayout(*runtime_).workspace);
     }
   }
@@ -399,7 +403,7 @@ class CudaDevice final : public Device {
     if (found == plans_.end()) {
       const bool fits_library = shape.inputs % 8 == 0 && shape.outputs % 8 == 0;
       ProductPlan plan;
-      if (runtime_->has_library() && fits_library &&
+      if (runtime_->library_rows() != 0 && fits_library &&
           (shape.type == DType::f32 || on_tensor_cores(shape.type))) {
         plan = runtime_->plan_product(shape);
       } else if (on_tensor_cores(shape.type)) {

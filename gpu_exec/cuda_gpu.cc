@@ -168,7 +168,7 @@ class Gpu final : public CudaRuntime {
     check(cudaGetLastError(), "attention");
   }
 
-  bool has_library() const override { return true; }
+  std::uint64_t library_rows() const override { return CudaLibrary::kRows; }
   ProductPlan plan_product(const ProductShape& shape) override {
     ProductPlan own;
     own.engine =
@@ -263,7 +263,7 @@ Result<double> Gpu::measure_peak_flops(DType type) {
   constexpr int kRepeats = 20;
   const std::uint64_t element = dtype_bytes(type);
   const std::uint64_t weight_bytes = kWidth * kWidth * element;
-  const std::uint64_t row_bytes = kLibraryRows * kWidth * element;
+  const std::uint64_t row_bytes = CudaLibrary::kRows * kWidth * element;
   LIB_TRY(const DeviceMemory memory,
           allocate(weight_bytes + 2 * row_bytes + kLibraryWorkspaceBytes));
   // Random bits below an exponent of one: zeros would flatter the arithmetic.
@@ -282,7 +282,7 @@ Result<double> Gpu::measure_peak_flops(DType type) {
   product.x = product.w + weight_bytes;
   product.y = memory.get() + weight_bytes + row_bytes;
   product.type = product.out = type;
-  product.rows = kLibraryRows;
+  product.rows = CudaLibrary::kRows;
   product.inputs = product.outputs = kWidth;
   product.x_stride = product.w_stride = product.y_stride = kWidth;
   const ProductPlan plan = plan_product({type, type, false, kWidth, kWidth});
@@ -304,7 +304,7 @@ Result<double> Gpu::measure_peak_flops(DType type) {
   float milliseconds = 0;
   check(cudaEventElapsedTime(&milliseconds, moments[0].get(), moments[1].get()), "time");
   LIB_TRY_VOID(reached({}));
-  return 2.0 * kLibraryRows * kWidth * kWidth * (kRepeats - kRepeats / 4) /
+  return 2.0 * CudaLibrary::kRows * kWidth * kWidth * (kRepeats - kRepeats / 4) /
          (static_cast<double>(milliseconds) * 1e-3);
 }
 

@@ -82,8 +82,8 @@ Problem problem_of(const ProductShape& shape, std::uint64_t w_stride, std::uint6
       cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_TRANSA, &turn, sizeof turn));
   problem.w = shape.w_transposed ? layout(shape.type, shape.outputs, shape.inputs, w_stride)
                                  : layout(shape.type, shape.inputs, shape.outputs, w_stride);
-  problem.x = layout(shape.type, shape.inputs, kLibraryRows, x_stride);
-  problem.y = layout(shape.out, shape.outputs, kLibraryRows, y_stride);
+  problem.x = layout(shape.type, shape.inputs, CudaLibrary::kRows, x_stride);
+  problem.y = layout(shape.out, shape.outputs, CudaLibrary::kRows, y_stride);
   return problem;
 }
 

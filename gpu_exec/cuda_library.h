@@ -15,6 +15,9 @@ namespace librarian::gpu_exec {
 /// Not thread-safe.
 class CudaLibrary {
  public:
+  /// Of every product: enough for full rate.
+  static constexpr std::uint64_t kRows = 2048;
+
   /// @error internal  the library does not start on the current device.
   static Result<std::unique_ptr<CudaLibrary>> create();
   ~CudaLibrary();
@@ -23,7 +26,7 @@ class CudaLibrary {
 
   /// "cublaslt-130002"
   std::string version() const;
-  /// Asks the library's heuristics, with fixed inputs and kLibraryRows rows, for algorithms that
+  /// Asks the library's heuristics, with fixed inputs and kRows rows, for algorithms that
   /// split no sum, and takes the first. Nothing: there is none.
   /// @source cuBLAS documentation, "Results reproducibility": equal bits for equal library, GPU and
   ///         algorithm; that a row's place changes nothing is what tests/gpu checks.

@@ -49,8 +49,6 @@ struct ProductPlan {
   std::string text;    ///< For reports.
 };
 
-/// A library chooses its kernel by the number of rows, too: it is always given so many.
-inline constexpr std::uint64_t kLibraryRows = 2048;
 /// Enough for every algorithm on every architecture; constant, since algorithms depend on it.
 inline constexpr std::uint64_t kLibraryWorkspaceBytes = 32U << 20U;
 
@@ -90,13 +88,14 @@ class CudaRuntime {
   virtual void launch(const AddOp& kernel) = 0;
   virtual void launch(const CudaAttention& kernel, bool tensor_cores) = 0;
 
-  /// Whether the library is there for some shapes.
-  virtual bool has_library() const = 0;
+  /// A library chooses its kernel by the number of rows, too, so it is always given so many; 0: there
+  /// is no library.
+  virtual std::uint64_t library_rows() const = 0;
   /// The library's plan for a shape; Engine::library or, if it has none that adds up in one order,
   /// another engine.
   virtual ProductPlan plan_product(const ProductShape& shape) = 0;
   /// @param workspace  kLibraryWorkspaceBytes; only for Engine::library, which computes exactly
-  ///                   kLibraryRows rows.
+  ///                   library_rows() rows.
   virtual void product(const CudaProduct& kernel, const ProductPlan& plan,
                        std::byte* workspace) = 0;
 

@@ -35,7 +35,7 @@ class EmulatedCuda final : public CudaRuntime {
     properties_.major = options.major;
     properties_.minor = options.minor;
     properties_.multiprocessors = 1;
-    properties_.libraries = options.library ? "emulated-library" : "none";
+    properties_.libraries = options.library_rows != 0 ? "emulated-library" : "none";
     properties_.total_bytes = properties_.free_bytes = 16ULL << 30U;
   }
 
@@ -86,7 +86,7 @@ class EmulatedCuda final : public CudaRuntime {
     });
   }
   void launch(Queue queue, const CudaWiden& kernel) override {
-    push(queue, "widen", [kernel] { with_row_kernel(kernel, kRunEmulated); });
+    push(queue, "widen", [kernel] { with_row_kernel(kernel, run_emulated); });
   }
   void launch(const CudaFinish& kernel) override { push_rows("finish", kernel); }
   void launch(const CudaGate& kernel) override { push_rows("gate", kernel); }
@@ -97,17 +97,17 @@ class EmulatedCuda final : public CudaRuntime {
   void launch(const CudaAttention& kernel, bool tensor_cores) override {
     LIB_CHECK(!tensor_cores || kernel.type == DType::f16 || properties_.has_bf16());
     push(Queue::compute, "attention",
-         [kernel, tensor_cores] { with_attention_kernel(kernel, tensor_cores, kRunEmulated); });
+         [kernel, tensor_cores] { with_attention_kernel(kernel, tensor_cores, run_emulated); });
   }
 
-  bool has_library() const override { return options_.library; }
+  std::uint64_t library_rows() const override { return options_.library_rows; }
   ProductPlan plan_product(const ProductShape& shape) override {
-    LIB_CHECK(options_.library);
+    LIB_CHECK(options_.library_rows != 0);
     return {ProductPlan::Engine::library, static_cast<int>(shape.outputs % 3), "emulated"};
   }
   void product(const CudaProduct& kernel, const ProductPlan& plan, std::byte* workspace) override {
     if (plan.engine == ProductPlan::Engine::library) {
-      LIB_CHECK(kernel.rows == kLibraryRows && workspace != nullptr);
+      LIB_CHECK(kernel.rows == options_.library_rows && workspace != nullptr);
       push(Queue::compute, "library", [kernel, plan, workspace] {
         std::memset(workspace, 0xFF, kLibraryWorkspaceBytes);
         multiply_like_a_library(kernel, plan.algorithm);
@@ -117,7 +117,7 @@ class EmulatedCuda final : public CudaRuntime {
     const bool tensor_cores = plan.engine == ProductPlan::Engine::tensor_cores;
     LIB_CHECK(!tensor_cores || kernel.type == DType::f16 || properties_.has_bf16());
     push(Queue::compute, "product",
-         [kernel, tensor_cores] { with_product_kernel(kernel, tensor_cores, kRunEmulated); });
+         [kernel, tensor_cores] { with_product_kernel(kernel, tensor_cores, run_emulated); });
   }
 
   Result<double> measure_peak_flops(DType /*type*/) override { return 1e9; }
@@ -146,7 +146,7 @@ class EmulatedCuda final : public CudaRuntime {
   }
   template <typename Kernel>
   void push_rows(const char* name, const Kernel& kernel) {
-    push(Queue::compute, name, [kernel] { with_row_kernel(kernel, kRunEmulated); });
+    push(Queue::compute, name, [kernel] { with_row_kernel(kernel, run_emulated); });
   }
 
   /// Does one piece of work of a queue that has some and need not wait.

@@ -15,8 +15,8 @@ namespace librarian::gpu_exec {
 struct EmulatedCudaOptions {
   int major = 8, minor = 0;  ///< Below 8 without bf16 tensor cores.
   /// A "library" whose sums depend on outputs and on the number of rows, as a real one's may, and
-  /// which insists on kLibraryRows rows.
-  bool library = false;
+  /// which insists on so many rows; 0: none.
+  std::uint64_t library_rows = 0;
   /// Which of the queues that could go on goes on: another order for each.
   std::uint64_t seed = 1;
   bool copies_first = false;  ///< Instead: copies before kernels, whenever they may.
