@@ -10,6 +10,7 @@
 #include <string>
 
 #include "gpu_exec/cuda_device.h"
+#include "gpu_exec/cuda_tables.h"
 #include "tests/gpu_exec/reference.h"
 #include "tests/support/emulated_cuda.h"
 
@@ -340,8 +341,7 @@ TwoLayers run_two_layers(Device& device, bool ahead) {
 TEST(CudaQueues, GiveTheSameBitsInWhateverOrderTheyMayRun) {
   const TwoLayers expected = run_two_layers(*emulated_device({}), false);
   for (std::uint64_t seed = 1; seed <= 12; ++seed) {
-    EXPECT_EQ(run_two_layers(*emulated_device({8, 0, 0, seed}), true), expected)
-        << "seed " << seed;
+    EXPECT_EQ(run_two_layers(*emulated_device({8, 0, 0, seed}), true), expected) << "seed " << seed;
   }
 }
 
@@ -394,6 +394,25 @@ TEST(CudaMemory, IsOneArenaOfThePlannedSize) {
     host += bytes;
   }
   EXPECT_EQ(host, memory.host_bytes);
+}
+
+// Goal: a table on its way is not overwritten by those after it, however far behind the GPU is.
+TEST(CudaQueues, KeepTablesUntilTheyWereRead) {
+  const auto runtime = make_emulated_cuda({});
+  DeviceMemory memory = *runtime->allocate_host(CudaTables::kHostBytes);
+  CudaTables tables(*runtime, std::move(memory));
+  const DeviceMemory place = *runtime->allocate(CudaTables::kTableBytesMax);
+  std::vector<std::uint32_t> seen(5 * CudaTables::kSlots);
+  for (std::uint32_t i = 0; i < seen.size(); ++i) {
+    tables.upload(std::span<const std::uint32_t>(&i, 1), place.get());
+    runtime->copy(Queue::compute,
+                  {place.get(), reinterpret_cast<std::byte*>(&seen[i]), 4, 1, 4, 4});
+  }
+  while (!*runtime->reached(runtime->mark(Queue::compute))) {
+  }
+  for (std::uint32_t i = 0; i < seen.size(); ++i) {
+    ASSERT_EQ(seen[i], i);
+  }
 }
 
 // Goal: a GPU that fails is an error, not a hang and not numbers.

@@ -17,6 +17,7 @@ namespace librarian::gpu_exec {
 namespace {
 
 constexpr std::size_t kQueues = 4;
+constexpr std::uint64_t kFavouredStepsMax = 200;
 constexpr const char* kQueueNames[kQueues] = {"weights", "upload", "compute", "download"};
 
 /// Memory full of NaN, of exactly the asked size.
@@ -164,11 +165,20 @@ class EmulatedCuda final : public CudaRuntime {
     if (count == 0) {
       return;
     }
-    std::size_t chosen = ready[random() % count];
+    const auto last = ready.begin() + static_cast<std::ptrdiff_t>(count) - 1;
+    std::size_t chosen = 0;
     if (options_.copies_first) {
       // Compute is the third of the four.
-      chosen = *std::find_if(ready.begin(), ready.begin() + static_cast<std::ptrdiff_t>(count) - 1,
-                             [](std::size_t queue) { return queue != 2; });
+      chosen = *std::find_if(ready.begin(), last, [](std::size_t queue) { return queue != 2; });
+    } else {
+      // One queue goes on for a while and leaves the others far behind, then another does.
+      if (favoured_steps_ == 0) {
+        favoured_ = random() % kQueues;
+        favoured_steps_ = random() % kFavouredStepsMax + 1;
+      }
+      --favoured_steps_;
+      chosen = std::find(ready.begin(), last + 1, favoured_) == last + 1 ? ready[random() % count]
+                                                                         : favoured_;
     }
     Lane& lane = lanes_[chosen];
     const Work work = std::move(lane.work.front());
@@ -211,6 +221,8 @@ class EmulatedCuda final : public CudaRuntime {
   CudaProperties properties_;
   std::array<Lane, kQueues> lanes_;
   std::uint64_t steps_ = 0;
+  std::size_t favoured_ = 0;
+  std::uint64_t favoured_steps_ = 0;
   std::uint64_t state_;
 };
 
