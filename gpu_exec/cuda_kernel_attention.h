@@ -725,8 +725,7 @@ struct PlainAttention : AttentionCore {
         }
       }
     }
-    // Rows of the tile are read by its own block only, and every thread has read them.
-    simt::sync_threads();
+    // Only this block reads these rows, and all of it has, before the last barrier.
     LIBRARIAN_UNROLL
     for (unsigned i = 0; i < 4; ++i) {
       const float last = last_factor<16>(at.head, positions[i], top[i], sum[i]);
