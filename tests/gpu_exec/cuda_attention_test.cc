@@ -367,11 +367,12 @@ TEST_P(CudaAttentionOnPath, HidesTheSignOfZeros) {
   Sample sample = make_sample(spec, 128, path.type);
   sample.q.assign(sample.q.size(), 1.0F);
   for (std::size_t i = 0; i < sample.k.size(); ++i) {
-    sample.k[i] = i < 64 * 8 ? 0.0F : 25.0F;
-    sample.v[i] = i < 64 * 8 ? -1.0F : -0.0F;
+    const std::size_t row = i / 8;
+    sample.k[i] = row < 64 ? 0.0F : 25.0F;
+    sample.v[i] = row < 64 ? -1.0F : -0.0F;
   }
   for (const float unseen : {-1.0F, 1.0F}) {
-    std::fill_n(sample.v.begin() + 101 * 8, 8, unseen);
+    std::fill_n(&sample.v[808], 8, unseen);
     const auto out = to_floats(attend(path, spec, sample), path.type);
     for (std::size_t i = 800; i < 808; ++i) {
       EXPECT_EQ(bits_of(out[i]), 0U) << unseen;
