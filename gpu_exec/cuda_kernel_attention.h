@@ -255,6 +255,9 @@ LIBRARIAN_KERNEL_BODY std::uint32_t round_pair(float low, float high) {
 #endif
 }
 
+// NOLINTBEGIN(bugprone-implicit-widening-of-multiplication-result): places in shared memory are
+// small numbers, and 64 bits of them would take twice the registers.
+
 /// Attention with tensor cores, heads up to `head_max` (a multiple of 16). Each of four warps has
 /// 16 queries: scores = queries * keys^T and output += probabilities * values, in fragments of
 /// mma.m16n8k16, whose sums are at once the left fragments of the next product. Values arrive
@@ -638,10 +641,10 @@ struct PlainAttention : AttentionCore {
   LIBRARIAN_KERNEL_BODY void operator()(std::byte* shared) const {
     const Place at = place();
     const CudaAttentionTile& tile = at.tile;
-    float* const weights = reinterpret_cast<float*>(shared);  // [kKeys][64 rows]
-    float* const values = weights + kKeys * kRowFloats;       // [kKeys][kWidth]
-    float* const queries = values;                            // [kDepth][64 rows]
-    float* const keys = values + kDepth * kRowFloats;         // [kDepth][kKeys]
+    auto* const weights = reinterpret_cast<float*>(shared);  // [kKeys][64 rows]
+    float* const values = weights + kKeys * kRowFloats;      // [kKeys][kWidth]
+    float* const queries = values;                           // [kDepth][64 rows]
+    float* const keys = values + kDepth * kRowFloats;        // [kDepth][kKeys]
     const std::uint64_t q_stride = static_cast<std::uint64_t>(op.heads) * op.head_dim;
     const std::uint64_t kv_stride = static_cast<std::uint64_t>(op.kv_heads) * op.head_dim;
     std::byte* const q =
@@ -722,8 +725,7 @@ struct PlainAttention : AttentionCore {
         }
       }
     }
-    // Rows of the tile are read by its own block only, and every thread has read them.
-    simt::sync_threads();
+    // Only this block reads these rows, and all of it has, before the last barrier.
     LIBRARIAN_UNROLL
     for (unsigned i = 0; i < 4; ++i) {
       const float last = last_factor<16>(at.head, positions[i], top[i], sum[i]);
@@ -806,6 +808,8 @@ struct PlainAttention : AttentionCore {
     }
   }
 };
+
+// NOLINTEND(bugprone-implicit-widening-of-multiplication-result)
 
 template <simt::MmaType type, typename Launch>
 inline void with_tensor_attention(const CudaAttention& op, const Launch& launch) {

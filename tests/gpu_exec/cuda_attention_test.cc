@@ -165,7 +165,7 @@ Bytes attend(const Path& path, const AttentionSpec& spec, const Sample& sample,
   return call.q;
 }
 Bytes attend(const Path& path, const AttentionSpec& spec, const Sample& sample) {
-  return attend(path, spec, sample, {sample.q.size() / (spec.heads * spec.head_dim)});
+  return attend(path, spec, sample, {sample.q.size() / spec.heads / spec.head_dim});
 }
 
 /// One sample in pieces, each a launch of its own: rows of k and v after a piece are not there yet,
@@ -254,7 +254,8 @@ TEST_P(CudaAttentionOnPath, StandsScoresFarApart) {
   Sample sample = make_sample(spec, 400, path.type);
   for (std::size_t j = 0; j < 400; ++j) {
     sample.q[j * 2] = (j % 2 == 0 ? 1.0F : -1.0F);
-    sample.k[j * 2] = static_cast<float>(j / 40) * 100.0F + static_cast<float>(j % 40) * 0.01F;
+    const std::size_t run = j / 40;
+    sample.k[j * 2] = static_cast<float>(run) * 100.0F + static_cast<float>(j % 40) * 0.01F;
   }
   sample.k = rounded(sample.k, path.type);
   std::transform(sample.v.begin(), sample.v.end(), sample.v.begin(), fabsf);
@@ -335,9 +336,10 @@ TEST_P(CudaAttentionOnPath, IgnoresWhatARowDoesNotSee) {
     const float huge = path.type == DType::f16 ? -6e4F : -3e38F;
     for (const float poison : {std::numeric_limits<float>::infinity(), std::nanf(""), huge}) {
       Sample dirty = sample;
-      for (std::size_t i = 0; i < spec.head_dim; ++i) {
-        dirty.v[75 * spec.head_dim + i] = poison;
-        dirty.k[75 * spec.head_dim + i] = poison == huge ? 0.1F : poison;
+      const std::size_t d = spec.head_dim;
+      for (std::size_t i = 75 * d; i < 76 * d; ++i) {
+        dirty.v[i] = poison;
+        dirty.k[i] = poison == huge ? 0.1F : poison;
       }
       const Bytes out = attend(path, spec, dirty);
       const std::size_t row_bytes = spec.head_dim * element;
@@ -351,6 +353,29 @@ TEST_P(CudaAttentionOnPath, IgnoresWhatARowDoesNotSee) {
         EXPECT_EQ(attend_pieces(path, spec, dirty, {64, 13, 73}), out)
             << describe(spec) << " poison " << poison;
       }
+    }
+  }
+}
+
+// Goal: nor does the sign of a zero show what a row does not see.
+// Method: at row 100 the sums shrink to -0, and all that it sees after is -0; only the unseen value
+// at 101 could make +0 of it.
+TEST_P(CudaAttentionOnPath, HidesTheSignOfZeros) {
+  const Path& path = GetParam();
+  AttentionSpec spec = spec_of(1, 1, 8);
+  spec.scale = 1.0F;
+  Sample sample = make_sample(spec, 128, path.type);
+  sample.q.assign(sample.q.size(), 1.0F);
+  for (std::size_t i = 0; i < sample.k.size(); ++i) {
+    const std::size_t row = i / 8;
+    sample.k[i] = row < 64 ? 0.0F : 25.0F;
+    sample.v[i] = row < 64 ? -1.0F : -0.0F;
+  }
+  for (const float unseen : {-1.0F, 1.0F}) {
+    std::fill_n(&sample.v[808], 8, unseen);
+    const auto out = to_floats(attend(path, spec, sample), path.type);
+    for (std::size_t i = 800; i < 808; ++i) {
+      EXPECT_EQ(bits_of(out[i]), 0U) << unseen;
     }
   }
 }

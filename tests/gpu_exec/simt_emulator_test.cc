@@ -15,7 +15,7 @@ namespace {
 
 // Goal: every thread of every block runs once, and knows which it is.
 TEST(SimtEmulator, RunsEveryThreadOfEveryBlock) {
-  std::vector<int> runs(3 * 2 * 64);
+  std::vector<int> runs(3UL * 2 * 64);
   run_blocks(3, 2, 64, 0, [&](std::byte*) {
     EXPECT_EQ(block_threads(), 64U);
     EXPECT_EQ(grid_blocks_x(), 3U);
@@ -71,7 +71,8 @@ TEST(SimtEmulator, ShufflesWithinTheWarp) {
 // Goal: registers get the elements that the PTX ISA says, of matrices anywhere in shared memory.
 // Method: element (row, column) of matrix m is the number m * 64 + row * 8 + column.
 TEST(SimtEmulator, LoadsMatricesAsTheyLieAndTransposed) {
-  run_blocks(1, 1, 64, 4 * 8 * 48, [](std::byte* shared) {
+  constexpr std::size_t kBytes = 4UL * 8 * 48;
+  run_blocks(1, 1, 64, kBytes, [](std::byte* shared) {
     const unsigned lane = thread_index() % 32;
     // Rows 48 bytes apart, and the last matrix first.
     const auto row_of = [&](unsigned m, unsigned row) {
@@ -103,16 +104,17 @@ void check_product() {
   constexpr DType kType = type == MmaType::bf16 ? DType::bf16 : DType::f16;
   // Small integers and quarters: every sum is exact, so any order gives the same.
   TestRandom random(5);
-  std::vector<float> a(16 * 16);
-  std::vector<float> b(8 * 16);
-  std::vector<float> c(16 * 8);
+  constexpr std::size_t kSquare = 16UL * 16;
+  std::vector<float> a(kSquare);
+  std::vector<float> b(kSquare / 2);
+  std::vector<float> c(kSquare / 2);
   for (auto* values : {&a, &b, &c}) {
     for (float& value : *values) {
       value = static_cast<float>(static_cast<int>(random.next() % 64) - 32) / 4.0F;
     }
   }
-  std::vector<float> out(16 * 8);
-  run_blocks(1, 1, 32, 2 * (16 + 8) * 16, [&](std::byte* shared) {
+  std::vector<float> out(kSquare / 2);
+  run_blocks(1, 1, 32, kSquare * 3, [&](std::byte* shared) {
     const unsigned lane = thread_index();
     if (lane == 0) {
       const Bytes a16 = to_bytes(a, kType);

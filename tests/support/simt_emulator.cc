@@ -152,7 +152,7 @@ class Emulator {
       leave();
       return;
     }
-    std::unique_ptr<Thread>* lanes = &all_[running_ / kWarpThreads * kWarpThreads];
+    std::unique_ptr<Thread>* lanes = &all_[running_ - running_ % kWarpThreads];
     compute([lanes](unsigned lane) -> Deposit& { return lanes[lane]->deposit; });
     warp.arrived = 0;
     warp.ready = kAllLanes & ~(1U << (running_ % kWarpThreads));
@@ -348,12 +348,11 @@ void multiply_warp(const Lanes& lanes) {
       float* to = &a[g + i % 2 * 8][t + i / 2 * 8];
       to[0] = element<type>(low_of(deposit.a[i]));
       to[1] = element<type>(high_of(deposit.a[i]));
+      c[g + i / 2 * 8][t + i % 2] = deposit.c[i];
     }
     for (unsigned i = 0; i < 2; ++i) {
       b[t + i * 8][g] = element<type>(low_of(deposit.b[i]));
       b[t + 1 + i * 8][g] = element<type>(high_of(deposit.b[i]));
-      c[g + i * 8][t] = deposit.c[2 * i];
-      c[g + i * 8][t + 1] = deposit.c[2 * i + 1];
     }
   }
   for (unsigned row = 0; row < 16; ++row) {
