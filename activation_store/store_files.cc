@@ -186,6 +186,9 @@ std::string part_file_text(const PartFile& part) {
     attributes["aliases"][alias] = target;
   }
   attributes["device_kind"] = part.device_kind;
+  if (!part.products.empty()) {
+    attributes["products"] = part.products;
+  }
   attributes["zstd_version"] = part.zstd_version;
   attributes["verified"] = part.verified;
   Json manifest;

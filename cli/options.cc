@@ -41,7 +41,7 @@ struct RawOptions {
   std::string device = "auto";
   std::string isa = "auto";
   std::string dtype = "checkpoint";
-  std::string device_memory;
+  std::optional<std::string> device_memory;
   std::optional<std::string> host_memory;
   std::string part_tokens = "auto";
   std::string block_tokens = "auto";
@@ -52,6 +52,11 @@ struct RawOptions {
   std::string staging = "auto";
   std::vector<std::string> captures;
 };
+
+template <typename T>
+Result<T> named(const std::string& name, Result<T> value) {
+  return value ? std::move(value) : Result<T>(value.error().with_context(name));
+}
 
 Error usage(const std::string& text) { return Error(ErrorCode::invalid_argument, text); }
 
@@ -79,17 +84,34 @@ std::string isa_choices() {
   return choices;
 }
 
+/// The GPU that --device names, if it does.
+Result<std::optional<gpu_exec::CudaOptions>> cuda_choice(const RawOptions& raw) {
+  if (!raw.device.starts_with("cuda")) {
+    if (raw.device != "auto" && raw.device != "cpu") {
+      return usage("--device " + raw.device + ": must be auto, cpu or cuda:N");
+    }
+    if (raw.device_memory) {
+      return usage("--device-memory: only for --device cuda:N; the CPU's memory is --host-memory");
+    }
+    return std::optional<gpu_exec::CudaOptions>();
+  }
+  gpu_exec::CudaOptions cuda;
+  const std::string number = raw.device == "cuda" ? ":0" : raw.device.substr(4);
+  if (number.size() < 2 || number.size() > 4 || number[0] != ':' ||
+      number.find_first_not_of("0123456789", 1) != std::string::npos) {
+    return usage("--device " + raw.device + ": must be auto, cpu or cuda:N");
+  }
+  cuda.index = std::stoi(number.substr(1));
+  if (raw.device_memory) {
+    LIB_TRY(cuda.memory_bytes, named("--device-memory", parse_bytes(*raw.device_memory)));
+  }
+  return std::optional(cuda);
+}
+
 Result<void> apply_choices(const RawOptions& raw, ingest::JobOptions& job) {
-  if (raw.device.starts_with("cuda")) {
-    return usage("--device " + raw.device + ": the CUDA device is not built yet; use --device cpu");
-  }
-  if (raw.device != "auto" && raw.device != "cpu") {
-    return usage("--device " + raw.device + ": must be auto or cpu");
-  }
-  if (!raw.device_memory.empty()) {
-    return usage(
-        "--device-memory: only for --device cuda:N, which is not built yet; the CPU's "
-        "memory is --host-memory");
+  LIB_TRY(job.cuda, cuda_choice(raw));
+  if (job.cuda && raw.isa != "auto") {
+    return usage("--isa " + raw.isa + ": is for the CPU; leave it out with --device " + raw.device);
   }
   for (const gpu_exec::CpuIsa isa : gpu_exec::kCpuIsas) {
     if (raw.isa == gpu_exec::cpu_isa_name(isa)) {
@@ -131,11 +153,6 @@ Result<void> apply_choices(const RawOptions& raw, ingest::JobOptions& job) {
   return {};
 }
 
-template <typename T>
-Result<T> named(const std::string& name, Result<T> value) {
-  return value ? std::move(value) : Result<T>(value.error().with_context(name));
-}
-
 Result<void> apply_numbers(const RawOptions& raw, ingest::JobOptions& job) {
   if (raw.host_memory) {
     LIB_TRY(job.host_memory_bytes, named("--host-memory", parse_bytes(*raw.host_memory)));
@@ -166,13 +183,13 @@ void add_job_options(CLI::App& app, ingest::JobOptions& job, RawOptions& raw) {
   app.add_option("--dtype", raw.dtype,
                  "Type of arithmetic, state and store: checkpoint, bf16, f16, f32")
       ->capture_default_str();
-  app.add_option("--device", raw.device, "auto or cpu")->capture_default_str();
+  app.add_option("--device", raw.device, "auto, cpu or cuda:N; auto is the CPU")->capture_default_str();
   app.add_option("--isa", raw.isa, "CPU path: " + isa_choices() + " (same bits per path)")
       ->capture_default_str();
   app.add_option("--host-memory", raw.host_memory,
                  "Limit of all buffers, e.g. 4GiB. Default: half of RAM or of the cgroup limit")
       ->type_name("SIZE");
-  app.add_option("--device-memory", raw.device_memory, "GPU memory limit (for --device cuda:N)")
+  app.add_option("--device-memory", raw.device_memory, "With cuda:N: most of its memory to use, context included, e.g. 15GiB. Default: what is free")
       ->type_name("SIZE");
   app.add_option("--part-tokens", raw.part_tokens,
                  "Tokens of a part, the unit of completion; fixed when the job begins")

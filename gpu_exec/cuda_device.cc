@@ -50,6 +50,28 @@ class CudaDevice final : public Device {
     return peak;
   }
 
+  std::vector<std::string> products(std::span<const ProductSize> sizes, DType type) override {
+    std::map<ProductShape, std::string> texts;
+    for (const ProductSize& size : sizes) {
+      // At once, or in tiles whose sums are finished apart: linear() and glu() choose by operation.
+      for (const ProductShape& shape :
+           {ProductShape{type, type, size.transposed, size.inputs, size.outputs},
+            ProductShape{type, DType::f32, size.transposed, size.inputs,
+                         std::min(size.outputs, kFinishOutputs)},
+            ProductShape{type, DType::f32, size.transposed, size.inputs,
+                         size.outputs % kFinishOutputs}}) {
+        if (shape.outputs != 0) {
+          texts[shape] = text_of(shape, plan_of(shape));
+        }
+      }
+    }
+    std::vector<std::string> all;
+    for (const auto& [shape, text] : texts) {
+      all.push_back(text);
+    }
+    return all;
+  }
+
   bool works_on_host_memory() const override { return false; }
   std::uint64_t weight_buffers() const override { return 2; }
   std::uint64_t row_unit() const override {
@@ -178,10 +200,11 @@ class CudaDevice final : public Device {
         tiles.push_back(tile);
       }
     }
-    // Those that see the most first, so that no long one is left to the end.
+    // The kernel begins with the last: those that see the most, so that no long one is left to the
+    // end.
     std::stable_sort(tiles.begin(), tiles.end(),
                      [](const CudaAttentionTile& a, const CudaAttentionTile& b) {
-                       return a.position + a.rows > b.position + b.rows;
+                       return a.position + a.rows < b.position + b.rows;
                      });
     CudaAttention kernel;
     kernel.q = op.q;
@@ -272,6 +295,16 @@ class CudaDevice final : public Device {
     std::uint64_t workspace, table, first, second, wide_rows, wide_weights;
     std::uint64_t bytes = 0;
   };
+
+  static std::string text_of(const ProductShape& shape, const ProductPlan& plan) {
+    const char* engine = plan.engine == ProductPlan::Engine::library ? "cuBLASLt "
+                         : plan.engine == ProductPlan::Engine::tensor_cores
+                             ? "own kernel on tensor cores"
+                             : "own kernel in f32";
+    return std::string(dtype_name(shape.type)) + " " + std::to_string(shape.inputs) + " to " +
+           std::to_string(shape.outputs) + " " + dtype_name(shape.out) +
+           (shape.w_transposed ? " transposed: " : ": ") + engine + plan.text;
+  }
 
   struct Tile {
     std::uint64_t row, rows, column, columns;

@@ -9,6 +9,7 @@
 #include <span>
 #include <stop_token>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "gpu_exec/model_spec.h"
@@ -190,6 +191,13 @@ struct AddOp {
   float scale = 1.0F;
 };
 
+/// Size of a product's matrix, [outputs, inputs].
+struct ProductSize {
+  std::uint64_t outputs = 0, inputs = 0;
+  bool transposed = false;  ///< See PackedMatrix.
+  auto operator<=>(const ProductSize&) const = default;
+};
+
 /// One executor's device. Pointers are to memory that it can address: its own arena, or, if
 /// works_on_host_memory(), any. Every operation is bit-exact per row: a row's result does not
 /// depend on the number of rows, on the row's place among them or on threads(). Work is done in the
@@ -206,6 +214,13 @@ class Device {
   /// Floating-point operations per second of all threads together, at most, in products of
   /// matrices of `type`: measured in the first call for some milliseconds, known afterwards.
   virtual double peak_flops(DType type) = 0;
+
+  /// How products of these sizes are computed, one sentence each, as far as kind() does not say it.
+  /// A function of kind, sizes and type alone.
+  virtual std::vector<std::string> products(std::span<const ProductSize> /*sizes*/,
+                                            DType /*type*/) {
+    return {};
+  }
 
   /// Whether operations take pointers to host memory. Else rows are copied in and out.
   virtual bool works_on_host_memory() const { return true; }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -64,6 +65,19 @@ class LayerExecutor::Impl {
         host_(std::move(host)),
         steps_(model, options_, device, plan_, arena_.get()),
         transport_(device, plan_, arena_.get(), host_.get()) {
+    std::set<ProductSize> sizes;
+    for (const LayerSpec& layer : model.layers) {
+      for (const Stage& stage : plan_stages(model, layer, options_, plan_, device)) {
+        for (const WeightSlot& slot : stage.slots) {
+          if (slot.weight.inputs != 0) {
+            sizes.insert({slot.weight.end - slot.weight.begin, slot.weight.inputs,
+                          layer.transposed});
+          }
+        }
+      }
+    }
+    products_ = device.products(std::vector<ProductSize>(sizes.begin(), sizes.end()),
+                                options_.dtype);
     buffers_.resize(plan_.weight_buffers, {StageWeights(model, device), {}, {}});
   }
 
@@ -79,6 +93,7 @@ class LayerExecutor::Impl {
   bool loads_ahead() const { return !plan_.memory.staged && plan_.weight_buffers > 1; }
   bool keeps_tensors() const { return plan_.memory.staged; }
   bool copies_rows() const { return plan_.state_slots != 0; }
+  const std::vector<std::string>& products() const { return products_; }
 
   void begin_layer(std::uint32_t layer_index) {
     LIB_CHECK(layer_index < model_.layers.size());
@@ -307,6 +322,7 @@ class LayerExecutor::Impl {
   std::size_t next_buffer_ = 0;
   std::unique_ptr<Layer> loading_;  ///< Begun and not run yet.
   std::unique_ptr<Layer> running_;  ///< Whose blocks run() takes.
+  std::vector<std::string> products_;
   Ticket final_loaded_;
   bool final_there_ = false;
   bool final_bias_there_ = false;
@@ -350,6 +366,8 @@ LayerExecutor::~LayerExecutor() = default;
 bool LayerExecutor::loads_ahead() const { return impl_->loads_ahead(); }
 bool LayerExecutor::keeps_tensors() const { return impl_->keeps_tensors(); }
 bool LayerExecutor::copies_rows() const { return impl_->copies_rows(); }
+
+const std::vector<std::string>& LayerExecutor::products() const { return impl_->products(); }
 
 void LayerExecutor::begin_layer(std::uint32_t layer_index) { impl_->begin_layer(layer_index); }
 

@@ -107,6 +107,9 @@ class LayerExecutor {
   /// See LayerIo.
   bool copies_rows() const;
 
+  /// See Device::products(): of all of the model's layers.
+  const std::vector<std::string>& products() const;
+
   /// Begins to load a layer, forgetting a layer that was begun and did not run (but not
   /// final_norm, which no layer owns).
   void begin_layer(std::uint32_t layer_index);

@@ -68,7 +68,11 @@ class PreparedJob {
   const Json& identity() const { return identity_; }
   const std::string& identity_digest() const { return identity_digest_; }
   const std::vector<std::string>& warnings() const { return warnings_; }
-  int threads() const { return device_->threads(); }
+  int threads() const { return threads_; }
+  /// Null if the device works on host memory; else what it does with its own.
+  const gpu_exec::Device* own_memory_device() const {
+    return device_->works_on_host_memory() ? nullptr : device_.get();
+  }
 
   /// Bytes of weights that one part fetches, from the embedding to the last captured layer.
   std::uint64_t part_fetch_bytes() const;
@@ -112,6 +116,7 @@ class PreparedJob {
   std::uint64_t chunk_tokens_ = 0;
   std::uint64_t shard_tokens_ = 0;
   std::string device_kind_;
+  int threads_ = 1;
   Json identity_;
   std::string identity_digest_;
   std::vector<std::string> warnings_;

@@ -9,6 +9,7 @@
 
 #include "activation_store/types.h"
 #include "base/clock.h"
+#include "gpu_exec/cuda_device.h"
 #include "gpu_exec/device.h"
 #include "gpu_exec/model_spec.h"
 
@@ -22,6 +23,7 @@ struct JobOptions {
   std::string out;     ///< Store directory; empty only for plan.
   std::vector<std::string> captures{"resid_post@all"};
   std::optional<gpu_exec::DType> dtype;            ///< Absent: the checkpoint's.
+  std::optional<gpu_exec::CudaOptions> cuda;       ///< Absent: the CPU.
   std::optional<gpu_exec::CpuIsa> isa;             ///< Absent: the best this machine runs.
   std::optional<std::uint64_t> host_memory_bytes;  ///< Absent: half of RAM or of the cgroup limit.
   std::uint64_t part_tokens = 0;                   ///< 0: auto, or as an existing job says.

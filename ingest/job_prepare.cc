@@ -5,6 +5,7 @@
 #include <bit>
 
 #include "base/units.h"
+#include "gpu_exec/cuda_device.h"
 #include "ingest/identity.h"
 #include "ingest/job.h"
 #include "ingest/layer_flops.h"
@@ -24,6 +25,10 @@ int usable_cpus() {
   return ::sched_getaffinity(0, sizeof set, &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
 }
 
+int thread_count(const JobOptions& options) {
+  return options.threads > 0 ? options.threads : usable_cpus();
+}
+
 }  // namespace
 
 JobEnvironment JobEnvironment::real() {
@@ -37,8 +42,11 @@ JobEnvironment JobEnvironment::real() {
     return weightmap::remote::make_transport(real_clock(), transport);
   };
   environment.make_device = [](const JobOptions& options) {
+    if (options.cuda) {
+      return gpu_exec::make_cuda_device(*options.cuda);
+    }
     return gpu_exec::make_cpu_device(options.isa.value_or(gpu_exec::best_cpu_isa()),
-                                     options.threads > 0 ? options.threads : usable_cpus());
+                                     thread_count(options));
   };
   return environment;
 }
@@ -65,6 +73,10 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   }
   LIB_TRY(device_, environment_.make_device(options_));
   device_kind_ = device_->kind();
+  threads_ = thread_count(options_);
+  if (options_.cuda && !gpu_exec::kCudaProvenOnHardware) {
+    warnings_.push_back("--device cuda is not yet proven on hardware: tests/gpu/run.sh checks it on yours");
+  }
   transport_ = environment_.make_transport(options_);
   weightmap::remote::FetcherOptions fetching;
   fetching.connections = options_.connections;
@@ -182,7 +194,7 @@ Result<void> PreparedJob::plan() {
   memory.limit_bytes = options_.host_memory_bytes.value_or(default_host_memory_bytes());
   memory.block_tokens = options_.block_tokens;
   memory.state = options_.state;
-  memory.threads = device_->threads();
+  memory.threads = threads_;
   LIB_TRY(memory_, plan_memory(memory));
 
   DiskInputs disk;
@@ -228,38 +240,55 @@ double PreparedJob::flops() const {
 
 Result<double> PreparedJob::measure_flops() const {
   // Large enough for full rate, small enough to be over at once.
-  constexpr std::uint64_t kRows = 256;
   constexpr std::uint64_t kWidth = 1024;
+  const std::uint64_t rows = std::max<std::uint64_t>(256, device_->row_unit());
   const std::uint64_t element = gpu_exec::dtype_bytes(dtype_);
   const std::uint64_t packed = device_->packed_bytes(kWidth, kWidth, dtype_);
-  const std::uint64_t rows = kRows * kWidth * element;
-  const std::uint64_t scratch = device_->scratch_bytes({});
-  LIB_TRY(const gpu_exec::DeviceMemory memory, device_->allocate(packed + 2 * rows + scratch));
+  const std::uint64_t row_bytes = rows * kWidth * element;
+  gpu_exec::ScratchNeeds needs;
+  needs.rows_max = rows;
+  needs.dtype = needs.weight_dtype_max = dtype_;
+  LIB_TRY(const gpu_exec::DeviceMemory memory,
+          device_->allocate(packed + 2 * row_bytes + device_->scratch_bytes(needs)));
   gpu_exec::LinearOp op;
-  op.matrix = {memory.get(), dtype_, nullptr};
+  op.matrix = {memory.get(), dtype_, nullptr, false};
   op.x = memory.get() + packed;
-  op.y = memory.get() + packed + rows;
+  op.y = memory.get() + packed + row_bytes;
   op.dtype = dtype_;
-  op.rows = kRows;
+  op.rows = rows;
   op.inputs = kWidth;
   op.outputs = kWidth;
+  std::byte* const scratch = op.y + row_bytes;
+  const std::uint64_t noise_bytes = std::max(kWidth * kWidth * element, row_bytes);
+  LIB_TRY(const gpu_exec::DeviceMemory noise, device_->allocate_host(noise_bytes));
   // Random bits below an exponent of one: zeros would flatter the arithmetic.
-  std::vector<std::byte> noise(kWidth * kWidth * element);
   std::uint32_t state = 1;
-  for (std::size_t i = 0; i < noise.size(); ++i) {
+  for (std::size_t i = 0; i < noise_bytes; ++i) {
     state = state * 1664525U + 1013904223U;
     const bool high = i % element == element - 1;
-    noise[i] = static_cast<std::byte>(high ? 0x3C | (state >> 24U & 0x81U) : state >> 24U);
+    noise.get()[i] = static_cast<std::byte>(high ? 0x3C | (state >> 24U & 0x81U) : state >> 24U);
   }
-  device_->pack_matrix({noise.data(), dtype_, {}, false, 0}, kWidth, kWidth, memory.get());
-  std::copy_n(noise.begin(), rows, memory.get() + packed);
-  constexpr double kFlops = 2.0 * kRows * kWidth * kWidth;
+  const auto finish = [&](gpu_exec::Queue queue) -> Result<void> {
+    const gpu_exec::Ticket ticket = device_->mark(queue);
+    while (true) {
+      LIB_TRY(const bool reached, device_->reached(ticket));
+      if (reached) {
+        return {};
+      }
+    }
+  };
+  device_->pack_matrix({noise.get(), dtype_, {}, false, 0}, kWidth, kWidth, memory.get());
+  device_->copy_in(noise.get(), memory.get() + packed, row_bytes);
+  LIB_TRY_VOID(finish(gpu_exec::Queue::weights));
+  LIB_TRY_VOID(finish(gpu_exec::Queue::upload));
+  const double flops = 2.0 * static_cast<double>(rows) * kWidth * kWidth;
   double best = 0;
   for (int repeat = 0; repeat < 8; ++repeat) {
     const TimePoint begin = real_clock().now();
-    device_->linear(op, memory.get() + packed + 2 * rows, {});
+    device_->linear(op, scratch, {});
+    LIB_TRY_VOID(finish(gpu_exec::Queue::compute));
     const double seconds = std::chrono::duration<double>(real_clock().now() - begin).count();
-    best = std::max(best, kFlops / std::max(seconds, 1e-9));
+    best = std::max(best, flops / std::max(seconds, 1e-9));
   }
   return best;
 }

@@ -9,6 +9,7 @@
 #include "ingest/layer_flops.h"
 #include "ingest/part_run.h"
 #include "ingest/store_directory.h"
+#include "weightmap/host_ring.h"
 
 namespace librarian::ingest {
 namespace {
@@ -212,12 +213,16 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   LIB_TRY(const std::unique_ptr<gpu_exec::LayerExecutor> executor,
           gpu_exec::LayerExecutor::create(checkpoint_->spec(), memory_.executor, *device_));
   const weightmap::remote::FetchStatistics before = fetcher_->statistics();
+  gpu_exec::DeviceMemory ring;
+  if (!device_->works_on_host_memory()) {
+    LIB_TRY(ring, device_->allocate_host(weightmap::HostRing::slot_bytes(memory_.ring_bytes)));
+  }
   VirtualWeightMap weights(*fetcher_, clock, *checkpoint_,
-                           {memory_.ring_bytes, kTablePieceBytes, {}});
+                           {memory_.ring_bytes, kTablePieceBytes, {}, std::move(ring)});
 
   PartContext context{clock,         files,         *checkpoint_,    tokens_,          captures_,
                       known_weights, recorder,      source_record(), identity_digest_, device_kind_,
-                      options_.out,  scratch_root()};
+                      executor->products(), options_.out,  scratch_root()};
   context.dtype = dtype_;
   context.codec = options_.codec;
   context.chunk_tokens = chunk_tokens_;
@@ -243,7 +248,7 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
                                                 : "already complete";
   report.model = model_uri_.display();
   report.device_kind = device_kind_;
-  report.threads = device_->threads();
+  report.threads = threads_;
   report.parts_total = parts_.size();
   report.wall = clock.now() - begin;
   const weightmap::remote::FetchStatistics after = fetcher_->statistics();
@@ -258,7 +263,7 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   report.write_busy = encoded.write_busy;
   report.bound = recorder.bound(
       ns_per_byte(report.fetch_busy, report.fetched_bytes),
-      ns_per_byte(std::max(encoded.encode_busy / device_->threads(), encoded.write_busy),
+      ns_per_byte(std::max(encoded.encode_busy / threads_, encoded.write_busy),
                   encoded.stored_bytes));
   report.compute_flops =
       tokens_.tokens() == 0
@@ -266,6 +271,9 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
           : flops() * static_cast<double>(report.layer_tokens) /
                 (static_cast<double>(tokens_.tokens()) * static_cast<double>(computed_layers()));
   report.peak_flops = peak_flops;
+  report.device_planned_bytes =
+      device_->works_on_host_memory() ? 0 : memory_.executor_memory.device_bytes();
+  report.products = executor->products();
   report.memory_planned_bytes = memory_.total_bytes;
   report.memory_limit_bytes = memory_.limit_bytes;
   report.resident_peak_bytes = ingest::resident_peak_bytes();

@@ -75,6 +75,7 @@ Result<void> PartRun::publish(const std::stop_token& stop) {
   part.captures = context_.captures.requested;
   part.aliases = context_.captures.aliases;
   part.device_kind = context_.device_kind;
+  part.products = context_.products;
   part.zstd_version = activation_store::zstd_version();
   part.verified = verified();
   const auto add = [&](const ArrayRecord& array) {

@@ -85,6 +85,8 @@ Json RunReport::to_json() const {
       {"bound_set_by", bound.pacemaker()},
       {"compute_flops", compute_flops},
       {"peak_flops_per_second", peak_flops},
+      {"products", products},
+      {"device_planned_bytes", device_planned_bytes},
       {"memory_planned_bytes", memory_planned_bytes},
       {"memory_limit_bytes", memory_limit_bytes},
       {"resident_peak_bytes", resident_peak_bytes},

@@ -2,6 +2,8 @@
 
 #include <sys/mman.h>
 
+#include <utility>
+
 #include "base/error.h"
 
 namespace librarian::weightmap {
@@ -11,16 +13,19 @@ constexpr std::uint64_t kAlignment = 64;
 
 }  // namespace
 
-HostRing::HostRing(std::uint64_t bytes) : bytes_(slot_bytes(bytes)) {
+HostRing::HostRing(std::uint64_t bytes, gpu_exec::DeviceMemory memory)
+    : bytes_(slot_bytes(bytes)), memory_(std::move(memory)) {
+  if (memory_ != nullptr) {
+    return;
+  }
   // Pages of a mapping become resident when first written, so a ring that is larger than a small
   // model needs costs nothing.
-  void* memory =
+  void* pages =
       ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  LIB_CHECK(memory != MAP_FAILED);
-  memory_ = static_cast<std::byte*>(memory);
+  LIB_CHECK(pages != MAP_FAILED);
+  memory_ = gpu_exec::DeviceMemory(static_cast<std::byte*>(pages),
+                                   [size = bytes_](std::byte* at) { ::munmap(at, size); });
 }
-
-HostRing::~HostRing() { ::munmap(memory_, bytes_); }
 
 std::uint64_t HostRing::slot_bytes(std::uint64_t bytes) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -43,7 +48,7 @@ std::optional<std::span<std::byte>> HostRing::allocate(std::uint64_t bytes) {
   head_ = begin + slot;
   in_use_ += gap + slot;
   slots_.push_back(gap + slot);
-  return std::span<std::byte>(memory_ + begin, bytes);
+  return std::span<std::byte>(memory_.get() + begin, bytes);
 }
 
 void HostRing::release_oldest() {

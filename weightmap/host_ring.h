@@ -8,14 +8,17 @@
 #include <optional>
 #include <span>
 
+#include "gpu_exec/device.h"
+
 namespace librarian::weightmap {
 
 /// First-in-first-out allocator over one buffer. Not thread-safe. Every slot is contiguous and
 /// aligned to 64 bytes; a slot that does not fit behind the last one begins at the start again.
 class HostRing {
  public:
-  explicit HostRing(std::uint64_t bytes);
-  ~HostRing();
+  /// @param memory  slot_bytes(bytes) to use, aligned to 64, or null: pages of its own.
+  explicit HostRing(std::uint64_t bytes, gpu_exec::DeviceMemory memory = nullptr);
+  ~HostRing() = default;
   HostRing(const HostRing&) = delete;
   HostRing& operator=(const HostRing&) = delete;
 
@@ -33,7 +36,7 @@ class HostRing {
 
  private:
   std::uint64_t bytes_;
-  std::byte* memory_;
+  gpu_exec::DeviceMemory memory_;
   std::uint64_t head_ = 0;           // Where the next slot begins.
   std::uint64_t in_use_ = 0;         // Slots and the gaps before them.
   std::deque<std::uint64_t> slots_;  // Bytes of each slot with its gap, oldest first.

@@ -28,11 +28,11 @@ class VirtualWeightMap::Impl {
   using Stream = Lease::Stream;
 
   Impl(remote::Fetcher& fetcher, Clock& clock, const Checkpoint& checkpoint,
-       const WeightMapOptions& options)
+       WeightMapOptions options)
       : fetcher_(fetcher),
         checkpoint_(checkpoint),
-        options_(options),
-        ring_(options.ring_bytes),
+        options_(std::move(options)),
+        ring_(options_.ring_bytes, std::move(options_.ring)),
         monitor_(clock),
         thread_(start_thread(clock, [this](const std::stop_token& stop) { fill(stop); })) {}
 
@@ -267,7 +267,7 @@ class VirtualWeightMap::Impl {
 
   remote::Fetcher& fetcher_;
   const Checkpoint& checkpoint_;
-  const WeightMapOptions options_;
+  WeightMapOptions options_;
   HostRing ring_;
   Monitor monitor_;
   std::deque<std::shared_ptr<Stream>> to_fill_;
@@ -333,8 +333,8 @@ ArrivedPiece Lease::take_next() {
 }
 
 VirtualWeightMap::VirtualWeightMap(remote::Fetcher& fetcher, Clock& clock,
-                                   const Checkpoint& checkpoint, const WeightMapOptions& options)
-    : impl_(std::make_unique<Impl>(fetcher, clock, checkpoint, options)) {}
+                                   const Checkpoint& checkpoint, WeightMapOptions options)
+    : impl_(std::make_unique<Impl>(fetcher, clock, checkpoint, std::move(options))) {}
 
 VirtualWeightMap::~VirtualWeightMap() = default;
 

@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/digest.h"
 #include "base/error.h"
+#include "gpu_exec/device.h"
 #include "weightmap/checkpoint.h"
 #include "weightmap/request_plan.h"
 
@@ -23,6 +24,9 @@ struct WeightMapOptions {
   std::uint64_t ring_bytes = 0;         ///< Host slots; at least the largest piece.
   std::uint64_t table_piece_bytes = 0;  ///< See plan_pieces().
   RequestLimits requests;
+  /// `ring_bytes` to be the host slots, for devices that want them in memory of their own kind; null:
+  /// the map takes them itself.
+  gpu_exec::DeviceMemory ring;
 };
 
 /// Bytes that arrived, valid until they are given back.
@@ -87,7 +91,7 @@ class VirtualWeightMap {
  public:
   /// @param fetcher, checkpoint  Must outlive the map.
   VirtualWeightMap(remote::Fetcher& fetcher, Clock& clock, const Checkpoint& checkpoint,
-                   const WeightMapOptions& options);
+                   WeightMapOptions options);
   ~VirtualWeightMap();
   VirtualWeightMap(const VirtualWeightMap&) = delete;
   VirtualWeightMap& operator=(const VirtualWeightMap&) = delete;
