@@ -57,7 +57,8 @@ struct PartFile {
   std::vector<std::string> captures;           ///< Requested names in canonical order.
   std::map<std::string, std::string> aliases;  ///< Requested name -> array that holds it.
   std::string device_kind;                     ///< E.g. "cpu-avx512"; decides bit equality.
-  std::vector<std::string> products;  ///< How matrices were multiplied, where the kind leaves it open.
+  std::vector<std::string>
+      products;  ///< How matrices were multiplied, where the kind leaves it open.
   std::string zstd_version;
   std::string verified;             ///< "none", "stream" or "sha256".
   std::vector<FileRecord> files;    ///< Every file of the part but this one.

@@ -183,13 +183,16 @@ void add_job_options(CLI::App& app, ingest::JobOptions& job, RawOptions& raw) {
   app.add_option("--dtype", raw.dtype,
                  "Type of arithmetic, state and store: checkpoint, bf16, f16, f32")
       ->capture_default_str();
-  app.add_option("--device", raw.device, "auto, cpu or cuda:N; auto is the CPU")->capture_default_str();
+  app.add_option("--device", raw.device, "auto, cpu or cuda:N; auto is the CPU")
+      ->capture_default_str();
   app.add_option("--isa", raw.isa, "CPU path: " + isa_choices() + " (same bits per path)")
       ->capture_default_str();
   app.add_option("--host-memory", raw.host_memory,
                  "Limit of all buffers, e.g. 4GiB. Default: half of RAM or of the cgroup limit")
       ->type_name("SIZE");
-  app.add_option("--device-memory", raw.device_memory, "With cuda:N: most of its memory to use, context included, e.g. 15GiB. Default: what is free")
+  app.add_option("--device-memory", raw.device_memory,
+                 "With cuda:N: most of its memory to use, context included, e.g. 15GiB. Default: "
+                 "what is free")
       ->type_name("SIZE");
   app.add_option("--part-tokens", raw.part_tokens,
                  "Tokens of a part, the unit of completion; fixed when the job begins")

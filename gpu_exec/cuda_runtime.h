@@ -88,8 +88,8 @@ class CudaRuntime {
   virtual void launch(const AddOp& kernel) = 0;
   virtual void launch(const CudaAttention& kernel, bool tensor_cores) = 0;
 
-  /// A library chooses its kernel by the number of rows, too, so it is always given so many; 0: there
-  /// is no library.
+  /// A library chooses its kernel by the number of rows, too, so it is always given so many; 0:
+  /// there is no library.
   virtual std::uint64_t library_rows() const = 0;
   /// The library's plan for a shape; Engine::library or, if it has none that adds up in one order,
   /// another engine.

@@ -70,14 +70,14 @@ class LayerExecutor::Impl {
       for (const Stage& stage : plan_stages(model, layer, options_, plan_, device)) {
         for (const WeightSlot& slot : stage.slots) {
           if (slot.weight.inputs != 0) {
-            sizes.insert({slot.weight.end - slot.weight.begin, slot.weight.inputs,
-                          layer.transposed});
+            sizes.insert(
+                {slot.weight.end - slot.weight.begin, slot.weight.inputs, layer.transposed});
           }
         }
       }
     }
-    products_ = device.products(std::vector<ProductSize>(sizes.begin(), sizes.end()),
-                                options_.dtype);
+    products_ =
+        device.products(std::vector<ProductSize>(sizes.begin(), sizes.end()), options_.dtype);
     buffers_.resize(plan_.weight_buffers, {StageWeights(model, device), {}, {}});
   }
 

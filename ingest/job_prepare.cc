@@ -75,7 +75,8 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   device_kind_ = device_->kind();
   threads_ = thread_count(options_);
   if (options_.cuda && !gpu_exec::kCudaProvenOnHardware) {
-    warnings_.push_back("--device cuda is not yet proven on hardware: tests/gpu/run.sh checks it on yours");
+    warnings_.push_back(
+        "--device cuda is not yet proven on hardware: tests/gpu/run.sh checks it on yours");
   }
   transport_ = environment_.make_transport(options_);
   weightmap::remote::FetcherOptions fetching;

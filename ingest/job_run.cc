@@ -220,9 +220,19 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   VirtualWeightMap weights(*fetcher_, clock, *checkpoint_,
                            {memory_.ring_bytes, kTablePieceBytes, {}, std::move(ring)});
 
-  PartContext context{clock,         files,         *checkpoint_,    tokens_,          captures_,
-                      known_weights, recorder,      source_record(), identity_digest_, device_kind_,
-                      executor->products(), options_.out,  scratch_root()};
+  PartContext context{clock,
+                      files,
+                      *checkpoint_,
+                      tokens_,
+                      captures_,
+                      known_weights,
+                      recorder,
+                      source_record(),
+                      identity_digest_,
+                      device_kind_,
+                      executor->products(),
+                      options_.out,
+                      scratch_root()};
   context.dtype = dtype_;
   context.codec = options_.codec;
   context.chunk_tokens = chunk_tokens_;
@@ -261,10 +271,10 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   const EncodePool::Statistics encoded = encoder.statistics();
   report.encode_busy = encoded.encode_busy;
   report.write_busy = encoded.write_busy;
-  report.bound = recorder.bound(
-      ns_per_byte(report.fetch_busy, report.fetched_bytes),
-      ns_per_byte(std::max(encoded.encode_busy / threads_, encoded.write_busy),
-                  encoded.stored_bytes));
+  report.bound =
+      recorder.bound(ns_per_byte(report.fetch_busy, report.fetched_bytes),
+                     ns_per_byte(std::max(encoded.encode_busy / threads_, encoded.write_busy),
+                                 encoded.stored_bytes));
   report.compute_flops =
       tokens_.tokens() == 0
           ? 0

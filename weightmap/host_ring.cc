@@ -20,8 +20,7 @@ HostRing::HostRing(std::uint64_t bytes, gpu_exec::DeviceMemory memory)
   }
   // Pages of a mapping become resident when first written, so a ring that is larger than a small
   // model needs costs nothing.
-  void* pages =
-      ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* pages = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   LIB_CHECK(pages != MAP_FAILED);
   memory_ = gpu_exec::DeviceMemory(static_cast<std::byte*>(pages),
                                    [size = bytes_](std::byte* at) { ::munmap(at, size); });

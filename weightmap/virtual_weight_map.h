@@ -24,9 +24,9 @@ struct WeightMapOptions {
   std::uint64_t ring_bytes = 0;         ///< Host slots; at least the largest piece.
   std::uint64_t table_piece_bytes = 0;  ///< See plan_pieces().
   RequestLimits requests;
-  /// `ring_bytes` to be the host slots, for devices that want them in memory of their own kind; null:
-  /// the map takes them itself.
-  gpu_exec::DeviceMemory ring;
+  /// `ring_bytes` to be the host slots, for devices that want them in memory of their own kind;
+  /// null: the map takes them itself.
+  gpu_exec::DeviceMemory ring = nullptr;
 };
 
 /// Bytes that arrived, valid until they are given back.
