@@ -18,6 +18,8 @@ using ingest::PreparedJob;
 constexpr double kSlowNetwork = 1e9 / 8;   // 1 Gbit/s
 constexpr double kFastNetwork = 1e10 / 8;  // 10 Gbit/s
 constexpr double kDisk = 1e9;
+constexpr double kSlowBus = 12e9;  // PCIe 3, 16 lanes
+constexpr double kFastBus = 24e9;  // PCIe 4
 
 Duration seconds(double value) {
   return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(value));
@@ -41,6 +43,23 @@ Json memory_to_json(const MemoryPlan& memory) {
           {"block_tokens", memory.block_tokens},
           {"state", memory.state_in_memory ? "memory" : "disk"},
           {"whole_layer_prefetch", memory.whole_layer_prefetch}};
+}
+
+Json device_to_json(const ingest::DevicePlan& device) {
+  Json stages = Json::array();
+  for (const gpu_exec::StageSummary& stage : device.stages) {
+    stages.push_back({{"what", stage.text}, {"bytes", stage.bytes}});
+  }
+  return {{"limit_bytes", device.limit_bytes},
+          {"weight_bytes", device.weight_bytes},
+          {"workspace_bytes", device.workspace_bytes},
+          {"weight_buffers", device.weight_buffers},
+          {"staged", device.staged},
+          {"rows_together", device.rows_together},
+          {"uploads_max", device.uploads_max},
+          {"stages", stages},
+          {"upload_bytes", device.upload_bytes},
+          {"download_bytes", device.download_bytes}};
 }
 
 Json plan_to_json(const PreparedJob& job, double flops_per_second) {
@@ -74,6 +93,7 @@ Json plan_to_json(const PreparedJob& job, double flops_per_second) {
           {"flops", job.flops()},
           {"measured_flops_per_second", flops_per_second},
           {"memory", memory_to_json(job.memory())},
+          {"device", job.device_plan() ? device_to_json(*job.device_plan()) : Json()},
           {"disk",
            {{"raw_bytes", disk.raw_bytes},
             {"store_bytes", disk.store_bytes},
@@ -103,7 +123,9 @@ void print_captures(const PreparedJob& job) {
 
 void print_memory(const MemoryPlan& memory) {
   print("host memory\n");
-  print(fact("weights, packed", format_bytes(memory.packed_weight_bytes)));
+  if (memory.packed_weight_bytes != 0) {
+    print(fact("weights, packed", format_bytes(memory.packed_weight_bytes)));
+  }
   print(fact("weights, arriving",
              format_bytes(memory.ring_bytes) +
                  (memory.whole_layer_prefetch
@@ -117,6 +139,26 @@ void print_memory(const MemoryPlan& memory) {
   print(fact("tables", format_bytes(memory.table_bytes)));
   print(fact("total", format_bytes(memory.total_bytes) + " of " + format_bytes(memory.limit_bytes) +
                           "; code and libraries come on top, at most 150 MiB"));
+}
+
+void print_device(const ingest::DevicePlan& device) {
+  const std::string buffers = std::to_string(device.weight_buffers) + " x " +
+                              format_bytes(device.weight_bytes / device.weight_buffers);
+  print("device memory\n");
+  print(fact("weights", format_bytes(device.weight_bytes) + " (" + buffers + ": the next " +
+                            (device.staged ? "stage" : "layer") + " comes while one runs)"));
+  print(fact("workspace", format_bytes(device.workspace_bytes)));
+  print(fact("total", format_bytes(device.weight_bytes + device.workspace_bytes) + " of " +
+                          format_bytes(device.limit_bytes)));
+  if (device.staged) {
+    print(fact("stages", "two layers do not fit, so each comes in " +
+                             std::to_string(device.stages.size()) + ", for " +
+                             format_count(device.rows_together) + " tokens at a time, up to " +
+                             std::to_string(device.uploads_max) + " times a part"));
+    for (const gpu_exec::StageSummary& stage : device.stages) {
+      print(fact("", format_bytes(stage.bytes) + "  " + stage.text));
+    }
+  }
 }
 
 void print_disk(const PreparedJob& job) {
@@ -140,7 +182,7 @@ void print_time(const PreparedJob& job, double flops_per_second) {
   const auto regime = [&](double network) {
     const double slowest = std::max({network, compute, write});
     return format_duration(seconds(slowest)) + ", set by the " +
-           (slowest == compute   ? "CPU"
+           (slowest == compute   ? (job.device_plan() ? "GPU" : "CPU")
             : slowest == network ? "network"
                                  : "disk");
   };
@@ -152,6 +194,14 @@ void print_time(const PreparedJob& job, double flops_per_second) {
   print(fact("network", format_duration(seconds(slow)) + " at 1 Gbit/s, " +
                             format_duration(seconds(fast)) + " at 10 Gbit/s"));
   print(fact("disk", format_duration(seconds(write)) + " at 1 GB/s"));
+  if (const auto& device = job.device_plan()) {
+    // Both directions at the same time.
+    const auto bus = static_cast<double>(std::max(device->upload_bytes, device->download_bytes));
+    print(fact("bus", format_bytes(device->upload_bytes) + " up, " +
+                          format_bytes(device->download_bytes) +
+                          " down: " + format_duration(seconds(bus / kSlowBus)) + " at 12 GB/s, " +
+                          format_duration(seconds(bus / kFastBus)) + " at 24 GB/s"));
+  }
   print(fact("at 1 Gbit/s", regime(slow)));
   print(fact("at 10 Gbit/s", regime(fast)));
 }
@@ -204,6 +254,9 @@ Result<int> run_plan(const Options& options, const std::stop_token& stop) {
                              " in all"));
   print_captures(*job);
   print_memory(job->memory());
+  if (job->device_plan()) {
+    print_device(*job->device_plan());
+  }
   print_disk(*job);
   print_time(*job, flops_per_second);
   return kExitDone;

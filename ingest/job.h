@@ -16,6 +16,7 @@
 #include "base/json.h"
 #include "gpu_exec/device.h"
 #include "ingest/capture_list.h"
+#include "ingest/device_plan.h"
 #include "ingest/disk_plan.h"
 #include "ingest/job_events.h"
 #include "ingest/job_options.h"
@@ -69,10 +70,8 @@ class PreparedJob {
   const std::string& identity_digest() const { return identity_digest_; }
   const std::vector<std::string>& warnings() const { return warnings_; }
   int threads() const { return threads_; }
-  /// Null if the device works on host memory; else what it does with its own.
-  const gpu_exec::Device* own_memory_device() const {
-    return device_->works_on_host_memory() ? nullptr : device_.get();
-  }
+  /// Nothing if the device works on host memory.
+  const std::optional<DevicePlan>& device_plan() const { return device_plan_; }
 
   /// Bytes of weights that one part fetches, from the embedding to the last captured layer.
   std::uint64_t part_fetch_bytes() const;
@@ -111,6 +110,7 @@ class PreparedJob {
   TokenData tokens_;
   std::vector<activation_store::PartRange> parts_;
   MemoryPlan memory_;
+  std::optional<DevicePlan> device_plan_;
   DiskPlan disk_;
   gpu_exec::DType dtype_{};
   std::uint64_t chunk_tokens_ = 0;

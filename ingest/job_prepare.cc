@@ -197,6 +197,7 @@ Result<void> PreparedJob::plan() {
   memory.state = options_.state;
   memory.threads = threads_;
   LIB_TRY(memory_, plan_memory(memory));
+  LIB_TRY(device_plan_, plan_device(*checkpoint_, captures_, parts_, memory_, *device_));
 
   DiskInputs disk;
   disk.tokens = tokens_.tokens();

@@ -214,7 +214,7 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
           gpu_exec::LayerExecutor::create(checkpoint_->spec(), memory_.executor, *device_));
   const weightmap::remote::FetchStatistics before = fetcher_->statistics();
   gpu_exec::DeviceMemory ring;
-  if (!device_->works_on_host_memory()) {
+  if (device_plan_) {
     LIB_TRY(ring, device_->allocate_host(weightmap::HostRing::slot_bytes(memory_.ring_bytes)));
   }
   VirtualWeightMap weights(*fetcher_, clock, *checkpoint_,
@@ -281,8 +281,7 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
           : flops() * static_cast<double>(report.layer_tokens) /
                 (static_cast<double>(tokens_.tokens()) * static_cast<double>(computed_layers()));
   report.peak_flops = peak_flops;
-  report.device_planned_bytes =
-      device_->works_on_host_memory() ? 0 : memory_.executor_memory.device_bytes();
+  report.device_planned_bytes = device_plan_ ? memory_.executor_memory.device_bytes() : 0;
   report.products = executor->products();
   report.memory_planned_bytes = memory_.total_bytes;
   report.memory_limit_bytes = memory_.limit_bytes;

@@ -31,7 +31,9 @@ build/venv/bin/python -m pytest -q tests
 if nvcc="$(find_nvcc)" && has_preset cuda; then
   say "CUDA build (preset cuda, $nvcc)"
   CUDACXX="$nvcc" cmake --preset cuda
-  cmake --build --preset cuda --parallel "$jobs"
+  cmake --build --preset cuda --parallel "$jobs" --target librarian gpu_exec_test
+  say "CUDA tests (those that need a GPU skip themselves where there is none)"
+  ctest --test-dir build/cuda -L "gpu|cuda" --output-on-failure
 fi
 
 say "All passed"
