@@ -50,7 +50,8 @@ Json device_to_json(const ingest::DevicePlan& device) {
   for (const gpu_exec::StageSummary& stage : device.stages) {
     stages.push_back({{"what", stage.text}, {"bytes", stage.bytes}});
   }
-  return {{"limit_bytes", device.limit_bytes},
+  return {{"host_overhead_bytes", device.host_overhead_bytes},
+          {"limit_bytes", device.limit_bytes},
           {"weight_bytes", device.weight_bytes},
           {"workspace_bytes", device.workspace_bytes},
           {"weight_buffers", device.weight_buffers},
@@ -144,6 +145,8 @@ void print_memory(const MemoryPlan& memory) {
 void print_device(const ingest::DevicePlan& device) {
   const std::string buffers = std::to_string(device.weight_buffers) + " x " +
                               format_bytes(device.weight_bytes / device.weight_buffers);
+  print(fact("driver", format_bytes(device.host_overhead_bytes) +
+                           " that driver and libraries keep, measured now, come on top as well"));
   print("device memory\n");
   print(fact("weights", format_bytes(device.weight_bytes) + " (" + buffers + ": the next " +
                             (device.staged ? "stage" : "layer") + " comes while one runs)"));

@@ -50,6 +50,19 @@ class CudaDevice final : public Device {
     return peak;
   }
 
+  std::vector<std::string> warnings(DType type) const override {
+    const CudaProperties& gpu = runtime_->properties();
+    std::vector<std::string> all;
+    if (!kCudaProvenOnHardware) {
+      all.emplace_back(
+          "--device cuda is not yet proven on hardware; tests/gpu/run.sh checks it on this GPU");
+    }
+    if (type == DType::bf16 && !gpu.has_bf16()) {
+      all.push_back(gpu.name + " has no tensor cores for bf16: products run in f32, several times "
+                               "slower; --dtype f16 is faster where the model's numbers fit it");
+    }
+    return all;
+  }
   std::vector<std::string> products(std::span<const ProductSize> sizes, DType type) override {
     std::map<ProductShape, std::string> texts;
     for (const ProductSize& size : sizes) {

@@ -215,6 +215,8 @@ class Device {
   /// matrices of `type`: measured in the first call for some milliseconds, known afterwards.
   virtual double peak_flops(DType type) = 0;
 
+  /// What a user should know before computing in `type` here, a sentence each.
+  virtual std::vector<std::string> warnings(DType /*type*/) const { return {}; }
   /// How products of these sizes are computed, one sentence each, as far as kind() does not say it.
   /// A function of kind, sizes and type alone.
   virtual std::vector<std::string> products(std::span<const ProductSize> /*sizes*/,

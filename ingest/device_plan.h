@@ -16,6 +16,9 @@
 namespace librarian::ingest {
 
 struct DevicePlan {
+  /// Of host memory that driver and libraries keep resident beside --host-memory, measured when the
+  /// device was opened.
+  std::uint64_t host_overhead_bytes = 0;
   std::uint64_t limit_bytes = 0;      ///< For weights and workspace.
   std::uint64_t weight_bytes = 0;     ///< All weight buffers.
   std::uint64_t workspace_bytes = 0;  ///< Block buffers, keys, values, rows on their way.

@@ -110,6 +110,7 @@ class PreparedJob {
   TokenData tokens_;
   std::vector<activation_store::PartRange> parts_;
   MemoryPlan memory_;
+  std::uint64_t device_overhead_bytes_ = 0;  // Host memory that opening it took.
   std::optional<DevicePlan> device_plan_;
   DiskPlan disk_;
   gpu_exec::DType dtype_{};

@@ -71,13 +71,13 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
       !allowed) {
     return allowed.error().with_context(model_uri_.display());
   }
+  const std::uint64_t resident_before = resident_bytes();
   LIB_TRY(device_, environment_.make_device(options_));
+  // What a driver maps; the device's own buffers are counted already.
+  const std::uint64_t resident_more = std::max(resident_bytes(), resident_before) - resident_before;
+  device_overhead_bytes_ = std::max(resident_more, device_->host_bytes()) - device_->host_bytes();
   device_kind_ = device_->kind();
   threads_ = thread_count(options_);
-  if (options_.cuda && !gpu_exec::kCudaProvenOnHardware) {
-    warnings_.push_back(
-        "--device cuda is not yet proven on hardware: tests/gpu/run.sh checks it on yours");
-  }
   transport_ = environment_.make_transport(options_);
   weightmap::remote::FetcherOptions fetching;
   fetching.connections = options_.connections;
@@ -88,6 +88,9 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
     warnings_.push_back(text);
   }
   dtype_ = options_.dtype.value_or(checkpoint_->dtype());
+  for (std::string& text : device_->warnings(dtype_)) {
+    warnings_.push_back(std::move(text));
+  }
   LIB_TRY(captures_, parse_captures(options_.captures, capture_shape(checkpoint_->spec())));
   TokenLimits limits;
   limits.vocab_size = checkpoint_->spec().vocab_size;
@@ -198,6 +201,9 @@ Result<void> PreparedJob::plan() {
   memory.threads = threads_;
   LIB_TRY(memory_, plan_memory(memory));
   LIB_TRY(device_plan_, plan_device(*checkpoint_, captures_, parts_, memory_, *device_));
+  if (device_plan_) {
+    device_plan_->host_overhead_bytes = device_overhead_bytes_;
+  }
 
   DiskInputs disk;
   disk.tokens = tokens_.tokens();

@@ -23,6 +23,20 @@ std::string number(double value, const char* pattern) {
 
 double ratio(double a, double b) { return b > 0 ? a / b : 0; }
 
+/// A line of what the kernel says of this process, in bytes; 0 if it does not.
+std::uint64_t memory_status_bytes(const char* name) {
+  std::ifstream status("/proc/self/status");
+  std::string word;
+  while (status >> word) {
+    if (word == name) {
+      std::uint64_t kib = 0;
+      status >> kib;
+      return kib * kKiB;
+    }
+  }
+  return 0;
+}
+
 }  // namespace
 
 std::string PaceBound::pacemaker() const {
@@ -141,18 +155,8 @@ std::string RunReport::text() const {
   return out;
 }
 
-std::uint64_t resident_peak_bytes() {
-  std::ifstream status("/proc/self/status");
-  std::string word;
-  while (status >> word) {
-    if (word == "VmHWM:") {
-      std::uint64_t kib = 0;
-      status >> kib;
-      return kib * kKiB;
-    }
-  }
-  return 0;
-}
+std::uint64_t resident_peak_bytes() { return memory_status_bytes("VmHWM:"); }
+std::uint64_t resident_bytes() { return memory_status_bytes("VmRSS:"); }
 
 Result<void> append_report(FileSystem& files, const std::string& store_directory,
                            const RunReport& report) {

@@ -80,6 +80,8 @@ struct RunReport {
 
 /// VmHWM: the most memory this process ever had resident, in bytes; 0 if unknown.
 std::uint64_t resident_peak_bytes();
+/// VmRSS: what it has resident now.
+std::uint64_t resident_bytes();
 
 /// Appends `report` to DIR/report.json, a list of one entry per process, replaced by rename.
 /// The caller holds DIR/.lock.

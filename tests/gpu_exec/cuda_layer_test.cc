@@ -443,7 +443,18 @@ TEST(CudaDevice, RefusesBlocksThatItsTablesCannotHold) {
 }
 
 TEST(CudaDevice, SaysWhatItIs) {
-  EXPECT_THAT(emulated_device({7, 5})->kind(), StartsWith("cuda-sm75-"));
+  const auto turing = emulated_device({7, 5});
+  EXPECT_THAT(turing->kind(), StartsWith("cuda-sm75-"));
+  EXPECT_THAT(turing->warnings(DType::bf16), Contains(HasSubstr("no tensor cores for bf16")));
+  EXPECT_THAT(emulated_device({})->warnings(DType::bf16),
+              testing::Not(Contains(HasSubstr("tensor cores"))));
+  // The record of a part: every way a matrix of this size may be multiplied.
+  const std::vector<ProductSize> sizes = {{4096, 512, false}};
+  EXPECT_THAT(turing->products(sizes, DType::bf16),
+              testing::ElementsAre(HasSubstr("bf16 512 to 4096 bf16: own kernel in f32"),
+                                   HasSubstr("bf16 512 to 2048 f32: own kernel in f32")));
+  EXPECT_THAT(emulated_device({8, 0, 32})->products(sizes, DType::f16),
+              Contains(HasSubstr("cuBLASLt emulated")));
 }
 
 }  // namespace
