@@ -78,10 +78,9 @@ class CudaDevice final : public Device {
         }
       }
     }
-    std::vector<std::string> all;
-    for (const auto& [shape, text] : texts) {
-      all.push_back(text);
-    }
+    std::vector<std::string> all(texts.size());
+    std::transform(texts.begin(), texts.end(), all.begin(),
+                   [](const auto& entry) { return entry.second; });
     return all;
   }
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <tuple>
 
 #include "base/error.h"
 #include "gpu_exec/cuda_kernels.h"
@@ -33,7 +34,10 @@ struct ProductShape {
   DType out = DType::bf16;
   bool w_transposed = false;
   std::uint64_t inputs = 0, outputs = 0;
-  auto operator<=>(const ProductShape&) const = default;
+  bool operator<(const ProductShape& other) const {
+    return std::tie(type, out, w_transposed, inputs, outputs) <
+           std::tie(other.type, other.out, other.w_transposed, other.inputs, other.outputs);
+  }
 };
 
 /// How products of one shape are computed: from shape, architecture and library alone, never from

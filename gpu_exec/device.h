@@ -9,6 +9,7 @@
 #include <span>
 #include <stop_token>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "base/error.h"
@@ -195,7 +196,10 @@ struct AddOp {
 struct ProductSize {
   std::uint64_t outputs = 0, inputs = 0;
   bool transposed = false;  ///< See PackedMatrix.
-  auto operator<=>(const ProductSize&) const = default;
+  bool operator<(const ProductSize& other) const {
+    return std::tie(outputs, inputs, transposed) <
+           std::tie(other.outputs, other.inputs, other.transposed);
+  }
 };
 
 /// One executor's device. Pointers are to memory that it can address: its own arena, or, if
