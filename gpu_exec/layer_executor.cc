@@ -82,11 +82,7 @@ class LayerExecutor::Impl {
   }
 
   /// The device may still work with the arena.
-  ~Impl() {
-    for (const Queue queue : {Queue::weights, Queue::upload, Queue::compute, Queue::download}) {
-      static_cast<void>(drain(device_.mark(queue)));
-    }
-  }
+  ~Impl() { drain_all(); }
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
 
@@ -142,13 +138,12 @@ class LayerExecutor::Impl {
     for (const Block& block : blocks) {
       LIB_TRY_VOID(steps_.check(block));
     }
-    transport_.begin(blocks, model_.hidden_size * dtype_bytes(options_.dtype), io, stop);
-    for (std::size_t begin = 0; begin < blocks.size(); begin += plan_.blocks_together) {
-      LIB_TRY_VOID(run_together(blocks, begin,
-                                std::min<std::size_t>(blocks.size(), begin + plan_.blocks_together),
-                                stop));
+    Result<void> done = run_blocks(blocks, io, stop);
+    if (!done) {
+      // What was given to load() may go away now, and so may io.
+      drain_all();
     }
-    return transport_.finish();
+    return done;
   }
 
   Result<void> run_final_norm(std::span<const std::byte> rows, std::span<std::byte> normed) {
@@ -217,6 +212,16 @@ class LayerExecutor::Impl {
                          arena_.get() + plan_.weights + index * plan_.stage_bytes_max);
     buffer.loaded = device_.mark(Queue::weights);
     return index;
+  }
+
+  Result<void> run_blocks(std::span<const Block> blocks, LayerIo& io, const std::stop_token& stop) {
+    transport_.begin(blocks, model_.hidden_size * dtype_bytes(options_.dtype), io, stop);
+    for (std::size_t begin = 0; begin < blocks.size(); begin += plan_.blocks_together) {
+      LIB_TRY_VOID(run_together(blocks, begin,
+                                std::min<std::size_t>(blocks.size(), begin + plan_.blocks_together),
+                                stop));
+    }
+    return transport_.finish();
   }
 
   /// Blocks [begin, end) through all stages.
@@ -298,6 +303,12 @@ class LayerExecutor::Impl {
                      " is not loaded");
     }
     return {};
+  }
+
+  void drain_all() {
+    for (const Queue queue : {Queue::weights, Queue::upload, Queue::compute, Queue::download}) {
+      static_cast<void>(drain(device_.mark(queue)));
+    }
   }
 
   Result<void> drain(Ticket ticket) {

@@ -433,6 +433,32 @@ TEST(CudaQueues, PassOnThatTheGpuFailed) {
   }
 }
 
+// Goal: when a run ends early, nothing on its way reads tensors or rows that may go away now.
+// Method: a capture fails while stages are being uploaded; no work is done after run() returned.
+TEST(CudaQueues, AreEmptyWhenARunHasFailed) {
+  LayerSpec spec = awkward_layer();
+  spec.mlp.width = 300;
+  const TestLayer layer = make_layer(kHidden * 2, spec, DType::bf16);
+  ExecutorOptions options = executor_options(layer, DType::bf16, 20, 20);
+  options.slice_bytes_max = std::uint64_t{128} * kHidden * 2 * 2;
+  const std::uint64_t whole =
+      LayerExecutor::memory(layer.model, options, *emulated_device({}))->device_bytes();
+  EmulatedCudaRecord record;
+  const auto device = emulated_device({}, &record, whole - 1);
+  auto executor = loaded_executor(layer, *device, options);
+  ASSERT_TRUE(executor->keeps_tensors());
+  const std::vector<Segment> segments = segments_of({20});
+  const Block block{segments, 20};
+  Bytes state(std::size_t{20} * kHidden * 2 * 2);
+  RecordingSink sink;
+  sink.failure = Error(ErrorCode::no_space, "full");
+  sink.begin({&block, 1}, state);
+  EXPECT_EQ(executor->run({&block, 1}, sink, {}).error().code(), ErrorCode::no_space);
+  const std::size_t done = record.done.size();
+  executor.reset();
+  EXPECT_EQ(record.done.size(), done);
+}
+
 TEST(CudaDevice, RefusesBlocksThatItsTablesCannotHold) {
   const auto device = emulated_device({});
   const TestLayer layer = make_layer(kHidden, awkward_layer(), DType::bf16);
