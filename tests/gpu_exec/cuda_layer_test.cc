@@ -159,6 +159,9 @@ TEST_P(CudaLayer, GivesARowTheSameBitsInAnyBlock) {
   const std::vector<std::uint64_t> lengths = {13, 150, 1};
   for (const DType type : {DType::bf16, DType::f32}) {
     for (const Flavour& flavour : all_flavours()) {
+      if (type == DType::f32 && std::string(flavour.name) != "awkward") {
+        continue;  // Slow, and the flavours share their kernels.
+      }
       const TestLayer layer = make_layer(kHidden, flavour.layer, DType::bf16, 1, flavour.norm);
       std::vector<Bytes> samples;
       for (const std::uint64_t length : lengths) {
