@@ -31,11 +31,11 @@ constexpr std::uint64_t kRoomy = 1ULL << 30U;
 constexpr std::uint64_t kParts = 3;
 constexpr std::uint64_t kEmbedBytes = 32 * 16 * 2;
 constexpr std::uint64_t kLayerBytes = (2 * 16 + 3 * 16 * 24 + 2 * 8 * 16 + 2 * 16 * 16) * 2;
-constexpr std::uint64_t kLayers = 6;
+constexpr int kLayers = 4;
 constexpr std::uint64_t kNormBytes = 16 * 2;
 
 const std::map<std::string, std::string>& model() {
-  static const std::map<std::string, std::string> files = testing::tiny_model();
+  static const std::map<std::string, std::string> files = testing::tiny_model({kLayers});
   return files;
 }
 
@@ -84,6 +84,12 @@ class Job {
     return run(nobody, {});
   }
   Result<RunReport> run(JobObserver& observer, const std::stop_token& stop) {
+    LIB_TRY(const std::unique_ptr<PreparedJob> job, prepare());
+    stages = job->memory().executor_memory.staged;
+    return job->run(observer, stop);
+  }
+
+  Result<std::unique_ptr<PreparedJob>> prepare() {
     JobEnvironment environment = JobEnvironment::real();
     environment.files = &files_;
     environment.make_transport = [&](const JobOptions& /*options*/) {
@@ -94,9 +100,7 @@ class Job {
         return make_cuda_device(gpu_exec::make_emulated_cuda(gpu, record), memory_bytes);
       };
     }
-    LIB_TRY(const std::unique_ptr<PreparedJob> job, PreparedJob::create(options, environment, {}));
-    stages = job->memory().executor_memory.staged;
-    return job->run(observer, stop);
+    return PreparedJob::create(options, environment, {});
   }
 
   /// The store as `diff -r` sees it, run-specific files left out.
@@ -185,6 +189,37 @@ TEST(GpuJob, FetchesEachWeightOncePerPassWhateverTheDeviceHolds) {
         EXPECT_EQ(report->fetched_bytes, kParts * pass);
         EXPECT_EQ(job.store(), reference.store()) << memory << " seed " << seed;
       }
+    }
+  }
+}
+
+// Goal: memory for weights on their way is used again only when the device has read it.
+// Method: the least host memory, where they come piece by piece: the next piece takes the place of
+// one whose copy the emulated GPU may not have begun.
+TEST(GpuJob, LeavesTheSameStoreInTheLeastHostMemory) {
+  Job reference;
+  ASSERT_TRUE(reference.run());
+  for (const std::uint64_t memory : all_memories()) {
+    std::uint64_t refused = 0;
+    std::uint64_t accepted = 256U << 20U;
+    while (accepted - refused > 64) {
+      Job smaller;
+      smaller.memory_bytes = memory;
+      smaller.options.host_memory_bytes = (refused + accepted) / 2;
+      (smaller.prepare() ? accepted : refused) = *smaller.options.host_memory_bytes;
+    }
+    for (const std::uint64_t seed : {1U, 2U, 3U}) {
+      Job job;
+      job.memory_bytes = memory;
+      job.gpu.seed = seed;
+      job.options.host_memory_bytes = accepted;
+      const auto plan = job.prepare();
+      ASSERT_TRUE(plan) << plan.error().message();
+      EXPECT_FALSE((*plan)->memory().whole_layer_prefetch);
+      EXPECT_LT((*plan)->memory().ring_bytes, 3 * kLayerBytes);
+      const auto report = job.run();
+      ASSERT_TRUE(report) << report.error().message();
+      EXPECT_EQ(job.store(), reference.store()) << memory << " seed " << seed;
     }
   }
 }
