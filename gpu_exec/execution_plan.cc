@@ -147,7 +147,8 @@ Result<ExecutionPlan> make_execution_plan(const ModelSpec& model, const Executor
                      std::to_string(least.weight_buffers) + " stages of a layer), " +
                      format_bytes(least.memory.workspace_bytes) + " for blocks of " +
                      std::to_string(options.block_rows_max) +
-                     " tokens with the keys and values of the longest sample");
+                     " tokens with the keys and values of the longest sample; " +
+                     std::to_string(least.memory.device_bytes() - limit) + " bytes more would do");
   }
   const ExecutionPlan two = place_all(model, options, device, needs, Residency::stage, 2);
   const std::uint64_t one_more = two.memory.device_bytes() - least.memory.device_bytes();

@@ -210,8 +210,6 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
 
   EncodePool encoder(clock, memory_.encode);
   Recorder recorder(observer);
-  LIB_TRY(const std::unique_ptr<gpu_exec::LayerExecutor> executor,
-          gpu_exec::LayerExecutor::create(checkpoint_->spec(), memory_.executor, *device_));
   const weightmap::remote::FetchStatistics before = fetcher_->statistics();
   gpu_exec::DeviceMemory ring;
   if (device_plan_) {
@@ -219,6 +217,9 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   }
   VirtualWeightMap weights(*fetcher_, clock, *checkpoint_,
                            {memory_.ring_bytes, kTablePieceBytes, {}, std::move(ring)});
+  // Its end comes before that of the weights: a device may still read them when a run is cut short.
+  LIB_TRY(const std::unique_ptr<gpu_exec::LayerExecutor> executor,
+          gpu_exec::LayerExecutor::create(checkpoint_->spec(), memory_.executor, *device_));
 
   PartContext context{clock,
                       files,

@@ -1,5 +1,8 @@
 #include "tests/ingest/paced_doubles.h"
 
+#include <algorithm>
+#include <chrono>
+
 namespace librarian::ingest::testing {
 namespace {
 
@@ -57,6 +60,52 @@ PacedTransport::PacedTransport(Clock& clock, std::shared_ptr<MapTransport> sourc
 void PacedTransport::start(weightmap::remote::TransferRequest request,
                            std::function<void(weightmap::remote::TransferResult)> done) {
   LIB_CHECK(queue_.push({std::move(request), std::move(done)}, {}).has_value());
+}
+
+void PacedGpu::spend(gpu_exec::Queue queue, double seconds) {
+  TimePoint& end = end_of(queue);
+  end = std::max(end, clock_.now()) +
+        std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
+}
+
+void PacedGpu::pack_matrix(const gpu_exec::MatrixSource& source, std::uint64_t outputs,
+                           std::uint64_t inputs, std::byte* packed) {
+  spend(gpu_exec::Queue::weights, static_cast<double>(outputs * inputs) *
+                                      static_cast<double>(gpu_exec::dtype_bytes(source.type)) /
+                                      weight_bytes_per_second_);
+  ForwardingDevice::pack_matrix(source, outputs, inputs, packed);
+}
+
+void PacedGpu::linear(const gpu_exec::LinearOp& op, std::byte* scratch,
+                      const std::stop_token& stop) {
+  spend(gpu_exec::Queue::compute,
+        2.0 * static_cast<double>(op.rows * op.inputs * op.outputs) / flops_per_second_);
+  ForwardingDevice::linear(op, scratch, stop);
+}
+
+void PacedGpu::glu(const gpu_exec::GluOp& op, std::byte* scratch, const std::stop_token& stop) {
+  spend(gpu_exec::Queue::compute,
+        4.0 * static_cast<double>(op.rows * op.inputs * op.width) / flops_per_second_);
+  ForwardingDevice::glu(op, scratch, stop);
+}
+
+gpu_exec::Ticket PacedGpu::mark(gpu_exec::Queue queue) {
+  tickets_.push_back(end_of(queue));
+  return {queue, tickets_.size() - 1};
+}
+
+void PacedGpu::wait(gpu_exec::Queue queue, gpu_exec::Ticket ticket) {
+  end_of(queue) = std::max(end_of(queue), tickets_[ticket.number]);
+}
+
+Result<bool> PacedGpu::reached(gpu_exec::Ticket ticket) {
+  // Who asks again and again must see time pass.
+  constexpr Duration kMoment = std::chrono::milliseconds(5);
+  const TimePoint end = tickets_[ticket.number];
+  if (clock_.now() < end) {
+    clock_.sleep_until(std::min(end, clock_.now() + kMoment), {});
+  }
+  return clock_.now() >= end;
 }
 
 Result<std::unique_ptr<File>> PacedFileSystem::create(const std::string& path) {

@@ -1,10 +1,12 @@
 #pragma once
 /// A network, a device and a disk that take the time they are told to, on any clock.
 
+#include <array>
 #include <atomic>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "base/bounded_queue.h"
 #include "base/clock.h"
@@ -61,6 +63,40 @@ class PacedDevice final : public gpu_exec::ForwardingDevice {
 
   Clock& clock_;
   double flops_per_second_;
+};
+
+/// A GPU in time: its queues take weights and do products at these rates while the host goes on,
+/// and it has two buffers for weights and memory of its own. The numbers are the inner device's, at
+/// once. Asking whether a ticket is reached takes a moment.
+class PacedGpu final : public gpu_exec::ForwardingDevice {
+ public:
+  PacedGpu(Clock& clock, std::unique_ptr<gpu_exec::Device> inner, double flops_per_second,
+           double weight_bytes_per_second)
+      : ForwardingDevice(std::move(inner)),
+        clock_(clock),
+        flops_per_second_(flops_per_second),
+        weight_bytes_per_second_(weight_bytes_per_second) {}
+
+  bool works_on_host_memory() const override { return false; }
+  std::uint64_t weight_buffers() const override { return 2; }
+  void pack_matrix(const gpu_exec::MatrixSource& source, std::uint64_t outputs,
+                   std::uint64_t inputs, std::byte* packed) override;
+  void linear(const gpu_exec::LinearOp& op, std::byte* scratch,
+              const std::stop_token& stop) override;
+  void glu(const gpu_exec::GluOp& op, std::byte* scratch, const std::stop_token& stop) override;
+  gpu_exec::Ticket mark(gpu_exec::Queue queue) override;
+  void wait(gpu_exec::Queue queue, gpu_exec::Ticket ticket) override;
+  Result<bool> reached(gpu_exec::Ticket ticket) override;
+
+ private:
+  TimePoint& end_of(gpu_exec::Queue queue) { return ends_[static_cast<std::size_t>(queue)]; }
+  void spend(gpu_exec::Queue queue, double seconds);
+
+  Clock& clock_;
+  double flops_per_second_;
+  double weight_bytes_per_second_;
+  std::array<TimePoint, 4> ends_{};     ///< When each queue will have done what it was given.
+  std::vector<TimePoint> tickets_{{}};  ///< When each is reached, by number.
 };
 
 /// Files whose appended bytes take time. Everything else is at once.

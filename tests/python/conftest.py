@@ -1,5 +1,6 @@
 """Fixtures: the built program, and HTTP servers that end with the test."""
 
+import functools
 import os
 import pathlib
 import re
@@ -32,16 +33,11 @@ def librarian_binary():
     return binary.resolve()
 
 
-@pytest.fixture(scope="session")
-def librarian(librarian_binary):
-    """librarian("inspect", folder, ...) -> CompletedProcess with text output.
-
-    By default an exit code other than 0 fails the test with what the program said;
-    `exit_code=None` accepts any, another number expects that one.
-    """
+def runner(binary):
+    """What the fixture `librarian` is, for any program."""
 
     def run(*arguments, exit_code=0, timeout=COMMAND_SECONDS_MAX, **options):
-        command = [str(librarian_binary), *map(str, arguments)]
+        command = [str(binary), *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
         if exit_code is not None and done.returncode != exit_code:
             pytest.fail(f"exit code {done.returncode}, expected {exit_code}: {' '.join(command)}\n"
@@ -49,6 +45,31 @@ def librarian(librarian_binary):
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def librarian(librarian_binary):
+    """librarian("inspect", folder, ...) -> CompletedProcess with text output.
+
+    By default an exit code other than 0 fails the test with what the program said;
+    `exit_code=None` accepts any, another number expects that one.
+    """
+    return runner(librarian_binary)
+
+
+@pytest.fixture(scope="session")
+def emulated_gpu_binary(librarian_binary):
+    """Path of the program whose --device cuda:N needs no GPU, from the same build."""
+    binary = librarian_binary.parents[1] / "tests/support/librarian_on_emulated_gpu"
+    if not binary.is_file():
+        pytest.skip(f"{binary} is not built")
+    return binary
+
+
+@pytest.fixture(scope="session")
+def on_gpu(emulated_gpu_binary):
+    """As `librarian`, where --device cuda:N is an emulated GPU."""
+    return runner(emulated_gpu_binary)
 
 
 @pytest.fixture
@@ -114,15 +135,24 @@ def ragged_job(tmp_path_factory):
 
 
 @pytest.fixture
-def start(librarian_binary):
-    """start("extract", ...) -> a running Program with --json; what still runs is killed."""
+def start_program():
+    """start_program(binary, "extract", ...) -> a running Program with --json.
+
+    What still runs at the end of the test is killed.
+    """
     from support import Program
     programs = []
 
-    def run(*arguments):
-        programs.append(Program([librarian_binary, *arguments, "--json"]))
+    def run(binary, *arguments):
+        programs.append(Program([binary, *arguments, "--json"]))
         return programs[-1]
 
     yield run
     for program in programs:
         program.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def start(librarian_binary, start_program):
+    """start("extract", ...) -> a running librarian, as start_program()."""
+    return functools.partial(start_program, librarian_binary)

@@ -55,6 +55,19 @@ def errors_in_16_bit(got, truth, medians):
     return lines
 
 
+def assert_near_transformers(store, family, type_name):
+    """Every capture of a family's store, by the rule of its type."""
+    truth, got = read_golden(family), read_store(store)
+    assert stored_types(store) == {STORED_TYPE[type_name]}
+    assert set(truth) <= set(got)
+    assert all(got[name].shape == truth[name].shape for name in truth)
+    if type_name == "f32":
+        wrong = errors_in_f32(got, truth)
+    else:
+        wrong = errors_in_16_bit(got, truth, golden_meta(family)["median_error_against_f32"])
+    assert not wrong, "\n".join(wrong)
+
+
 def job_of(family):
     """The arguments for a family's folder as a local directory."""
     return GOLDEN / family / "model", "--tokens", GOLDEN / family / "tokens.safetensors"
@@ -65,20 +78,12 @@ def test_captures_agree_with_transformers(family, type_name, librarian, serve, m
     server = serve(GOLDEN / family)
     tokens = GOLDEN / family / "tokens.safetensors"
     store = memory_path / "store"
-    truth = read_golden(family)
     librarian("extract", server.url + "model/", "--tokens", tokens, "--out", store,
-              "--dtype", type_name, "--capture", captures_of(truth))
+              "--dtype", type_name, "--capture", captures_of(read_golden(family)))
 
-    got = read_store(store)
-    assert stored_types(store) == {STORED_TYPE[type_name]}
-    np.testing.assert_array_equal(got["tokens/input_ids"], read_safetensors(tokens)["input_ids"])
-    assert set(truth) <= set(got)
-    assert all(got[name].shape == truth[name].shape for name in truth)
-    if type_name == "f32":
-        wrong = errors_in_f32(got, truth)
-    else:
-        wrong = errors_in_16_bit(got, truth, golden_meta(family)["median_error_against_f32"])
-    assert not wrong, "\n".join(wrong)
+    np.testing.assert_array_equal(read_store(store)["tokens/input_ids"],
+                                  read_safetensors(tokens)["input_ids"])
+    assert_near_transformers(store, family, type_name)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -21,11 +21,16 @@ constexpr std::uint64_t kFavouredStepsMax = 200;
 constexpr const char* kQueueNames[kQueues] = {"weights", "upload", "compute", "download"};
 
 /// Memory full of NaN, of exactly the asked size.
-DeviceMemory poisoned(std::uint64_t bytes) {
+/// @param leaving  Called before it goes.
+DeviceMemory poisoned(std::uint64_t bytes, std::function<void(const std::byte*)> leaving) {
   void* memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   LIB_CHECK(memory != nullptr);
   std::memset(memory, 0xFF, bytes);
-  return DeviceMemory(static_cast<std::byte*>(memory), [](std::byte* at) { std::free(at); });
+  return DeviceMemory(static_cast<std::byte*>(memory),
+                      [leaving = std::move(leaving)](std::byte* at) {
+                        leaving(at);
+                        std::free(at);
+                      });
 }
 
 class EmulatedCuda final : public CudaRuntime {
@@ -46,13 +51,13 @@ class EmulatedCuda final : public CudaRuntime {
     if (record_ != nullptr) {
       record_->allocations.push_back(bytes);
     }
-    return poisoned(bytes);
+    return poisoned(bytes, leaving(bytes));
   }
   Result<DeviceMemory> allocate_host(std::uint64_t bytes) override {
     if (record_ != nullptr) {
       record_->host_allocations.push_back(bytes);
     }
-    return poisoned(bytes);
+    return poisoned(bytes, leaving(bytes));
   }
 
   Ticket mark(Queue queue) override {
@@ -79,6 +84,11 @@ class EmulatedCuda final : public CudaRuntime {
   }
 
   void copy(Queue queue, const CudaCopy& copy) override {
+    const std::uint64_t before = copy.rows - 1;
+    lane_of(queue).copies.push_back(
+        {lane_of(queue).done + lane_of(queue).work.size() + 1,
+         {copy.from, copy.from + before * copy.from_stride + copy.row_bytes},
+         {copy.to, copy.to + before * copy.to_stride + copy.row_bytes}});
     push(queue, "copy " + std::to_string(copy.row_bytes * copy.rows), [copy] {
       for (std::uint64_t row = 0; row < copy.rows; ++row) {
         std::memcpy(copy.to + row * copy.to_stride, copy.from + row * copy.from_stride,
@@ -129,10 +139,34 @@ class EmulatedCuda final : public CudaRuntime {
     Ticket after;
     std::function<void()> run;
   };
+  using Bytes = std::pair<const std::byte*, const std::byte*>;
+  struct PendingCopy {
+    std::uint64_t number = 0;  ///< Of the piece of work.
+    Bytes from, to;
+  };
   struct Lane {
     std::deque<Work> work;
+    std::deque<PendingCopy> copies;  ///< Among the work, in order.
     std::uint64_t done = 0;
   };
+
+  /// Memory must not go while a copy has still to touch it: a real GPU would read what is there
+  /// next. Memory that outlives this runtime is no concern of it.
+  std::function<void(const std::byte*)> leaving(std::uint64_t bytes) {
+    return [alive = std::weak_ptr<int>(alive_), this, bytes](const std::byte* memory) {
+      if (alive.expired() || failed()) {
+        return;
+      }
+      const auto touches = [&](const Bytes& range) {
+        return range.first < memory + bytes && memory < range.second;
+      };
+      for (const Lane& lane : lanes_) {
+        LIB_CHECK(std::none_of(lane.copies.begin(), lane.copies.end(), [&](const auto& copy) {
+          return touches(copy.from) || touches(copy.to);
+        }));
+      }
+    };
+  }
 
   Lane& lane_of(Queue queue) { return lanes_[static_cast<std::size_t>(queue)]; }
   bool failed() const { return steps_ >= options_.fails_after; }
@@ -191,6 +225,9 @@ class EmulatedCuda final : public CudaRuntime {
       }
     }
     ++lane.done;
+    if (!lane.copies.empty() && lane.copies.front().number == lane.done) {
+      lane.copies.pop_front();
+    }
   }
 
   /// Sums from another place for each algorithm: as good, with other bits.
@@ -224,6 +261,7 @@ class EmulatedCuda final : public CudaRuntime {
   std::size_t favoured_ = 0;
   std::uint64_t favoured_steps_ = 0;
   std::uint64_t state_;
+  const std::shared_ptr<int> alive_ = std::make_shared<int>(0);  // Its end is this one's.
 };
 
 }  // namespace
