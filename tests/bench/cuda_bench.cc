@@ -427,6 +427,7 @@ class LayerRun final : public LayerIo {
         state_(tokens * kHidden * 2) {
     model_.hidden_size = kHidden;
     model_.norm = {NormKind::rms, false, false, 1e-5F};
+    model_.final_norm = false;
     LayerSpec layer;
     layer.attention.heads = 64;
     layer.attention.kv_heads = 8;
@@ -530,7 +531,7 @@ class LayerRun final : public LayerIo {
     }
     LIB_TRY(matrix_, device.allocate_host(bytes));
     fill({matrix_.get(), bytes}, DType::bf16, 0.02F);
-    norm_.resize(kHidden * 2);
+    norm_.resize(std::size_t{kHidden} * 2);
     fill(norm_, DType::bf16, 0.05F, 1.0F);
     return {};
   }
