@@ -171,17 +171,16 @@ TEST_P(GpuPlan, FitsIn16GiBOfDeviceMemory) {
   EXPECT_LE(plan.total_bytes, kHostBytes);
   EXPECT_EQ(plan.packed_weight_bytes, 0U) << "the device has them";
   EXPECT_GE(plan.block_tokens, 256U) << "smaller blocks leave a GPU idle";
-  const auto stages = gpu_exec::LayerExecutor::stages((*job)->checkpoint().spec(), 0, plan.executor,
-                                                      *(*job)->own_memory_device());
-  ASSERT_TRUE(stages) << stages.error().message();
+  ASSERT_TRUE((*job)->device_plan());
+  const std::vector<gpu_exec::StageSummary>& stages = (*job)->device_plan()->stages;
   std::cout << shape.name << ": host " << format_bytes(plan.total_bytes) << " (weights "
             << format_bytes(plan.ring_bytes) << ", state " << format_bytes(plan.state_bytes)
             << (plan.state_in_memory ? " in memory" : " on disk") << "), device "
             << format_bytes(plan.executor_memory.device_bytes()) << ", blocks of "
             << plan.block_tokens << ", " << plan.executor_memory.rows_together << " rows together, "
-            << stages->size() << " stages:\n";
+            << stages.size() << " stages:\n";
   std::uint64_t bytes = 0;
-  for (const gpu_exec::StageSummary& stage : *stages) {
+  for (const gpu_exec::StageSummary& stage : stages) {
     std::cout << "  " << stage.text << ": " << format_bytes(stage.bytes) << "\n";
     bytes += stage.bytes;
   }
