@@ -1,7 +1,7 @@
 // Where CUDA was left out of the build.
-#include "gpu_exec/cuda_device.h"
-
 #include <string>
+
+#include "gpu_exec/cuda_device.h"
 
 namespace librarian::gpu_exec {
 

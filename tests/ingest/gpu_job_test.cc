@@ -29,10 +29,10 @@ using weightmap::remote::TransferResult;
 
 constexpr std::uint64_t kRoomy = 1ULL << 30U;
 constexpr std::uint64_t kParts = 3;
-constexpr std::uint64_t kEmbedBytes = 32 * 16 * 2;
-constexpr std::uint64_t kLayerBytes = (2 * 16 + 3 * 16 * 24 + 2 * 8 * 16 + 2 * 16 * 16) * 2;
+constexpr std::uint64_t kEmbedBytes = 32ULL * 16 * 2;
+constexpr std::uint64_t kLayerBytes = 2ULL * (2 * 16 + 3 * 16 * 24 + 2 * 8 * 16 + 2 * 16 * 16);
 constexpr int kLayers = 4;
-constexpr std::uint64_t kNormBytes = 16 * 2;
+constexpr std::uint64_t kNormBytes = 16ULL * 2;
 
 const std::map<std::string, std::string>& model() {
   static const std::map<std::string, std::string> files = testing::tiny_model({kLayers});
