@@ -190,10 +190,10 @@ void print_time(const PreparedJob& job, double flops_per_second) {
                                  : "disk");
   };
   print("time\n");
-  print(fact("compute", format_duration(seconds(compute)) + " at " +
-                            number(flops_per_second / 1e9, "%.0f") + " GFLOP/s (measured now, " +
-                            job.device_kind() + ", " + std::to_string(job.threads()) +
-                            " threads)"));
+  print(fact("compute",
+             format_duration(seconds(compute)) + " at " + number(flops_per_second / 1e9, "%.0f") +
+                 " GFLOP/s (measured now, " + job.device_kind() +
+                 (job.device_plan() ? ")" : ", " + std::to_string(job.threads()) + " threads)")));
   print(fact("network", format_duration(seconds(slow)) + " at 1 Gbit/s, " +
                             format_duration(seconds(fast)) + " at 10 Gbit/s"));
   print(fact("disk", format_duration(seconds(write)) + " at 1 GB/s"));

@@ -58,8 +58,9 @@ class CudaDevice final : public Device {
           "--device cuda is not yet proven on hardware; tests/gpu/run.sh checks it on this GPU");
     }
     if (type == DType::bf16 && !gpu.has_bf16()) {
-      all.push_back(gpu.name + " has no tensor cores for bf16: products run in f32, several times "
-                               "slower; --dtype f16 is faster where the model's numbers fit it");
+      all.push_back(gpu.name +
+                    " has no tensor cores for bf16: products run in f32, several times "
+                    "slower; --dtype f16 is faster where the model's numbers fit it");
     }
     return all;
   }

@@ -260,7 +260,8 @@ class Gpu final : public CudaRuntime {
 
 Result<double> Gpu::measure_peak_flops(DType type) {
   constexpr std::uint64_t kWidth = 4096;
-  constexpr int kRepeats = 20;
+  constexpr int kFirst = 5;  // These wake the clocks up.
+  constexpr int kRepeats = 15;
   const std::uint64_t element = dtype_bytes(type);
   const std::uint64_t weight_bytes = kWidth * kWidth * element;
   const std::uint64_t row_bytes = CudaLibrary::kRows * kWidth * element;
@@ -293,8 +294,8 @@ Result<double> Gpu::measure_peak_flops(DType type) {
     moment = Event(event);
   }
   std::byte* const workspace = product.y + row_bytes;
-  for (int i = 0; i < kRepeats; ++i) {
-    if (i == kRepeats / 4) {  // The first ones wake the clocks up.
+  for (int i = 0; i < kFirst + kRepeats; ++i) {
+    if (i == kFirst) {
       check(cudaEventRecord(moments[0].get(), stream(Queue::compute)), "mark");
     }
     this->product(product, plan, workspace);
@@ -304,7 +305,7 @@ Result<double> Gpu::measure_peak_flops(DType type) {
   float milliseconds = 0;
   check(cudaEventElapsedTime(&milliseconds, moments[0].get(), moments[1].get()), "time");
   LIB_TRY_VOID(reached({}));
-  return 2.0 * CudaLibrary::kRows * kWidth * kWidth * (kRepeats - kRepeats / 4) /
+  return 2.0 * CudaLibrary::kRows * kWidth * kWidth * kRepeats /
          (static_cast<double>(milliseconds) * 1e-3);
 }
 
