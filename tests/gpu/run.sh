@@ -4,7 +4,7 @@
 # Runs the programs of build/gpu-bundle (tests/gpu/bundle.sh) if they are there, else builds them.
 # A step that fails does not stop the others. Exit 0: none failed, or there is no GPU.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 out="${1:-build/gpu-results}"
 mkdir -p "$out"
 out="$(cd "$out" && pwd)"
@@ -83,7 +83,8 @@ if [[ -x build/gpu-bundle/librarian ]]; then
   library="$(cat build/gpu-bundle/toolkit_library)"
   found="$(toolkit_file "lib64/$library")"
   found="${found:-$(toolkit_file "targets/x86_64-linux/lib/$library")}"
-  found="${found:-$(PATH="$PATH:/sbin" ldconfig -p 2>/dev/null | awk -v name="$library" '$1 == name {print $NF; exit}')}"
+  found="${found:-$(PATH="$PATH:/sbin" ldconfig -p 2>/dev/null |
+    awk -v name="$library" '$1 == name {print $NF; exit}')}"
   echo "Programs of build/gpu-bundle, with ${found:-no $library in the usual places}"
   if [[ -n "$found" ]]; then
     export LD_LIBRARY_PATH="$(dirname "$found")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
