@@ -21,9 +21,9 @@ std::uint64_t aligned(std::uint64_t bytes) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-/// Outputs of a product whose sums are finished by a kernel of their own: the sums stay in the
-/// second-level cache between the two.
-constexpr std::uint64_t kFinishOutputs = 2048;
+/// Outputs of a product whose sums are finished by a kernel of their own: enough for every
+/// multiprocessor to have its share, few enough for a scratch that does not count.
+constexpr std::uint64_t kFinishOutputs = 8192;
 constexpr std::uint64_t kFinishRows = 2048;  ///< A multiple of the library's.
 /// Memory for what is widened at a time, where rows and weights have different types.
 constexpr std::uint64_t kWidenBytes = 32U << 20U;
@@ -69,10 +69,10 @@ class CudaDevice final : public Device {
     for (const ProductSize& size : sizes) {
       // At once, or in tiles whose sums are finished apart: linear() and glu() choose by operation.
       for (const ProductShape& shape :
-           {ProductShape{type, type, size.transposed, size.inputs, size.outputs},
-            ProductShape{type, DType::f32, size.transposed, size.inputs,
+           {ProductShape{type, type, size.transposed, true, size.inputs, size.outputs},
+            ProductShape{type, DType::f32, size.transposed, true, size.inputs,
                          std::min(size.outputs, kFinishOutputs)},
-            ProductShape{type, DType::f32, size.transposed, size.inputs,
+            ProductShape{type, DType::f32, size.transposed, true, size.inputs,
                          size.outputs % kFinishOutputs}}) {
         if (shape.outputs != 0) {
           texts[shape] = text_of(shape, plan_of(shape));
@@ -122,7 +122,7 @@ class CudaDevice final : public Device {
     return 2 * aligned(count * sizeof(float));
   }
   std::uint64_t scratch_bytes(const ScratchNeeds& /*needs*/) const override {
-    return ScratchLayout(*runtime_).bytes;
+    return ScratchLayout().bytes;
   }
 
   void pack_matrix(const MatrixSource& source, std::uint64_t outputs, std::uint64_t inputs,
@@ -150,10 +150,10 @@ class CudaDevice final : public Device {
       product.y = op.y;
       product.y_stride = y_stride;
       product.out = op.dtype;
-      multiply(product, scratch);
+      multiply(product);
       return;
     }
-    const ScratchLayout at(*runtime_);
+    const ScratchLayout at;
     for_tiles(op.rows, op.outputs, op.inputs, same, [&](const Tile& tile) {
       float* const sums = at.floats(scratch, at.first);
       multiply_tile(op, op.matrix, tile, same, sums, scratch);
@@ -173,7 +173,7 @@ class CudaDevice final : public Device {
   void glu(const GluOp& op, std::byte* scratch, const std::stop_token& /*stop*/) override {
     const std::uint64_t y_stride = op.y_stride == 0 ? op.width : op.y_stride;
     const bool same = op.gate.type == op.dtype && op.up.type == op.dtype;
-    const ScratchLayout at(*runtime_);
+    const ScratchLayout at;
     LinearOp half;
     half.x = op.x;
     half.dtype = op.dtype;
@@ -198,7 +198,7 @@ class CudaDevice final : public Device {
     });
   }
 
-  void attention(const AttentionOp& op, std::byte* scratch,
+  void attention(const AttentionOp& op, std::byte* /*scratch*/,
                  const std::stop_token& /*stop*/) override {
     std::vector<CudaAttentionTile> tiles;
     for (const Segment& segment : op.segments) {
@@ -234,23 +234,27 @@ class CudaDevice final : public Device {
     kernel.softcap = op.softcap;
     kernel.sinks = op.sinks;
     kernel.slopes = op.slopes;
-    kernel.tiles = tables_.upload(std::span<const CudaAttentionTile>(tiles), table(scratch));
     kernel.tile_count = static_cast<std::uint32_t>(tiles.size());
-    runtime_->launch(kernel, on_tensor_cores(op.dtype));
+    tables_.with(std::span<const CudaAttentionTile>(tiles), [&](const CudaAttentionTile* table) {
+      kernel.tiles = table;
+      runtime_->launch(kernel, on_tensor_cores(op.dtype));
+    });
   }
 
-  void rope_table(const RopeTableOp& op, std::byte* scratch) override {
+  void rope_table(const RopeTableOp& op, std::byte* /*scratch*/) override {
     CudaRopeTable kernel;
-    kernel.inverse_frequency = tables_.upload(op.inverse_frequency, table(scratch));
     kernel.multiplier = op.cos_sin_multiplier;
     kernel.first_position = op.first_position;
     kernel.rows = op.rows;
     kernel.half = static_cast<std::uint32_t>(op.inverse_frequency.size());
     kernel.table = op.table;
-    runtime_->launch(kernel);
+    tables_.with(op.inverse_frequency, [&](const float* frequencies) {
+      kernel.inverse_frequency = frequencies;
+      runtime_->launch(kernel);
+    });
   }
 
-  void rotate(const RotateOp& op, std::byte* scratch) override {
+  void rotate(const RotateOp& op, std::byte* /*scratch*/) override {
     std::vector<CudaRowPlace> places(op.rows);
     for (const Segment& segment : op.segments) {
       for (std::uint64_t row = 0; row < segment.rows; ++row) {
@@ -277,8 +281,10 @@ class CudaDevice final : public Device {
     kernel.norm_weight_stride = op.norm_weight_stride;
     kernel.epsilon = op.epsilon;
     kernel.table = op.rotary_dim == 0 ? nullptr : op.table;
-    kernel.places = tables_.upload(std::span<const CudaRowPlace>(places), table(scratch));
-    runtime_->launch(kernel);
+    tables_.with(std::span<const CudaRowPlace>(places), [&](const CudaRowPlace* table) {
+      kernel.places = table;
+      runtime_->launch(kernel);
+    });
   }
 
   void norm(const NormOp& op) override { runtime_->launch(op); }
@@ -288,15 +294,13 @@ class CudaDevice final : public Device {
   /// Where things are in the scratch of an operation. All are used in the order of the compute
   /// queue, so each operation has all of it.
   struct ScratchLayout {
-    explicit ScratchLayout(const CudaRuntime& runtime) {
+    ScratchLayout() {
       const auto place = [this](std::uint64_t size) {
         const std::uint64_t offset = bytes;
         bytes += aligned(size);
         return offset;
       };
       constexpr std::uint64_t kSums = kFinishRows * kFinishOutputs * sizeof(float);
-      workspace = place(runtime.library_rows() != 0 ? kLibraryWorkspaceBytes : 0);
-      table = place(CudaTables::kTableBytesMax);
       first = place(kSums);
       second = place(kSums);
       wide_rows = place(kWidenBytes);
@@ -305,7 +309,7 @@ class CudaDevice final : public Device {
     static float* floats(std::byte* scratch, std::uint64_t offset) {
       return reinterpret_cast<float*>(scratch + offset);
     }
-    std::uint64_t workspace, table, first, second, wide_rows, wide_weights;
+    std::uint64_t first, second, wide_rows, wide_weights;
     std::uint64_t bytes = 0;
   };
 
@@ -322,8 +326,6 @@ class CudaDevice final : public Device {
   struct Tile {
     std::uint64_t row, rows, column, columns;
   };
-
-  std::byte* table(std::byte* scratch) const { return scratch + ScratchLayout(*runtime_).table; }
 
   bool on_tensor_cores(DType type) const {
     return type == DType::f16 || (type == DType::bf16 && runtime_->properties().has_bf16());
@@ -394,10 +396,10 @@ class CudaDevice final : public Device {
     product.y_stride = tile.columns;
     product.out = DType::f32;
     if (same) {
-      multiply(product, scratch);
+      multiply(product);
       return;
     }
-    const ScratchLayout at(*runtime_);
+    const ScratchLayout at;
     if (op.dtype != DType::f32) {
       float* const wide = at.floats(scratch, at.wide_rows);
       runtime_->launch(Queue::compute,
@@ -422,16 +424,22 @@ class CudaDevice final : public Device {
       product.w = wide;
     }
     product.type = DType::f32;
-    runtime_->product(product, {}, nullptr);
+    runtime_->product(product, {});
   }
 
   /// A product of one type, by the engine of its shape.
-  void multiply(const CudaProduct& whole, std::byte* scratch) {
-    const ProductShape shape{whole.type, whole.out, whole.w_transposed, whole.inputs,
-                             whole.outputs};
+  void multiply(const CudaProduct& whole) {
+    const auto in_units = [](std::uint64_t elements) { return elements % 8 == 0; };
+    const ProductShape shape{
+        whole.type,
+        whole.out,
+        whole.w_transposed,
+        in_units(whole.x_stride) && in_units(whole.w_stride) && in_units(whole.y_stride),
+        whole.inputs,
+        whole.outputs};
     const ProductPlan& plan = plan_of(shape);
     if (plan.engine != ProductPlan::Engine::library) {
-      runtime_->product(whole, plan, nullptr);
+      runtime_->product(whole, plan);
       return;
     }
     const std::uint64_t step = runtime_->library_rows();
@@ -440,14 +448,14 @@ class CudaDevice final : public Device {
       part.x += row * whole.x_stride * dtype_bytes(whole.type);
       part.y += row * whole.y_stride * dtype_bytes(whole.out);
       part.rows = step;
-      runtime_->product(part, plan, scratch + ScratchLayout(*runtime_).workspace);
+      runtime_->product(part, plan);
     }
   }
 
   const ProductPlan& plan_of(const ProductShape& shape) {
     auto found = plans_.find(shape);
     if (found == plans_.end()) {
-      const bool fits_library = shape.inputs % 8 == 0 && shape.outputs % 8 == 0;
+      const bool fits_library = shape.aligned && shape.inputs % 8 == 0 && shape.outputs % 8 == 0;
       ProductPlan plan;
       if (runtime_->library_rows() != 0 && fits_library &&
           (shape.type == DType::f32 || on_tensor_cores(shape.type))) {

@@ -1,6 +1,7 @@
 // The real CudaRuntime: a GPU through the CUDA runtime library and cuBLASLt.
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <array>
 #include <string>
 #include <utility>
@@ -18,11 +19,14 @@
 namespace librarian::gpu_exec {
 namespace {
 
-/// For kernels of the library that are loaded when they are first used.
+/// For kernels of the library, which are loaded when they are first used.
 constexpr std::uint64_t kLateModulesBytes = 192 * kMiB;
 /// Tickets of a queue that can be told apart; older ones count as the oldest that can.
 constexpr std::size_t kTickets = 1024;
 constexpr std::size_t kQueues = 4;
+/// Copies of different queues share a wire, and one goes behind another: weights are many pieces,
+/// so that rows need not wait for a whole matrix.
+constexpr std::uint64_t kCopyBytesMax = 8 * kMiB;
 
 struct StreamTraits {
   using Raw = cudaStream_t;
@@ -81,6 +85,7 @@ class Gpu final : public CudaRuntime {
   Result<DeviceMemory> allocate(std::uint64_t bytes) override {
     void* memory = nullptr;
     if (const cudaError_t error = cudaMalloc(&memory, bytes); error != cudaSuccess) {
+      static_cast<void>(cudaGetLastError());  // Said here, and of no launch after.
       return Error(ErrorCode::does_not_fit, "the GPU does not give " + format_bytes(bytes) + ": " +
                                                 text_of(error) +
                                                 "; close what else uses it, or lower "
@@ -93,6 +98,7 @@ class Gpu final : public CudaRuntime {
     void* memory = nullptr;
     if (const cudaError_t error = cudaHostAlloc(&memory, bytes, cudaHostAllocDefault);
         error != cudaSuccess) {
+      static_cast<void>(cudaGetLastError());
       return Error(ErrorCode::does_not_fit, "cannot pin " + format_bytes(bytes) +
                                                 " of host memory: " + text_of(error) +
                                                 "; lower --host-memory");
@@ -129,11 +135,22 @@ class Gpu final : public CudaRuntime {
   void copy(Queue queue, const CudaCopy& copy) override {
     const bool together =
         copy.rows == 1 || (copy.from_stride == copy.row_bytes && copy.to_stride == copy.row_bytes);
-    check(together ? cudaMemcpyAsync(copy.to, copy.from, copy.row_bytes * copy.rows,
-                                     cudaMemcpyDefault, stream(queue))
-                   : cudaMemcpy2DAsync(copy.to, copy.to_stride, copy.from, copy.from_stride,
-                                       copy.row_bytes, copy.rows, cudaMemcpyDefault, stream(queue)),
-          "copy");
+    if (together) {
+      const std::uint64_t bytes = copy.row_bytes * copy.rows;
+      for (std::uint64_t at = 0; at < bytes; at += kCopyBytesMax) {
+        check(cudaMemcpyAsync(copy.to + at, copy.from + at, std::min(kCopyBytesMax, bytes - at),
+                              cudaMemcpyDefault, stream(queue)),
+              "copy");
+      }
+      return;
+    }
+    const std::uint64_t step = std::max<std::uint64_t>(1, kCopyBytesMax / copy.row_bytes);
+    for (std::uint64_t row = 0; row < copy.rows; row += step) {
+      check(cudaMemcpy2DAsync(copy.to + row * copy.to_stride, copy.to_stride,
+                              copy.from + row * copy.from_stride, copy.from_stride, copy.row_bytes,
+                              std::min(step, copy.rows - row), cudaMemcpyDefault, stream(queue)),
+            "copy");
+    }
   }
   void launch(Queue queue, const CudaWiden& kernel) override {
     launch_widen(kernel, stream(queue));
@@ -175,14 +192,14 @@ class Gpu final : public CudaRuntime {
         shape.type == DType::f32 ? ProductPlan::Engine::plain : ProductPlan::Engine::tensor_cores;
     return library_->plan(shape).value_or(own);
   }
-  void product(const CudaProduct& kernel, const ProductPlan& plan, std::byte* workspace) override {
+  void product(const CudaProduct& kernel, const ProductPlan& plan) override {
     if (plan.engine != ProductPlan::Engine::library) {
       launch_product(kernel, plan.engine == ProductPlan::Engine::tensor_cores,
                      stream(Queue::compute));
       check(cudaGetLastError(), "product");
       return;
     }
-    const std::string problem = library_->multiply(kernel, plan, workspace, stream(Queue::compute));
+    const std::string problem = library_->multiply(kernel, plan, stream(Queue::compute));
     if (!problem.empty()) {
       fail("product by cuBLASLt: " + problem);
     }
@@ -216,6 +233,14 @@ class Gpu final : public CudaRuntime {
     if (failure_.empty()) {
       LIB_TRY(library_, CudaLibrary::create());
     }
+    const CudaCode code = failure_.empty() ? load_kernels() : CudaCode{};
+    if (!code.problem.empty() || (found.major >= 8 && code.architecture < 80)) {
+      return Error(ErrorCode::invalid_argument,
+                   "--device cuda:" + std::to_string(index) + ": this librarian has no code for " +
+                       found.name + " (compute capability " + std::to_string(found.major) + "." +
+                       std::to_string(found.minor) +
+                       "); `cmake --preset cuda-all` builds for every one");
+    }
     std::size_t free = 0;
     std::size_t total = 0;
     check(cudaMemGetInfo(&free, &total), "memory");
@@ -233,6 +258,9 @@ class Gpu final : public CudaRuntime {
     return {};
   }
 
+  bool on_tensor_cores(DType type) const {
+    return type == DType::f16 || (type == DType::bf16 && properties_.has_bf16());
+  }
   Lane& lane_of(Queue queue) { return lanes_[static_cast<std::size_t>(queue)]; }
   cudaStream_t stream(Queue queue) { return lane_of(queue).stream.get(); }
   /// Or that of a later moment, if there were many since: later is right, too, since all work that
@@ -259,14 +287,13 @@ class Gpu final : public CudaRuntime {
 };
 
 Result<double> Gpu::measure_peak_flops(DType type) {
-  constexpr std::uint64_t kWidth = 4096;
-  constexpr int kFirst = 5;  // These wake the clocks up.
-  constexpr int kRepeats = 15;
+  constexpr std::uint64_t kWidth = 8192;
+  constexpr int kRepeats = 8;
+  constexpr float kMilliseconds = 60;  // Clocks need some time to find their place.
   const std::uint64_t element = dtype_bytes(type);
   const std::uint64_t weight_bytes = kWidth * kWidth * element;
   const std::uint64_t row_bytes = CudaLibrary::kRows * kWidth * element;
-  LIB_TRY(const DeviceMemory memory,
-          allocate(weight_bytes + 2 * row_bytes + kLibraryWorkspaceBytes));
+  LIB_TRY(const DeviceMemory memory, allocate(weight_bytes + 2 * row_bytes));
   // Random bits below an exponent of one: zeros would flatter the arithmetic.
   std::vector<std::byte> noise(weight_bytes);
   std::uint32_t state = 1;
@@ -278,6 +305,7 @@ Result<double> Gpu::measure_peak_flops(DType type) {
   check(cudaMemcpy(memory.get(), noise.data(), weight_bytes, cudaMemcpyHostToDevice), "copy");
   check(cudaMemcpy(memory.get() + weight_bytes, noise.data(), row_bytes, cudaMemcpyHostToDevice),
         "copy");
+  check(cudaDeviceSynchronize(), "copy");
   CudaProduct product;
   product.w = memory.get();
   product.x = product.w + weight_bytes;
@@ -286,27 +314,30 @@ Result<double> Gpu::measure_peak_flops(DType type) {
   product.rows = CudaLibrary::kRows;
   product.inputs = product.outputs = kWidth;
   product.x_stride = product.w_stride = product.y_stride = kWidth;
-  const ProductPlan plan = plan_product({type, type, false, kWidth, kWidth});
+  // As the device would: without tensor cores of the type its own kernel.
+  const ProductPlan plan = type == DType::f32 || on_tensor_cores(type)
+                               ? plan_product({type, type, false, true, kWidth, kWidth})
+                               : ProductPlan{};
   std::array<Event, 2> moments;
   for (Event& moment : moments) {
     cudaEvent_t event = nullptr;
     check(cudaEventCreate(&event), "event");
     moment = Event(event);
   }
-  std::byte* const workspace = product.y + row_bytes;
-  for (int i = 0; i < kFirst + kRepeats; ++i) {
-    if (i == kFirst) {
-      check(cudaEventRecord(moments[0].get(), stream(Queue::compute)), "mark");
+  float all = 0;
+  float last = 1;
+  while (all < kMilliseconds && failure_.empty()) {
+    check(cudaEventRecord(moments[0].get(), stream(Queue::compute)), "mark");
+    for (int i = 0; i < kRepeats; ++i) {
+      this->product(product, plan);
     }
-    this->product(product, plan, workspace);
+    check(cudaEventRecord(moments[1].get(), stream(Queue::compute)), "mark");
+    check(cudaEventSynchronize(moments[1].get()), "work");
+    check(cudaEventElapsedTime(&last, moments[0].get(), moments[1].get()), "time");
+    all += last;
   }
-  check(cudaEventRecord(moments[1].get(), stream(Queue::compute)), "mark");
-  check(cudaEventSynchronize(moments[1].get()), "work");
-  float milliseconds = 0;
-  check(cudaEventElapsedTime(&milliseconds, moments[0].get(), moments[1].get()), "time");
   LIB_TRY_VOID(reached({}));
-  return 2.0 * CudaLibrary::kRows * kWidth * kWidth * kRepeats /
-         (static_cast<double>(milliseconds) * 1e-3);
+  return 2.0 * CudaLibrary::kRows * kWidth * kWidth * kRepeats / (static_cast<double>(last) * 1e-3);
 }
 
 }  // namespace

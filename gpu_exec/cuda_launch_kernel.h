@@ -2,6 +2,7 @@
 /// How .cu files launch the kernels that with_..._kernel() choose. Private to gpu_exec.
 
 #include <cstddef>
+#include <vector>
 
 namespace librarian::gpu_exec {
 
@@ -22,8 +23,21 @@ __global__ void __launch_bounds__(Kernel::kThreads, kKernelBlocksMin<Kernel>)
   kernel(shared);
 }
 
+/// Every kernel of this program.
+inline std::vector<const void*>& kernels() {
+  static std::vector<const void*> all;
+  return all;
+}
+/// Enters a kernel there before main(), once launch_kernel() names it.
+template <typename Kernel>
+inline const bool kKernelEntered = [] {
+  kernels().push_back(reinterpret_cast<const void*>(&run_kernel<Kernel>));
+  return true;
+}();
+
 template <typename Kernel>
 void launch_kernel(const Kernel& kernel, void* cuda_stream) {
+  static_cast<void>(kKernelEntered<Kernel>);
   if constexpr (Kernel::kSharedBytes > 48 * 1024) {
     // More than every GPU grants unasked. A refusal shows in the launch.
     static_cast<void>(cudaFuncSetAttribute(run_kernel<Kernel>,

@@ -137,7 +137,7 @@ std::optional<ProductPlan> CudaLibrary::plan(const ProductShape& shape) {
   if (!problem.made() || !preference) {
     return std::nullopt;
   }
-  prefer<std::uint64_t>(raw, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kLibraryWorkspaceBytes);
+  prefer<std::uint64_t>(raw, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, 0);
   prefer<std::uint32_t>(raw, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
                         CUBLASLT_REDUCTION_SCHEME_NONE);
   for (const auto attribute :
@@ -153,7 +153,6 @@ std::optional<ProductPlan> CudaLibrary::plan(const ProductShape& shape) {
   for (int i = 0; i < count; ++i) {
     const cublasLtMatmulHeuristicResult_t& candidate = found[static_cast<std::size_t>(i)];
     const cublasLtMatmulAlgo_t& algorithm = candidate.algo;
-    // What needs a workspace is what adds partial sums up in it.
     if (candidate.state != CUBLAS_STATUS_SUCCESS || candidate.workspaceSize != 0 ||
         config_of<std::int32_t>(algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) > 1 ||
         config_of<std::uint32_t>(algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME) !=
@@ -164,21 +163,25 @@ std::optional<ProductPlan> CudaLibrary::plan(const ProductShape& shape) {
     ProductPlan plan;
     plan.engine = ProductPlan::Engine::library;
     plan.algorithm = static_cast<int>(impl_->algorithms.size()) - 1;
-    plan.text = "algorithm " +
-                std::to_string(config_of<std::int32_t>(algorithm, CUBLASLT_ALGO_CONFIG_ID)) +
-                " tile " +
-                std::to_string(config_of<std::uint32_t>(algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID)) +
-                " stages " +
-                std::to_string(config_of<std::uint32_t>(algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID));
+    const auto add = [&](const char* name, auto value) {
+      plan.text += (plan.text.empty() ? "" : " ") + std::string(name) + " " + std::to_string(value);
+    };
+    add("algorithm", config_of<std::int32_t>(algorithm, CUBLASLT_ALGO_CONFIG_ID));
+    add("tile", config_of<std::uint32_t>(algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID));
+    add("stages", config_of<std::uint32_t>(algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID));
+    add("option", config_of<std::uint32_t>(algorithm, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION));
+    add("swizzle", config_of<std::uint32_t>(algorithm, CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING));
+    add("shape", config_of<std::uint16_t>(algorithm, CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID));
+    add("cluster", config_of<std::uint16_t>(algorithm, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID));
     return plan;
   }
   return std::nullopt;
 }
 
 std::string CudaLibrary::multiply(const CudaProduct& product, const ProductPlan& plan,
-                                  std::byte* workspace, void* cuda_stream) {
-  const ProductShape shape{product.type, product.out, product.w_transposed, product.inputs,
-                           product.outputs};
+                                  void* cuda_stream) {
+  const ProductShape shape{product.type, product.out,    product.w_transposed,
+                           true,         product.inputs, product.outputs};
   const Problem problem = problem_of(shape, product.w_stride, product.x_stride, product.y_stride);
   if (!problem.made()) {
     return "cuBLASLt has no descriptors";
@@ -189,7 +192,7 @@ std::string CudaLibrary::multiply(const CudaProduct& product, const ProductPlan&
       cublasLtMatmul(impl_->handle.get(), problem.operation.get(), &one, product.w, problem.w.get(),
                      product.x, problem.x.get(), &zero, product.y, problem.y.get(), product.y,
                      problem.y.get(), &impl_->algorithms[static_cast<std::size_t>(plan.algorithm)],
-                     workspace, kLibraryWorkspaceBytes, static_cast<cudaStream_t>(cuda_stream));
+                     nullptr, 0, static_cast<cudaStream_t>(cuda_stream));
   return status == CUBLAS_STATUS_SUCCESS ? "" : cublasLtGetStatusString(status);
 }
 

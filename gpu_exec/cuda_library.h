@@ -26,14 +26,14 @@ class CudaLibrary {
 
   /// "cublaslt-130002"
   std::string version() const;
-  /// Asks the library's heuristics, with fixed inputs and kRows rows, for algorithms that
-  /// split no sum, and takes the first. Nothing: there is none.
+  /// Asks the library's heuristics, with fixed inputs and kRows rows, for algorithms that split no
+  /// sum and want no workspace (in which partial sums would be added up), and takes the first.
+  /// Nothing: there is none.
   /// @source cuBLAS documentation, "Results reproducibility": equal bits for equal library, GPU and
   ///         algorithm; that a row's place changes nothing is what tests/gpu checks.
   std::optional<ProductPlan> plan(const ProductShape& shape);
   /// @return  Empty, or what went wrong.
-  std::string multiply(const CudaProduct& product, const ProductPlan& plan, std::byte* workspace,
-                       void* cuda_stream);
+  std::string multiply(const CudaProduct& product, const ProductPlan& plan, void* cuda_stream);
 
  private:
   struct Impl;

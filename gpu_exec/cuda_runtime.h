@@ -33,10 +33,12 @@ struct ProductShape {
   DType type = DType::bf16;
   DType out = DType::bf16;
   bool w_transposed = false;
+  bool aligned = true;  ///< Rows of all three begin at multiples of 16 bytes.
   std::uint64_t inputs = 0, outputs = 0;
   bool operator<(const ProductShape& other) const {
-    return std::tie(type, out, w_transposed, inputs, outputs) <
-           std::tie(other.type, other.out, other.w_transposed, other.inputs, other.outputs);
+    return std::tie(type, out, w_transposed, aligned, inputs, outputs) <
+           std::tie(other.type, other.out, other.w_transposed, other.aligned, other.inputs,
+                    other.outputs);
   }
 };
 
@@ -52,9 +54,6 @@ struct ProductPlan {
   int algorithm = -1;  ///< The runtime's number of it.
   std::string text;    ///< For reports.
 };
-
-/// Enough for every algorithm on every architecture; constant, since algorithms depend on it.
-inline constexpr std::uint64_t kLibraryWorkspaceBytes = 32U << 20U;
 
 /// A rectangle of bytes; one of the two sides is host memory, or both are the device's.
 struct CudaCopy {
@@ -98,10 +97,8 @@ class CudaRuntime {
   /// The library's plan for a shape; Engine::library or, if it has none that adds up in one order,
   /// another engine.
   virtual ProductPlan plan_product(const ProductShape& shape) = 0;
-  /// @param workspace  kLibraryWorkspaceBytes; only for Engine::library, which computes exactly
-  ///                   library_rows() rows.
-  virtual void product(const CudaProduct& kernel, const ProductPlan& plan,
-                       std::byte* workspace) = 0;
+  /// Engine::library computes exactly library_rows() rows.
+  virtual void product(const CudaProduct& kernel, const ProductPlan& plan) = 0;
 
   /// Floating-point operations per second of large products of `type`, from some milliseconds of
   /// them; takes memory for that time.

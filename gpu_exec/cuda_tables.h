@@ -1,5 +1,5 @@
 #pragma once
-/// Small tables that kernels read, on their way to the device. Private to gpu_exec.
+/// Small tables that kernels read. Private to gpu_exec.
 
 #include <array>
 #include <chrono>
@@ -14,8 +14,8 @@
 
 namespace librarian::gpu_exec {
 
-/// A ring of pinned slots. A table is copied in the order of the compute queue, so one place on the
-/// device is enough: the copy comes after the kernels that read the table before. Not thread-safe.
+/// A ring of slots in pinned host memory, which kernels read where it is: a copy would wait behind
+/// those of weights. A slot is used again when the kernel that read it is done. Not thread-safe.
 class CudaTables {
  public:
   static constexpr std::uint64_t kSlots = 32;
@@ -28,29 +28,27 @@ class CudaTables {
   CudaTables(CudaRuntime& runtime, DeviceMemory memory)
       : runtime_(runtime), memory_(std::move(memory)) {}
 
-  /// @param place  kTableBytesMax on the device.
-  /// @return       `place`; valid for kernels until the next upload to it.
-  template <typename Item>
-  const Item* upload(std::span<const Item> items, std::byte* place) {
-    const std::uint64_t bytes = items.size_bytes();
-    LIB_CHECK(bytes <= kTableBytesMax);
+  /// Calls launch(table) with a copy of `items`, valid for kernels that it gives to the compute
+  /// queue.
+  template <typename Item, typename Launch>
+  void with(std::span<const Item> items, const Launch& launch) {
+    LIB_CHECK(items.size_bytes() <= kTableBytesMax);
     const std::uint64_t slot = next_++ % kSlots;
     // The host is so many tables ahead that the device may still have to read this one. A device
     // that failed reads nothing.
-    while (!runtime_.reached(sent_[slot]).value_or(true)) {
+    while (!runtime_.reached(read_[slot]).value_or(true)) {
       std::this_thread::sleep_for(std::chrono::microseconds(20));
     }
-    std::byte* const from = memory_.get() + slot * kTableBytesMax;
-    std::memcpy(from, items.data(), bytes);
-    runtime_.copy(Queue::compute, {from, place, bytes, 1, bytes, bytes});
-    sent_[slot] = runtime_.mark(Queue::compute);
-    return reinterpret_cast<const Item*>(place);
+    std::byte* const table = memory_.get() + slot * kTableBytesMax;
+    std::memcpy(table, items.data(), items.size_bytes());
+    launch(reinterpret_cast<const Item*>(table));
+    read_[slot] = runtime_.mark(Queue::compute);
   }
 
  private:
   CudaRuntime& runtime_;
   DeviceMemory memory_;
-  std::array<Ticket, kSlots> sent_{};
+  std::array<Ticket, kSlots> read_{};
   std::uint64_t next_ = 0;
 };
 

@@ -52,7 +52,7 @@ struct ExecutorOptions {
   std::uint64_t captures_max = 1;     ///< Points wanted of one layer.
   /// Larger matrices are multiplied in slices of outputs. Part of the numbers on devices whose
   /// products depend on their width, so a constant but for tests.
-  std::uint64_t slice_bytes_max = 256U << 20U;
+  std::uint64_t slice_bytes_max = 512U << 20U;
 };
 
 /// What an executor takes, known before any is allocated.

@@ -3,8 +3,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <fstream>
+#include <iterator>
 #include <optional>
 
 #include "base/units.h"
@@ -18,7 +18,9 @@ namespace librarian::ingest {
 namespace {
 
 // GEMMs already run at full rate with the largest; the others serve small budgets.
-constexpr std::array<std::uint64_t, 8> kBlockChoices{2048, 1024, 512, 256, 128, 64, 32, 16};
+constexpr std::uint64_t kBlockChoices[] = {2048, 1024, 512, 256, 128, 64, 32, 16};
+// For devices that multiply many rows at a time, whatever there is: fewer rows would cost the same.
+constexpr std::uint64_t kUnitsOfRows[] = {4, 2, 1};
 constexpr std::uint64_t kEfficientBlock = 256;
 constexpr std::uint64_t kBytesPerTensorEntry = 512;
 constexpr std::uint64_t kBytesPerFileRecord = 256;
@@ -162,11 +164,18 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
                      "longest sample, " +
                      std::to_string(block_min) + " tokens");
   }
+  std::vector<std::uint64_t> choices(std::begin(kBlockChoices), std::end(kBlockChoices));
+  if (const std::uint64_t unit = in.device->row_unit(); unit > 1) {
+    choices.clear();
+    for (const std::uint64_t units : kUnitsOfRows) {
+      choices.push_back(units * unit);
+    }
+  }
   std::vector<std::uint64_t> blocks;
-  for (const std::uint64_t choice : kBlockChoices) {
+  for (const std::uint64_t choice : choices) {
     const std::uint64_t block = std::max(choice, block_min);
     // A larger block than the largest part only costs memory.
-    if ((block / 2 < in.part_tokens_max || choice == kBlockChoices.back()) &&
+    if ((block / 2 < in.part_tokens_max || choice == choices.back()) &&
         (blocks.empty() || block < blocks.back())) {
       blocks.push_back(block);
     }
@@ -183,15 +192,27 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
             (!state_in_memory && in.state == StateMode::memory)) {
           continue;
         }
+        std::optional<MemoryPlan> best;
         for (const std::uint64_t block : blocks) {
           if (block < std::min(efficient, blocks.front())) {
             continue;
           }
           Result<MemoryPlan> plan =
               plan_with(in, block, whole_layer, state_in_memory, whole_layer ? slots : slots_min);
-          if (plan && plan->total_bytes <= in.limit_bytes) {
+          if (!plan || plan->total_bytes > in.limit_bytes) {
+            continue;
+          }
+          if (!plan->executor_memory.staged) {
             return plan;
           }
+          // With stages it is the rows that meet one which count, and smaller blocks leave more
+          // room.
+          if (!best || plan->executor_memory.rows_together > best->executor_memory.rows_together) {
+            best = *std::move(plan);
+          }
+        }
+        if (best) {
+          return *std::move(best);
         }
       }
     }

@@ -114,13 +114,9 @@ Result<void> WeightLoader::load_ahead(std::int32_t layer) {
     lease_.reset();
     LIB_TRY_VOID(begin(layer));
   }
-  while (true) {
-    LIB_TRY(const std::optional<weightmap::ArrivedPiece> piece, lease_->next_if_there());
-    if (!piece) {
-      return {};
-    }
-    LIB_TRY_VOID(take(*piece));
-  }
+  // One piece at a time: its digest keeps this thread from giving the device its next block.
+  LIB_TRY(const std::optional<weightmap::ArrivedPiece> piece, lease_->next_if_there());
+  return piece ? take(*piece) : Result<void>();
 }
 
 void WeightLoader::layer_done() {

@@ -275,8 +275,7 @@ Result<void> bench_own_kernel(Device& device) {
   constexpr int kRepeats = 20;
   const std::uint64_t w_bytes = kWidth * kWidth * 2;
   const std::uint64_t x_bytes = kRows * kWidth * 2;
-  LIB_TRY(const DeviceMemory memory,
-          device.allocate(w_bytes + 3 * x_bytes + kLibraryWorkspaceBytes));
+  LIB_TRY(const DeviceMemory memory, device.allocate(w_bytes + 3 * x_bytes));
   LIB_TRY(const std::unique_ptr<CudaLibrary> library, CudaLibrary::create());
   Bytes noise(w_bytes);
   fill(noise, DType::bf16, 0.02F);
@@ -288,8 +287,7 @@ Result<void> bench_own_kernel(Device& device) {
   product.rows = kRows;
   product.inputs = product.outputs = kWidth;
   product.x_stride = product.w_stride = product.y_stride = kWidth;
-  std::byte* const workspace = memory.get() + w_bytes + 3 * x_bytes;
-  const auto plan = library->plan({DType::bf16, DType::bf16, false, kWidth, kWidth});
+  const auto plan = library->plan({DType::bf16, DType::bf16, false, true, kWidth, kWidth});
   if (!plan) {
     return Error(ErrorCode::internal, "cuBLASLt has no algorithm that splits no sum");
   }
@@ -303,7 +301,7 @@ Result<void> bench_own_kernel(Device& device) {
       if (own) {
         launch_product(product, true, nullptr);
       } else {
-        static_cast<void>(library->multiply(product, *plan, workspace, nullptr));
+        static_cast<void>(library->multiply(product, *plan, nullptr));
       }
     };
     work();

@@ -404,12 +404,12 @@ TEST(CudaQueues, KeepTablesUntilTheyWereRead) {
   const auto runtime = make_emulated_cuda({});
   DeviceMemory memory = *runtime->allocate_host(CudaTables::kHostBytes);
   CudaTables tables(*runtime, std::move(memory));
-  const DeviceMemory place = *runtime->allocate(CudaTables::kTableBytesMax);
   std::vector<std::uint32_t> seen(5 * CudaTables::kSlots);
   for (std::uint32_t i = 0; i < seen.size(); ++i) {
-    tables.upload(std::span<const std::uint32_t>(&i, 1), place.get());
-    runtime->copy(Queue::compute,
-                  {place.get(), reinterpret_cast<std::byte*>(&seen[i]), 4, 1, 4, 4});
+    tables.with(std::span<const std::uint32_t>(&i, 1), [&](const std::uint32_t* table) {
+      runtime->copy(Queue::compute, {reinterpret_cast<const std::byte*>(table),
+                                     reinterpret_cast<std::byte*>(&seen[i]), 4, 1, 4, 4});
+    });
   }
   while (!*runtime->reached(runtime->mark(Queue::compute))) {
   }
@@ -481,7 +481,7 @@ TEST(CudaDevice, SaysWhatItIs) {
   const std::vector<ProductSize> sizes = {{4096, 512, false}};
   EXPECT_THAT(turing->products(sizes, DType::bf16),
               testing::ElementsAre(HasSubstr("bf16 512 to 4096 bf16: own kernel in f32"),
-                                   HasSubstr("bf16 512 to 2048 f32: own kernel in f32")));
+                                   HasSubstr("bf16 512 to 4096 f32: own kernel in f32")));
   EXPECT_THAT(emulated_device({8, 0, 32})->products(sizes, DType::f16),
               Contains(HasSubstr("cuBLASLt emulated")));
 }

@@ -116,13 +116,11 @@ class EmulatedCuda final : public CudaRuntime {
     LIB_CHECK(options_.library_rows != 0);
     return {ProductPlan::Engine::library, static_cast<int>(shape.outputs % 3), "emulated"};
   }
-  void product(const CudaProduct& kernel, const ProductPlan& plan, std::byte* workspace) override {
+  void product(const CudaProduct& kernel, const ProductPlan& plan) override {
     if (plan.engine == ProductPlan::Engine::library) {
-      LIB_CHECK(kernel.rows == options_.library_rows && workspace != nullptr);
-      push(Queue::compute, "library", [kernel, plan, workspace] {
-        std::memset(workspace, 0xFF, kLibraryWorkspaceBytes);
-        multiply_like_a_library(kernel, plan.algorithm);
-      });
+      LIB_CHECK(kernel.rows == options_.library_rows);
+      push(Queue::compute, "library",
+           [kernel, plan] { multiply_like_a_library(kernel, plan.algorithm); });
       return;
     }
     const bool tensor_cores = plan.engine == ProductPlan::Engine::tensor_cores;
