@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "gpu_exec/cuda_probe.h"
 #include "gpu_exec/cuda_runtime.h"
 #include "gpu_exec/cuda_tables.h"
 
@@ -64,7 +65,8 @@ class CudaDevice final : public Device {
     }
     return all;
   }
-  std::vector<std::string> products(std::span<const ProductSize> sizes, DType type) override {
+  Result<std::vector<std::string>> plan_products(std::span<const ProductSize> sizes,
+                                                 DType type) override {
     std::map<ProductShape, std::string> texts;
     for (const ProductSize& size : sizes) {
       // At once, or in tiles whose sums are finished apart: linear() and glu() choose by operation.
@@ -75,7 +77,8 @@ class CudaDevice final : public Device {
             ProductShape{type, DType::f32, size.transposed, true, size.inputs,
                          size.outputs % kFinishOutputs}}) {
         if (shape.outputs != 0) {
-          texts[shape] = text_of(shape, plan_of(shape));
+          LIB_TRY_VOID(plan_product(shape));
+          texts[shape] = text_of(shape, plans_.at(shape));
         }
       }
     }
@@ -437,7 +440,7 @@ class CudaDevice final : public Device {
         in_units(whole.x_stride) && in_units(whole.w_stride) && in_units(whole.y_stride),
         whole.inputs,
         whole.outputs};
-    const ProductPlan& plan = plan_of(shape);
+    const ProductPlan plan = plan_of(shape);
     if (plan.engine != ProductPlan::Engine::library) {
       runtime_->product(whole, plan);
       return;
@@ -452,20 +455,41 @@ class CudaDevice final : public Device {
     }
   }
 
-  const ProductPlan& plan_of(const ProductShape& shape) {
-    auto found = plans_.find(shape);
-    if (found == plans_.end()) {
-      const bool fits_library = shape.aligned && shape.inputs % 8 == 0 && shape.outputs % 8 == 0;
-      ProductPlan plan;
-      if (runtime_->library_rows() != 0 && fits_library &&
-          (shape.type == DType::f32 || on_tensor_cores(shape.type))) {
-        plan = runtime_->plan_product(shape);
-      } else if (on_tensor_cores(shape.type)) {
-        plan.engine = ProductPlan::Engine::tensor_cores;
-      }
-      found = plans_.emplace(shape, std::move(plan)).first;
+  /// Our own kernel for a type.
+  ProductPlan own_plan(DType type) const {
+    ProductPlan plan;
+    plan.engine =
+        on_tensor_cores(type) ? ProductPlan::Engine::tensor_cores : ProductPlan::Engine::plain;
+    return plan;
+  }
+
+  /// The library's way for a shape, if it has one that treats rows alike.
+  Result<void> plan_product(const ProductShape& shape) {
+    if (plans_.contains(shape)) {
+      return {};
     }
-    return found->second;
+    ProductPlan plan = own_plan(shape.type);
+    if (runtime_->library_rows() != 0 && shape.inputs % 8 == 0 && shape.outputs % 8 == 0 &&
+        (shape.type == DType::f32 || on_tensor_cores(shape.type))) {
+      ProductPlan library = runtime_->plan_product(shape);
+      if (library.engine == ProductPlan::Engine::library) {
+        LIB_TRY(const bool alike, rows_are_alike(*runtime_, shape, library));
+        if (alike) {
+          plan = std::move(library);
+        } else {
+          plan.text = ", since cuBLASLt's " + library.text + " gives a row other bits elsewhere";
+        }
+      }
+    }
+    plans_.emplace(shape, std::move(plan));
+    return {};
+  }
+
+  /// Of a shape that was not planned, or whose rows do not begin where the library wants them:
+  /// ours.
+  ProductPlan plan_of(const ProductShape& shape) const {
+    const auto found = plans_.find(shape);
+    return found == plans_.end() ? own_plan(shape.type) : found->second;
   }
 
   std::unique_ptr<CudaRuntime> runtime_;

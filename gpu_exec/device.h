@@ -221,11 +221,13 @@ class Device {
 
   /// What a user should know before computing in `type` here, a sentence each.
   virtual std::vector<std::string> warnings(DType /*type*/) const { return {}; }
-  /// How products of these sizes are computed, one sentence each, as far as kind() does not say it.
-  /// A function of kind, sizes and type alone.
-  virtual std::vector<std::string> products(std::span<const ProductSize> /*sizes*/,
-                                            DType /*type*/) {
-    return {};
+  /// Decides how products of these sizes are computed, and says it, one sentence each, as far as
+  /// kind() does not: a function of kind, sizes and type alone. Others are computed in a way that
+  /// is always there. May take memory for a moment, so it comes before allocate().
+  /// @error does_not_fit | internal
+  virtual Result<std::vector<std::string>> plan_products(std::span<const ProductSize> /*sizes*/,
+                                                         DType /*type*/) {
+    return std::vector<std::string>();
   }
 
   /// Whether operations take pointers to host memory. Else rows are copied in and out.

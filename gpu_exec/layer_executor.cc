@@ -51,33 +51,38 @@ std::string stage_text(const Stage& stage) {
   return text.empty() ? "norms" : text;
 }
 
+/// Of all matrices that a plan multiplies.
+std::vector<ProductSize> product_sizes(const ModelSpec& model, const ExecutorOptions& options,
+                                       const ExecutionPlan& plan, const Device& device) {
+  std::set<ProductSize> sizes;
+  for (const LayerSpec& layer : model.layers) {
+    for (const Stage& stage : plan_stages(model, layer, options, plan, device)) {
+      for (const WeightSlot& slot : stage.slots) {
+        if (slot.weight.inputs != 0) {
+          sizes.insert({slot.weight.end - slot.weight.begin, slot.weight.inputs, layer.transposed});
+        }
+      }
+    }
+  }
+  return {sizes.begin(), sizes.end()};
+}
+
 }  // namespace
 
 class LayerExecutor::Impl {
  public:
   Impl(const ModelSpec& model, const ExecutorOptions& options, Device& device,
-       const ExecutionPlan& plan, DeviceMemory arena, DeviceMemory host)
+       const ExecutionPlan& plan, std::vector<std::string> products, DeviceMemory arena,
+       DeviceMemory host)
       : model_(model),
         options_(options),
         device_(device),
         plan_(plan),
+        products_(std::move(products)),
         arena_(std::move(arena)),
         host_(std::move(host)),
         steps_(model, options_, device, plan_, arena_.get()),
         transport_(device, plan_, arena_.get(), host_.get()) {
-    std::set<ProductSize> sizes;
-    for (const LayerSpec& layer : model.layers) {
-      for (const Stage& stage : plan_stages(model, layer, options_, plan_, device)) {
-        for (const WeightSlot& slot : stage.slots) {
-          if (slot.weight.inputs != 0) {
-            sizes.insert(
-                {slot.weight.end - slot.weight.begin, slot.weight.inputs, layer.transposed});
-          }
-        }
-      }
-    }
-    products_ =
-        device.products(std::vector<ProductSize>(sizes.begin(), sizes.end()), options_.dtype);
     buffers_.resize(plan_.weight_buffers, {StageWeights(model, device), {}, {}});
   }
 
@@ -325,6 +330,7 @@ class LayerExecutor::Impl {
   const ExecutorOptions options_;
   Device& device_;
   const ExecutionPlan plan_;
+  const std::vector<std::string> products_;
   DeviceMemory arena_;
   DeviceMemory host_;
   StepRunner steps_;
@@ -333,7 +339,6 @@ class LayerExecutor::Impl {
   std::size_t next_buffer_ = 0;
   std::unique_ptr<Layer> loading_;  ///< Begun and not run yet.
   std::unique_ptr<Layer> running_;  ///< Whose blocks run() takes.
-  std::vector<std::string> products_;
   Ticket final_loaded_;
   bool final_there_ = false;
   bool final_bias_there_ = false;
@@ -362,13 +367,15 @@ Result<std::unique_ptr<LayerExecutor>> LayerExecutor::create(const ModelSpec& mo
                                                              Device& device) {
   LIB_TRY_VOID(check_spec(model, options, device));
   LIB_TRY(const ExecutionPlan plan, make_execution_plan(model, options, device));
+  LIB_TRY(std::vector<std::string> products,
+          device.plan_products(product_sizes(model, options, plan, device), options.dtype));
   LIB_TRY(DeviceMemory arena, device.allocate(plan.memory.device_bytes()));
   DeviceMemory host;
   if (plan.state_slots != 0) {
     LIB_TRY(host, device.allocate_host(plan.memory.host_bytes - device.host_bytes()));
   }
-  return std::unique_ptr<LayerExecutor>(new LayerExecutor(
-      std::make_unique<Impl>(model, options, device, plan, std::move(arena), std::move(host))));
+  return std::unique_ptr<LayerExecutor>(new LayerExecutor(std::make_unique<Impl>(
+      model, options, device, plan, std::move(products), std::move(arena), std::move(host))));
 }
 
 LayerExecutor::LayerExecutor(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

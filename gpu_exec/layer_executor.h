@@ -107,7 +107,7 @@ class LayerExecutor {
   /// See LayerIo.
   bool copies_rows() const;
 
-  /// See Device::products(): of all of the model's layers.
+  /// See Device::plan_products(): of all of the model's layers.
   const std::vector<std::string>& products() const;
 
   /// Begins to load a layer, forgetting a layer that was begun and did not run (but not

@@ -42,7 +42,7 @@ struct PartContext {
   SourceRecord source;
   std::string identity_digest;
   std::string device_kind;
-  std::vector<std::string> products;  ///< See gpu_exec::Device::products().
+  std::vector<std::string> products;  ///< See gpu_exec::Device::plan_products().
   std::string store_directory;
   std::string scratch_root;  ///< Of this job; parts make their directories below it.
   std::uint64_t part_count = 0;

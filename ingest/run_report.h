@@ -66,7 +66,7 @@ struct RunReport {
 
   double compute_flops = 0;  ///< Floating-point operations done in compute_busy.
   double peak_flops = 0;     ///< What the device can do at most, per second, measured at the start.
-  std::vector<std::string> products;       ///< See gpu_exec::Device::products().
+  std::vector<std::string> products;       ///< See gpu_exec::Device::plan_products().
   std::uint64_t device_planned_bytes = 0;  ///< Of the device's own memory; 0: it has none.
   std::uint64_t memory_planned_bytes = 0;
   std::uint64_t memory_limit_bytes = 0;

@@ -132,6 +132,10 @@ constexpr Product k8B[] = {{4096, 4096, "8B q, out"},
 class ProductRun {
  public:
   static Result<ProductRun> make(Device& device, const Product& product, DType type) {
+    // Without this the device would not use the library.
+    const ProductSize size{product.outputs, product.inputs, false};
+    LIB_TRY(const std::vector<std::string> ways, device.plan_products({&size, 1}, type));
+    static_cast<void>(ways);
     const std::uint64_t element = dtype_bytes(type);
     const std::uint64_t w_bytes = device.packed_bytes(product.outputs, product.inputs, type);
     const std::uint64_t bias_bytes = device.vector_bytes(product.outputs);
@@ -246,7 +250,8 @@ Result<bool> probe_rows(Device& device, const Product& product, DType type) {
   }
   const ProductSize size{product.outputs, product.inputs, false};
   std::string engines;
-  for (const std::string& engine : device.products({&size, 1}, type)) {
+  LIB_TRY(const std::vector<std::string> planned, device.plan_products({&size, 1}, type));
+  for (const std::string& engine : planned) {
     engines += (engines.empty() ? "" : "; ") + engine;
   }
   bool all_equal = true;

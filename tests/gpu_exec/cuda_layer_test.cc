@@ -348,6 +348,15 @@ TEST(CudaQueues, GiveTheSameBitsInWhateverOrderTheyMayRun) {
   }
 }
 
+// Goal: a library whose sums depend on where a row lies never reaches a store.
+// Method: with such a one, layers have the bits of our own kernels.
+TEST(CudaDevice, DoesWithoutALibraryThatTreatsRowsUnlike) {
+  EmulatedCudaOptions uneven{8, 0, 32};
+  uneven.library_rows_differ = true;
+  EXPECT_EQ(run_two_layers(*emulated_device(uneven), false),
+            run_two_layers(*emulated_device({}), false));
+}
+
 // Goal: the next layer's weights arrive while this one computes, rows come and go meanwhile.
 // Method: copies go as early as their tickets let them; then some of the second layer's weights are
 // there, and captures of the first have left, before the first layer's last kernel.
@@ -479,11 +488,16 @@ TEST(CudaDevice, SaysWhatItIs) {
               testing::Not(Contains(HasSubstr("tensor cores"))));
   // The record of a part: every way a matrix of this size may be multiplied.
   const std::vector<ProductSize> sizes = {{4096, 512, false}};
-  EXPECT_THAT(turing->products(sizes, DType::bf16),
+  EXPECT_THAT(*turing->plan_products(sizes, DType::bf16),
               testing::ElementsAre(HasSubstr("bf16 512 to 4096 bf16: own kernel in f32"),
                                    HasSubstr("bf16 512 to 4096 f32: own kernel in f32")));
-  EXPECT_THAT(emulated_device({8, 0, 32})->products(sizes, DType::f16),
+  EXPECT_THAT(*emulated_device({8, 0, 32})->plan_products(sizes, DType::f16),
               Contains(HasSubstr("cuBLASLt emulated")));
+  // A library that gives a row other bits in another place is not used, and the record says why.
+  EmulatedCudaOptions uneven{8, 0, 32};
+  uneven.library_rows_differ = true;
+  EXPECT_THAT(*emulated_device(uneven)->plan_products(sizes, DType::f16),
+              testing::Each(HasSubstr("own kernel on tensor cores, since cuBLASLt's")));
 }
 
 }  // namespace

@@ -119,8 +119,9 @@ class EmulatedCuda final : public CudaRuntime {
   void product(const CudaProduct& kernel, const ProductPlan& plan) override {
     if (plan.engine == ProductPlan::Engine::library) {
       LIB_CHECK(kernel.rows == options_.library_rows);
-      push(Queue::compute, "library",
-           [kernel, plan] { multiply_like_a_library(kernel, plan.algorithm); });
+      push(Queue::compute, "library", [kernel, plan, uneven = options_.library_rows_differ] {
+        multiply_like_a_library(kernel, plan.algorithm, uneven);
+      });
       return;
     }
     const bool tensor_cores = plan.engine == ProductPlan::Engine::tensor_cores;
@@ -229,7 +230,7 @@ class EmulatedCuda final : public CudaRuntime {
   }
 
   /// Sums from another place for each algorithm: as good, with other bits.
-  static void multiply_like_a_library(const CudaProduct& op, int algorithm) {
+  static void multiply_like_a_library(const CudaProduct& op, int algorithm, bool uneven) {
     with_element(op.type, [&](auto element) {
       constexpr DType kIn = decltype(element)::kType;
       with_element(op.out, [&](auto result) {
@@ -239,7 +240,7 @@ class EmulatedCuda final : public CudaRuntime {
           for (std::uint64_t output = 0; output < op.outputs; ++output) {
             float sum = 0;
             for (std::uint64_t i = 0; i < op.inputs; ++i) {
-              const std::uint64_t k = (first + i) % op.inputs;
+              const std::uint64_t k = (first + (uneven ? row : 0) + i) % op.inputs;
               const std::uint64_t at =
                   op.w_transposed ? k * op.w_stride + output : output * op.w_stride + k;
               sum += load_element<kIn>(op.x, row * op.x_stride + k) * load_element<kIn>(op.w, at);

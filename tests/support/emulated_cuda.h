@@ -21,6 +21,7 @@ struct EmulatedCudaOptions {
   std::uint64_t seed = 1;
   bool copies_first = false;  ///< Instead: copies before kernels, whenever they may.
   std::uint64_t fails_after = ~std::uint64_t{0};  ///< Pieces of work done before all else fails.
+  bool library_rows_differ = false;  ///< The library's sums depend on a row's place, too.
 };
 
 /// What happened, in the order in which it was done (not asked for).

@@ -17,6 +17,11 @@ class ForwardingDevice : public Device {
   std::string kind() const override { return inner_->kind(); }
   int threads() const override { return inner_->threads(); }
   double peak_flops(DType type) override { return inner_->peak_flops(type); }
+  std::vector<std::string> warnings(DType type) const override { return inner_->warnings(type); }
+  Result<std::vector<std::string>> plan_products(std::span<const ProductSize> sizes,
+                                                 DType type) override {
+    return inner_->plan_products(sizes, type);
+  }
   bool works_on_host_memory() const override { return inner_->works_on_host_memory(); }
   std::uint64_t weight_buffers() const override { return inner_->weight_buffers(); }
   std::uint64_t row_unit() const override { return inner_->row_unit(); }
