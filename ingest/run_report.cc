@@ -116,6 +116,7 @@ std::string RunReport::text() const {
     padded.resize(16, ' ');
     out += "  " + padded + value + "\n";
   };
+  const bool on_gpu = device_planned_bytes != 0;
   line("outcome", outcome + " (" + std::to_string(parts_done_here) + " of " +
                       std::to_string(parts_total) + " parts by this process) in " +
                       format_duration(wall));
@@ -130,12 +131,13 @@ std::string RunReport::text() const {
           number(ratio(static_cast<double>(raw_bytes), static_cast<double>(stored_bytes)), "%.2f") +
           "x)");
   line("compute", format_duration(compute_busy) + ", " + number(flops_per_second / 1e9, "%.0f") +
-                      " GFLOP/s on " + device_kind + " with " + std::to_string(threads) +
-                      " threads");
+                      " GFLOP/s on " + device_kind +
+                      (on_gpu ? "" : " with " + std::to_string(threads) + " threads"));
   if (flops_per_second > 0) {
     line("roofline", number(100 * ratio(flops_per_second, peak_flops), "%.0f") + " % of the " +
-                         number(peak_flops / 1e9, "%.0f") +
-                         " GFLOP/s that these threads reach at most (measured at the start)");
+                         number(peak_flops / 1e9, "%.0f") + " GFLOP/s that " +
+                         (on_gpu ? "this GPU reaches" : "these threads reach") +
+                         " at most (measured at the start)");
   }
   line("stages", "fetch " + format_duration(fetch_busy) + ", load " + format_duration(load_busy) +
                      ", encode " + format_duration(encode_busy) + ", write " +
@@ -146,6 +148,9 @@ std::string RunReport::text() const {
                     format_duration(ring_wait));
   line("bound", format_duration(bound.bound) + ", set by " + bound.pacemaker() + "; the run took " +
                     number(ratio(seconds(wall), seconds(bound.bound)), "%.2f") + "x of it");
+  if (on_gpu) {
+    line("GPU memory", format_bytes(device_planned_bytes) + " for weights and workspace");
+  }
   line("memory", format_bytes(memory_planned_bytes) + " planned of " +
                      format_bytes(memory_limit_bytes) + "; the process peaked at " +
                      format_bytes(resident_peak_bytes) + " resident");
