@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "gpu_exec/cuda_probe.h"
+#include "gpu_exec/cuda_products.h"
 #include "gpu_exec/cuda_runtime.h"
 #include "gpu_exec/cuda_tables.h"
 
@@ -34,6 +34,7 @@ class CudaDevice final : public Device {
   CudaDevice(std::unique_ptr<CudaRuntime> runtime, DeviceMemory table_memory,
              std::uint64_t memory_bytes)
       : runtime_(std::move(runtime)),
+        products_(*runtime_),
         tables_(*runtime_, std::move(table_memory)),
         memory_bytes_(memory_bytes) {}
 
@@ -67,25 +68,7 @@ class CudaDevice final : public Device {
   }
   Result<std::vector<std::string>> plan_products(std::span<const ProductSize> sizes,
                                                  DType type) override {
-    std::map<ProductShape, std::string> texts;
-    for (const ProductSize& size : sizes) {
-      // At once, or in tiles whose sums are finished apart: linear() and glu() choose by operation.
-      for (const ProductShape& shape :
-           {ProductShape{type, type, size.transposed, true, size.inputs, size.outputs},
-            ProductShape{type, DType::f32, size.transposed, true, size.inputs,
-                         std::min(size.outputs, kFinishOutputs)},
-            ProductShape{type, DType::f32, size.transposed, true, size.inputs,
-                         size.outputs % kFinishOutputs}}) {
-        if (shape.outputs != 0) {
-          LIB_TRY_VOID(plan_product(shape));
-          texts[shape] = text_of(shape, plans_.at(shape));
-        }
-      }
-    }
-    std::vector<std::string> all(texts.size());
-    std::transform(texts.begin(), texts.end(), all.begin(),
-                   [](const auto& entry) { return entry.second; });
-    return all;
+    return products_.plan(sizes, type, kFinishOutputs);
   }
 
   bool works_on_host_memory() const override { return false; }
@@ -153,7 +136,7 @@ class CudaDevice final : public Device {
       product.y = op.y;
       product.y_stride = y_stride;
       product.out = op.dtype;
-      multiply(product);
+      products_.multiply(product);
       return;
     }
     const ScratchLayout at;
@@ -240,7 +223,7 @@ class CudaDevice final : public Device {
     kernel.tile_count = static_cast<std::uint32_t>(tiles.size());
     tables_.with(std::span<const CudaAttentionTile>(tiles), [&](const CudaAttentionTile* table) {
       kernel.tiles = table;
-      runtime_->launch(kernel, on_tensor_cores(op.dtype));
+      runtime_->launch(kernel, products_.on_tensor_cores(op.dtype));
     });
   }
 
@@ -316,23 +299,9 @@ class CudaDevice final : public Device {
     std::uint64_t bytes = 0;
   };
 
-  static std::string text_of(const ProductShape& shape, const ProductPlan& plan) {
-    const char* engine = plan.engine == ProductPlan::Engine::library ? "cuBLASLt "
-                         : plan.engine == ProductPlan::Engine::tensor_cores
-                             ? "own kernel on tensor cores"
-                             : "own kernel in f32";
-    return std::string(dtype_name(shape.type)) + " " + std::to_string(shape.inputs) + " to " +
-           std::to_string(shape.outputs) + " " + dtype_name(shape.out) +
-           (shape.w_transposed ? " transposed: " : ": ") + engine + plan.text;
-  }
-
   struct Tile {
     std::uint64_t row, rows, column, columns;
   };
-
-  bool on_tensor_cores(DType type) const {
-    return type == DType::f16 || (type == DType::bf16 && runtime_->properties().has_bf16());
-  }
 
   /// Runs of rows (or, `repeats` times with a stride, of columns) packed one after the other.
   void copy_runs(const std::byte* from, const RowRuns& runs, std::uint64_t count,
@@ -399,7 +368,7 @@ class CudaDevice final : public Device {
     product.y_stride = tile.columns;
     product.out = DType::f32;
     if (same) {
-      multiply(product);
+      products_.multiply(product);
       return;
     }
     const ScratchLayout at;
@@ -430,73 +399,11 @@ class CudaDevice final : public Device {
     runtime_->product(product, {});
   }
 
-  /// A product of one type, by the engine of its shape.
-  void multiply(const CudaProduct& whole) {
-    const auto in_units = [](std::uint64_t elements) { return elements % 8 == 0; };
-    const ProductShape shape{
-        whole.type,
-        whole.out,
-        whole.w_transposed,
-        in_units(whole.x_stride) && in_units(whole.w_stride) && in_units(whole.y_stride),
-        whole.inputs,
-        whole.outputs};
-    const ProductPlan plan = plan_of(shape);
-    if (plan.engine != ProductPlan::Engine::library) {
-      runtime_->product(whole, plan);
-      return;
-    }
-    const std::uint64_t step = runtime_->library_rows();
-    for (std::uint64_t row = 0; row < whole.rows; row += step) {
-      CudaProduct part = whole;
-      part.x += row * whole.x_stride * dtype_bytes(whole.type);
-      part.y += row * whole.y_stride * dtype_bytes(whole.out);
-      part.rows = step;
-      runtime_->product(part, plan);
-    }
-  }
-
-  /// Our own kernel for a type.
-  ProductPlan own_plan(DType type) const {
-    ProductPlan plan;
-    plan.engine =
-        on_tensor_cores(type) ? ProductPlan::Engine::tensor_cores : ProductPlan::Engine::plain;
-    return plan;
-  }
-
-  /// The library's way for a shape, if it has one that treats rows alike.
-  Result<void> plan_product(const ProductShape& shape) {
-    if (plans_.contains(shape)) {
-      return {};
-    }
-    ProductPlan plan = own_plan(shape.type);
-    if (runtime_->library_rows() != 0 && shape.inputs % 8 == 0 && shape.outputs % 8 == 0 &&
-        (shape.type == DType::f32 || on_tensor_cores(shape.type))) {
-      ProductPlan library = runtime_->plan_product(shape);
-      if (library.engine == ProductPlan::Engine::library) {
-        LIB_TRY(const bool alike, rows_are_alike(*runtime_, shape, library));
-        if (alike) {
-          plan = std::move(library);
-        } else {
-          plan.text = ", since cuBLASLt's " + library.text + " gives a row other bits elsewhere";
-        }
-      }
-    }
-    plans_.emplace(shape, std::move(plan));
-    return {};
-  }
-
-  /// Of a shape that was not planned, or whose rows do not begin where the library wants them:
-  /// ours.
-  ProductPlan plan_of(const ProductShape& shape) const {
-    const auto found = plans_.find(shape);
-    return found == plans_.end() ? own_plan(shape.type) : found->second;
-  }
-
   std::unique_ptr<CudaRuntime> runtime_;
+  CudaProducts products_;
   CudaTables tables_;
   const std::uint64_t memory_bytes_;
   std::map<DType, double> peak_flops_;
-  std::map<ProductShape, ProductPlan> plans_;
 };
 
 }  // namespace

@@ -87,8 +87,10 @@ Result<void> StepRunner::run(const Step& step, const Block& block, const BlockBu
     case StepKind::attention:
       return attention(work);
     case StepKind::attention_out:
-      return project(work, step, std::uint64_t{spec.heads} * spec.head_dim, WeightRole::out_weight,
-                     WeightRole::out_bias, buffers.attention_out);
+      return project(
+          work, step,
+          {WeightRole::out_weight, WeightRole::out_bias, std::uint64_t{spec.heads} * spec.head_dim},
+          buffers.attention_out);
     case StepKind::attention_end:
       return attention_end(work, tap);
     case StepKind::mlp_begin:
@@ -100,7 +102,8 @@ Result<void> StepRunner::run(const Step& step, const Block& block, const BlockBu
     case StepKind::mlp_up:
       return mlp_up(work, step);
     case StepKind::mlp_down:
-      return project(work, step, layer_->mlp.width, WeightRole::down_weight, WeightRole::down_bias,
+      return project(work, step,
+                     {WeightRole::down_weight, WeightRole::down_bias, layer_->mlp.width},
                      buffers.hidden);
     case StepKind::mlp_end:
       return mlp_end(work, tap);
@@ -137,35 +140,28 @@ void StepRunner::final_norm(const std::byte* x, std::uint64_t rows, std::byte* y
   device_.norm(op);
 }
 
-Result<void> StepRunner::linear(const Work& work, const std::byte* x, std::uint64_t inputs,
-                                std::uint64_t outputs, WeightRole weight, WeightRole bias,
-                                std::byte* y) {
+/// y = outputs `range` of a product; y's first column is output range.begin.
+Result<void> StepRunner::multiply(const Work& work, const Matrix& matrix, Range range,
+                                  const std::byte* x, std::byte* y, std::uint64_t y_stride) {
   LinearOp op;
   op.x = x;
   op.y = y;
   op.dtype = options_.dtype;
   op.rows = work.block.rows;
-  op.inputs = inputs;
-  op.outputs = outputs;
-  op.matrix = work.weights.matrix(weight, bias);
+  op.inputs = matrix.inputs;
+  op.outputs = range.end - range.begin;
+  op.matrix = work.weights.matrix(matrix.weight, matrix.bias, range.begin);
+  op.activation = matrix.activation;
+  op.y_stride = y_stride;
   device_.linear(op, scratch(), work.stop);
   return unless_stopped(work.stop);
 }
 
 /// A slice of a projection from `wide` to rows of the hidden width.
-Result<void> StepRunner::project(const Work& work, const Step& step, std::uint64_t inputs,
-                                 WeightRole weight, WeightRole bias, std::byte* y) {
-  LinearOp op;
-  op.x = work.at.wide;
-  op.y = y + step.begin * element_bytes();
-  op.dtype = options_.dtype;
-  op.rows = work.block.rows;
-  op.inputs = inputs;
-  op.outputs = step.end - step.begin;
-  op.matrix = work.weights.matrix(weight, bias, step.begin);
-  op.y_stride = model_.hidden_size;
-  device_.linear(op, scratch(), work.stop);
-  return unless_stopped(work.stop);
+Result<void> StepRunner::project(const Work& work, const Step& step, const Matrix& matrix,
+                                 std::byte* y) {
+  return multiply(work, matrix, {step.begin, step.end}, work.at.wide,
+                  y + step.begin * element_bytes(), model_.hidden_size);
 }
 
 /// wide = what attention gives before its projection.
@@ -188,12 +184,12 @@ Result<void> StepRunner::attention(const Work& work) {
                          WeightRole::attention_norm_bias, work.at.hidden));
     input = work.at.hidden;
   }
-  LIB_TRY_VOID(
-      linear(work, input, width, q_width, WeightRole::q_weight, WeightRole::q_bias, work.at.wide));
-  LIB_TRY_VOID(linear(work, input, width, kv_width, WeightRole::k_weight, WeightRole::k_bias,
-                      keys + kv_offset));
-  LIB_TRY_VOID(linear(work, input, width, kv_width, WeightRole::v_weight, WeightRole::v_bias,
-                      values + kv_offset));
+  LIB_TRY_VOID(multiply(work, {WeightRole::q_weight, WeightRole::q_bias, width}, {0, q_width},
+                        input, work.at.wide, q_width));
+  LIB_TRY_VOID(multiply(work, {WeightRole::k_weight, WeightRole::k_bias, width}, {0, kv_width},
+                        input, keys + kv_offset, kv_width));
+  LIB_TRY_VOID(multiply(work, {WeightRole::v_weight, WeightRole::v_bias, width}, {0, kv_width},
+                        input, values + kv_offset, kv_width));
   const RopeTable table = prepare_rope_table(block, spec.rope);
   rotate(work, work.at.wide, spec.heads, WeightRole::q_norm, table);
   rotate(work, keys + kv_offset, spec.kv_heads, WeightRole::k_norm, table);
@@ -306,32 +302,23 @@ Result<void> StepRunner::mlp_up(const Work& work, const Step& step) {
       layer_->mlp_norm || (layer_->residual == Residual::parallel && layer_->attention_norm);
   const std::byte* input = normed ? work.at.hidden : work.at.state;
   std::byte* const y = work.at.wide + step.begin * element_bytes();
-  if (spec.gated) {
-    GluOp op;
-    op.x = input;
-    op.y = y;
-    op.dtype = options_.dtype;
-    op.rows = work.block.rows;
-    op.inputs = model_.hidden_size;
-    op.width = step.end - step.begin;
-    op.gate = work.weights.matrix(WeightRole::gate_weight, WeightRole::gate_bias, step.begin);
-    op.up = work.weights.matrix(WeightRole::up_weight, WeightRole::up_bias, step.begin);
-    op.activation = spec.activation;
-    op.y_stride = spec.width;
-    device_.glu(op, scratch(), work.stop);
-  } else {
-    LinearOp op;
-    op.x = input;
-    op.y = y;
-    op.dtype = options_.dtype;
-    op.rows = work.block.rows;
-    op.inputs = model_.hidden_size;
-    op.outputs = step.end - step.begin;
-    op.matrix = work.weights.matrix(WeightRole::up_weight, WeightRole::up_bias, step.begin);
-    op.activation = spec.activation;
-    op.y_stride = spec.width;
-    device_.linear(op, scratch(), work.stop);
+  if (!spec.gated) {
+    return multiply(
+        work, {WeightRole::up_weight, WeightRole::up_bias, model_.hidden_size, spec.activation},
+        {step.begin, step.end}, input, y, spec.width);
   }
+  GluOp op;
+  op.x = input;
+  op.y = y;
+  op.dtype = options_.dtype;
+  op.rows = work.block.rows;
+  op.inputs = model_.hidden_size;
+  op.width = step.end - step.begin;
+  op.gate = work.weights.matrix(WeightRole::gate_weight, WeightRole::gate_bias, step.begin);
+  op.up = work.weights.matrix(WeightRole::up_weight, WeightRole::up_bias, step.begin);
+  op.activation = spec.activation;
+  op.y_stride = spec.width;
+  device_.glu(op, scratch(), work.stop);
   return unless_stopped(work.stop);
 }
 

@@ -57,14 +57,24 @@ class StepRunner {
     const std::stop_token& stop;
   };
 
+  /// A matrix of the layer by its roles, and what follows its product.
+  struct Matrix {
+    WeightRole weight, bias;
+    std::uint64_t inputs;
+    Activation activation = Activation::identity;
+  };
+  /// Outputs of a matrix.
+  struct Range {
+    std::uint64_t begin, end;
+  };
+
   Result<void> attention(const Work& work);
   Result<void> attention_end(const Work& work, const CaptureTap& tap);
   Result<void> mlp_up(const Work& work, const Step& step);
   Result<void> mlp_end(const Work& work, const CaptureTap& tap);
-  Result<void> project(const Work& work, const Step& step, std::uint64_t inputs, WeightRole weight,
-                       WeightRole bias, std::byte* y);
-  Result<void> linear(const Work& work, const std::byte* x, std::uint64_t inputs,
-                      std::uint64_t outputs, WeightRole weight, WeightRole bias, std::byte* y);
+  Result<void> project(const Work& work, const Step& step, const Matrix& matrix, std::byte* y);
+  Result<void> multiply(const Work& work, const Matrix& matrix, Range range, const std::byte* x,
+                        std::byte* y, std::uint64_t y_stride);
   Result<void> check_tile(const Block& block) const;
   NormOp norm_op(const Work& work, const std::byte* x, WeightRole weight, WeightRole bias,
                  std::byte* y) const;
