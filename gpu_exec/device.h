@@ -36,13 +36,7 @@ using DeviceMemory = std::unique_ptr<std::byte, std::function<void(std::byte*)>>
 /// What the operations of a model will be, as far as scratch depends on it.
 struct ScratchNeeds {
   std::uint32_t head_dim_max = 0;
-  std::uint32_t group_max = 0;     ///< Query heads per key head.
-  std::uint64_t rows_max = 0;      ///< Of one operation.
-  std::uint64_t outputs_max = 0;   ///< Of one matrix.
-  std::uint64_t inputs_max = 0;    ///< Likewise.
-  std::uint64_t segments_max = 0;  ///< Of one block.
-  DType dtype = DType::bf16;
-  DType weight_dtype_max = DType::bf16;
+  std::uint32_t group_max = 0;  ///< Query heads per key head.
 };
 
 /// Orders of a device's work. Work of one queue is done in the order it was given; that of two is

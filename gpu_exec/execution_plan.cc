@@ -31,22 +31,11 @@ struct Needs {
 
 Needs needs_of(const ModelSpec& model, const ExecutorOptions& options, const Device& device) {
   Needs needs;
-  needs.scratch.rows_max = options.block_rows_max;
-  needs.scratch.segments_max = options.block_rows_max;
-  needs.scratch.dtype = options.dtype;
-  needs.scratch.weight_dtype_max = options.weight_dtype_max;
   for (const LayerSpec& layer : model.layers) {
     const std::vector<Step> steps =
         layer_steps(model, layer, options.weight_dtype_max, options.slice_bytes_max);
     for (const Stage& stage : make_stages(layer, steps, options.weight_dtype_max, 0, device)) {
       needs.step_bytes = std::max(needs.step_bytes, stage.bytes);
-      for (const WeightSlot& slot : stage.slots) {
-        if (slot.weight.inputs != 0) {
-          needs.scratch.outputs_max =
-              std::max(needs.scratch.outputs_max, slot.weight.end - slot.weight.begin);
-          needs.scratch.inputs_max = std::max(needs.scratch.inputs_max, slot.weight.inputs);
-        }
-      }
     }
     const std::vector<Stage> whole =
         make_stages(layer, steps, options.weight_dtype_max, ~std::uint64_t{0}, device);

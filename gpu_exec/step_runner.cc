@@ -111,22 +111,8 @@ Result<void> StepRunner::run(const Step& step, const Block& block, const BlockBu
   LIB_CHECK(false);
 }
 
-NormOp StepRunner::norm_op(const Work& work, const std::byte* x, WeightRole weight, WeightRole bias,
-                           std::byte* y) const {
-  NormOp op;
-  op.x = x;
-  op.y = y;
-  op.dtype = options_.dtype;
-  op.rows = work.block.rows;
-  op.width = model_.hidden_size;
-  op.kind = model_.norm.kind;
-  op.weight = work.weights.vector(weight);
-  op.bias = work.weights.vector(bias);
-  op.epsilon = model_.norm.epsilon;
-  return op;
-}
-
-void StepRunner::final_norm(const std::byte* x, std::uint64_t rows, std::byte* y) {
+NormOp StepRunner::norm_op(const std::byte* x, std::uint64_t rows, const float* weight,
+                           const float* bias, std::byte* y) const {
   NormOp op;
   op.x = x;
   op.y = y;
@@ -134,10 +120,20 @@ void StepRunner::final_norm(const std::byte* x, std::uint64_t rows, std::byte* y
   op.rows = rows;
   op.width = model_.hidden_size;
   op.kind = model_.norm.kind;
-  op.weight = floats(plan_.final_norm);
-  op.bias = model_.norm.bias ? floats(plan_.final_norm_bias) : nullptr;
+  op.weight = weight;
+  op.bias = bias;
   op.epsilon = model_.norm.epsilon;
-  device_.norm(op);
+  return op;
+}
+
+NormOp StepRunner::norm_op(const Work& work, const std::byte* x, WeightRole weight, WeightRole bias,
+                           std::byte* y) const {
+  return norm_op(x, work.block.rows, work.weights.vector(weight), work.weights.vector(bias), y);
+}
+
+void StepRunner::final_norm(const std::byte* x, std::uint64_t rows, std::byte* y) {
+  device_.norm(norm_op(x, rows, floats(plan_.final_norm),
+                       model_.norm.bias ? floats(plan_.final_norm_bias) : nullptr, y));
 }
 
 /// y = outputs `range` of a product; y's first column is output range.begin.

@@ -76,6 +76,8 @@ class StepRunner {
   Result<void> multiply(const Work& work, const Matrix& matrix, Range range, const std::byte* x,
                         std::byte* y, std::uint64_t y_stride);
   Result<void> check_tile(const Block& block) const;
+  NormOp norm_op(const std::byte* x, std::uint64_t rows, const float* weight, const float* bias,
+                 std::byte* y) const;
   NormOp norm_op(const Work& work, const std::byte* x, WeightRole weight, WeightRole bias,
                  std::byte* y) const;
   void join(const Work& work, std::byte* output, WeightRole weight, WeightRole bias, bool has_norm);
