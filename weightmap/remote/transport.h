@@ -55,6 +55,9 @@ struct ObjectInfo {
   /// files; empty if the origin gives nothing.
   std::string validator;
   bool strong = false;  ///< Equal strong validators mean equal bytes.
+  /// SHA-256 of all its bytes as the origin states it, 64 lower-case hex digits; empty if it does
+  /// not. Nobody has checked it yet.
+  std::string sha256;
   bool operator==(const ObjectInfo&) const = default;
 };
 
