@@ -143,7 +143,7 @@ TransferResult MapTransport::answer(const TransferRequest& request) {
     return result;
   }
   const std::string& data = found->second;
-  result.info = {data.size(), "\"" + tag_ + "\"", strong_};
+  result.info = {data.size(), "\"" + tag_ + "\"", strong_, ""};
   if (request.expected && !(*request.expected == *result.info)) {
     result.error = Error(ErrorCode::source_changed, "changed");
     return result;
