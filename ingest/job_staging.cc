@@ -1,0 +1,141 @@
+// Where a job's weights wait: the plan for it, and the source that follows the plan.
+#include <algorithm>
+
+#include "base/units.h"
+#include "ingest/job.h"
+#include "ingest/store_directory.h"
+#include "weightmap/staged_source.h"
+
+namespace librarian::ingest {
+namespace {
+
+using weightmap::remote::StagingDirectory;
+
+/// What stays free of a disk that only its size limits: others write to it, too.
+std::uint64_t margin_bytes(std::uint64_t free) { return std::min(4 * kGiB, free / 10); }
+
+std::uint64_t minus(std::uint64_t a, std::uint64_t b) { return a - std::min(a, b); }
+
+}  // namespace
+
+/// State of a job that is given --scratch lies below a directory of its own there.
+std::string PreparedJob::scratch_root() const {
+  return (options_.scratch.empty() ? options_.out + "/scratch" : options_.scratch) + "/librarian-" +
+         identity_digest_.substr(0, 16);
+}
+
+std::string PreparedJob::staging_path() const {
+  return options_.weights_cache.empty() ? scratch_root() + "/weights" : options_.weights_cache;
+}
+
+/// What the parts that are not published yet will take at most.
+Result<std::uint64_t> PreparedJob::disk_needed_bytes() const {
+  FileSystem& files = *environment_.files;
+  std::optional<activation_store::JobFile> existing;
+  if (!options_.out.empty()) {
+    LIB_TRY(existing, read_existing_job(files, options_.out));
+  }
+  std::uint64_t left = 0;
+  for (std::uint64_t part = 0; part < parts_.size(); ++part) {
+    const std::string group =
+        options_.out + "/" + activation_store::part_directory_name(part) + "/zarr.json";
+    left += existing && files.info(group) ? 0 : parts_[part].tokens;
+  }
+  return static_cast<std::uint64_t>(static_cast<double>(disk_.peak_bytes) *
+                                    static_cast<double>(left) /
+                                    static_cast<double>(tokens_.tokens()));
+}
+
+/// What whole files may take together: the user's limit, and never more than the disk has.
+Result<std::uint64_t> PreparedJob::staging_limit_bytes() const {
+  FileSystem& files = *environment_.files;
+  // A plan without --out speaks of the directory it is made in.
+  const bool no_place =
+      options_.out.empty() && options_.scratch.empty() && options_.weights_cache.empty();
+  const std::string path = staging_path();
+  const std::string where = no_place ? "." : existing_ancestor(files, path);
+  LIB_TRY(const std::uint64_t free, files.free_bytes(where));
+  std::uint64_t there = 0;
+  if (files.info(path)) {
+    LIB_TRY(const auto directory,
+            StagingDirectory::open(files, *environment_.clock, {path, 0, {}}));
+    LIB_TRY(there, directory->used_bytes());
+  }
+  LIB_TRY(const std::uint64_t needed, disk_needed_bytes());
+  const auto of_store =
+      no_place ? files.info(where) : files.info(existing_ancestor(files, options_.out));
+  const auto of_files = files.info(where);
+  const bool same_disk = of_store && of_files && of_store->device == of_files->device;
+  const std::uint64_t others = same_disk                        ? needed
+                               : options_.weights_cache.empty() ? disk_.scratch_peak_bytes
+                                                                : 0;
+  const std::uint64_t by_disk = minus(free + there, others + margin_bytes(free));
+  if (!options_.weights_cache.empty()) {
+    return std::min(by_disk, options_.cache_limit_bytes.value_or(by_disk));
+  }
+  return options_.disk_limit_bytes
+             ? std::min(by_disk, minus(*options_.disk_limit_bytes, disk_.peak_bytes))
+             : by_disk;
+}
+
+Result<void> PreparedJob::plan_weight_staging() {
+  StagingInputs inputs;
+  inputs.checkpoint = &*checkpoint_;
+  inputs.last_layer = captures_.last_layer();
+  inputs.mode = options_.staging;
+  inputs.spare_memory_bytes = minus(memory_.limit_bytes, memory_.total_bytes);
+  inputs.connections = options_.connections;
+  if (model_uri_.scheme != "file" && options_.staging != StagingMode::memory) {
+    LIB_TRY(inputs.limit_bytes, staging_limit_bytes());
+  }
+  staging_ = plan_staging(inputs);
+  staging_.directory = staging_path();
+  staging_.is_cache = !options_.weights_cache.empty();
+  memory_.staging_bytes = staging_.memory_bytes;
+  memory_.total_bytes += staging_.memory_bytes;
+  const bool wanted = options_.staging == StagingMode::disk || staging_.is_cache;
+  if (wanted && !staging_.on_disk && model_uri_.scheme != "file") {
+    warnings_.push_back("weights are not staged on disk, but read as ranges: " + staging_.reason);
+  }
+  return {};
+}
+
+/// @param directory  Set if files are staged; must outlive the source.
+Result<std::unique_ptr<weightmap::WeightSource>> PreparedJob::open_weight_source(
+    std::unique_ptr<StagingDirectory>& directory) {
+  if (!staging_.on_disk) {
+    return std::make_unique<weightmap::DirectSource>(*fetcher_, *checkpoint_);
+  }
+  FileSystem& files = *environment_.files;
+  LIB_TRY(directory, StagingDirectory::open(files, *environment_.clock,
+                                            {staging_.directory, staging_.limit_bytes,
+                                             weightmap::remote::kSegmentBytes}));
+  weightmap::remote::FileStagingOptions staging;
+  staging.object_bytes_max = staging_.largest_file_bytes;
+  staging.slabs = staging_.slabs;
+  weightmap::StagedSourceOptions options;
+  options.last_layer = captures_.last_layer();
+  options.keep = staging_.is_cache;
+  return std::make_unique<weightmap::StagedSource>(
+      *fetcher_, *checkpoint_, files, *environment_.clock, *directory, staging, options);
+}
+
+/// Removes the job's scratch directories, which are empty once every part is published.
+Result<void> PreparedJob::remove_scratch() {
+  FileSystem& files = *environment_.files;
+  const std::string weights = scratch_root() + "/weights";
+  if (files.info(weights)) {
+    LIB_TRY(const auto directory,
+            StagingDirectory::open(files, *environment_.clock, {weights, 0, {}}));
+    LIB_TRY_VOID(directory->clear({}));
+  }
+  // Another process may still be at its last part's clean-up: then the directories are not empty
+  // and stay.
+  static_cast<void>(files.remove_directory(scratch_root()));
+  if (options_.scratch.empty()) {
+    static_cast<void>(files.remove_directory(options_.out + "/scratch"));
+  }
+  return {};
+}
+
+}  // namespace librarian::ingest
