@@ -16,7 +16,35 @@ std::uint64_t margin_bytes(std::uint64_t free) { return std::min(4 * kGiB, free 
 
 std::uint64_t minus(std::uint64_t a, std::uint64_t b) { return a - std::min(a, b); }
 
+bool on_same_disk(FileSystem& files, const std::string& a, const std::string& b) {
+  const auto of_a = files.info(a);
+  const auto of_b = files.info(b);
+  return of_a && of_b && of_a->device == of_b->device;
+}
+
+/// What files in a staging directory may take at most: what is free and what they take already,
+/// less what others will need and a margin.
+/// @param where  An existing directory on its disk.
+Result<std::uint64_t> room_bytes(FileSystem& files, Clock& clock, const std::string& path,
+                                 const std::string& where, std::uint64_t others) {
+  LIB_TRY(const std::uint64_t free, files.free_bytes(where));
+  std::uint64_t there = 0;
+  if (files.info(path)) {
+    LIB_TRY(const auto directory, StagingDirectory::open(files, clock, {path, 0}));
+    LIB_TRY(there, directory->used_bytes());
+  }
+  return minus(free + there, others + margin_bytes(free));
+}
+
 }  // namespace
+
+Result<std::uint64_t> weights_cache_limit_bytes(FileSystem& files, Clock& clock,
+                                                const JobOptions& options, std::uint64_t others) {
+  const std::string& path = options.weights_cache;
+  LIB_TRY(const std::uint64_t room,
+          room_bytes(files, clock, path, existing_ancestor(files, path), others));
+  return std::min(room, options.cache_limit_bytes.value_or(room));
+}
 
 /// State of a job that is given --scratch lies below a directory of its own there.
 std::string PreparedJob::scratch_root() const {
@@ -49,33 +77,22 @@ Result<std::uint64_t> PreparedJob::disk_needed_bytes() const {
 /// What whole files may take together: the user's limit, and never more than the disk has.
 Result<std::uint64_t> PreparedJob::staging_limit_bytes() const {
   FileSystem& files = *environment_.files;
-  // A plan without --out speaks of the directory it is made in.
-  const bool no_place =
-      options_.out.empty() && options_.scratch.empty() && options_.weights_cache.empty();
-  const std::string path = staging_path();
-  const std::string where = no_place ? "." : existing_ancestor(files, path);
-  LIB_TRY(const std::uint64_t free, files.free_bytes(where));
-  std::uint64_t there = 0;
-  if (files.info(path)) {
-    LIB_TRY(const auto directory,
-            StagingDirectory::open(files, *environment_.clock, {path, 0, {}}));
-    LIB_TRY(there, directory->used_bytes());
-  }
   LIB_TRY(const std::uint64_t needed, disk_needed_bytes());
-  const auto of_store =
-      no_place ? files.info(where) : files.info(existing_ancestor(files, options_.out));
-  const auto of_files = files.info(where);
-  const bool same_disk = of_store && of_files && of_store->device == of_files->device;
-  const std::uint64_t others = same_disk                        ? needed
-                               : options_.weights_cache.empty() ? disk_.scratch_peak_bytes
-                                                                : 0;
-  const std::uint64_t by_disk = minus(free + there, others + margin_bytes(free));
+  // A plan without --out speaks of the directory it is made in.
+  const std::string store = options_.out.empty() ? "." : existing_ancestor(files, options_.out);
   if (!options_.weights_cache.empty()) {
-    return std::min(by_disk, options_.cache_limit_bytes.value_or(by_disk));
+    const bool same = on_same_disk(files, store, existing_ancestor(files, options_.weights_cache));
+    return weights_cache_limit_bytes(files, *environment_.clock, options_, same ? needed : 0);
   }
+  const bool no_place = options_.out.empty() && options_.scratch.empty();
+  const std::string where = no_place ? "." : existing_ancestor(files, staging_path());
+  const std::uint64_t others =
+      on_same_disk(files, store, where) ? needed : disk_.scratch_peak_bytes;
+  LIB_TRY(const std::uint64_t room,
+          room_bytes(files, *environment_.clock, staging_path(), where, others));
   return options_.disk_limit_bytes
-             ? std::min(by_disk, minus(*options_.disk_limit_bytes, disk_.peak_bytes))
-             : by_disk;
+             ? std::min(room, minus(*options_.disk_limit_bytes, disk_.peak_bytes))
+             : room;
 }
 
 Result<void> PreparedJob::plan_weight_staging() {
@@ -89,7 +106,9 @@ Result<void> PreparedJob::plan_weight_staging() {
     LIB_TRY(inputs.limit_bytes, staging_limit_bytes());
   }
   staging_ = plan_staging(inputs);
-  staging_.directory = staging_path();
+  const bool no_place =
+      options_.out.empty() && options_.scratch.empty() && options_.weights_cache.empty();
+  staging_.directory = no_place ? "OUT/scratch" : staging_path();
   staging_.is_cache = !options_.weights_cache.empty();
   memory_.staging_bytes = staging_.memory_bytes;
   memory_.total_bytes += staging_.memory_bytes;
@@ -125,8 +144,7 @@ Result<void> PreparedJob::remove_scratch() {
   FileSystem& files = *environment_.files;
   const std::string weights = scratch_root() + "/weights";
   if (files.info(weights)) {
-    LIB_TRY(const auto directory,
-            StagingDirectory::open(files, *environment_.clock, {weights, 0, {}}));
+    LIB_TRY(const auto directory, StagingDirectory::open(files, *environment_.clock, {weights, 0}));
     LIB_TRY_VOID(directory->clear({}));
   }
   // Another process may still be at its last part's clean-up: then the directories are not empty

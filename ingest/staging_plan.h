@@ -1,10 +1,14 @@
 #pragma once
-/// Whether a job's weights go through whole files on a disk, and why. Pure arithmetic.
+/// Whether a job's weights go through whole files on a disk, and why. plan_staging() is pure
+/// arithmetic.
 
 #include <cstdint>
 #include <optional>
 #include <string>
 
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/file_system.h"
 #include "ingest/job_options.h"
 #include "weightmap/checkpoint.h"
 
@@ -38,5 +42,10 @@ struct StagingPlan {
 /// Staging on disk needs a remote model, room for the files of two layers, and memory for one
 /// segment; by itself it is chosen only where whole files add at most 2 % to what is needed.
 StagingPlan plan_staging(const StagingInputs& inputs);
+
+/// What --weights-cache may hold: --cache-limit, and never more than its disk has room for beside
+/// `others` bytes and a margin. @error io
+Result<std::uint64_t> weights_cache_limit_bytes(FileSystem& files, Clock& clock,
+                                                const JobOptions& options, std::uint64_t others);
 
 }  // namespace librarian::ingest

@@ -78,7 +78,7 @@ class StagingDirectory {
   struct Options {
     std::string path;               ///< Made if it is missing, for this user alone.
     std::uint64_t limit_bytes = 0;  ///< Of all objects there together, whoever staged them.
-    std::uint64_t segment_bytes = kSegmentBytes;
+    std::uint64_t segment_bytes = kSegmentBytes;  ///< Equal for all users of the directory.
   };
   /// @error io | no_space
   static Result<std::unique_ptr<StagingDirectory>> open(FileSystem& files, Clock& clock,
