@@ -313,11 +313,14 @@ class StagedSource::Impl {
       }
       if (brought == Brought::ready) {
         object.blocked_since.reset();
+        no_room_for_long_ = false;
         return true;
       }
       blocked_ = true;
       waited_for_ = waited_for_ || queue_.is_waited_for(index);
-      if (gives_in(index)) {
+      if (gives_in(index) ||
+          (no_room_for_long_ && brought == Brought::no_room && queue_.is_waited_for(index))) {
+        no_room_for_long_ = no_room_for_long_ || brought == Brought::no_room;
         object.blocked_since.reset();
         object.place = Place::direct;
         log(LogLevel::warning, "staging_gave_way_to_ranges",
@@ -504,9 +507,10 @@ class StagedSource::Impl {
   std::optional<Error> failure_;
   std::uint64_t direct_in_flight_ = 0;
   std::uint64_t direct_bytes_ = 0;
-  std::uint64_t changes_ = 0;  // Counts what may give a blocked object its room.
-  bool blocked_ = false;       // Something could not be had when it was last tried,
-  bool waited_for_ = false;    // and somebody waits for it.
+  std::uint64_t changes_ = 0;      // Counts what may give a blocked object its room.
+  bool blocked_ = false;           // Something could not be had when it was last tried,
+  bool waited_for_ = false;        // and somebody waits for it.
+  bool no_room_for_long_ = false;  // Patience ended, and nothing was staged since.
   bool another_pass_ = false;
   std::vector<std::jthread> readers_;
   std::jthread stager_;  // Last members: they end before anything they use.
