@@ -1,17 +1,15 @@
 #include "weightmap/staged_source.h"
 
 #include <algorithm>
-#include <cstring>
 #include <deque>
 #include <map>
 #include <optional>
 #include <set>
 #include <utility>
 
-#include "base/digest.h"
 #include "base/log.h"
 #include "weightmap/layer_queue.h"
-#include "weightmap/safetensors_header.h"
+#include "weightmap/object_stager.h"
 
 namespace librarian::weightmap {
 
@@ -54,23 +52,23 @@ class StagedSource::Impl {
        const StagedSourceOptions& options)
       : fetcher_(fetcher),
         checkpoint_(checkpoint),
-        files_(files),
         clock_(clock),
         directory_(directory),
         options_(options),
-        staging_(fetcher, files, clock, staging),
+        stager_(fetcher, checkpoint, files, clock, directory, staging),
         queue_(checkpoint, find_objects(), options.last_layer),
         monitor_(clock) {
     for (std::uint32_t i = 0; i < options.readers; ++i) {
       readers_.push_back(
           start_thread(clock, [this](const std::stop_token& stop) { read_jobs(stop); }));
     }
-    stager_ = start_thread(clock, [this](const std::stop_token& stop) { stage_ahead(stop); });
+    staging_thread_ =
+        start_thread(clock, [this](const std::stop_token& stop) { stage_ahead(stop); });
   }
 
   ~Impl() {
-    stager_.request_stop();
-    stager_.join();
+    staging_thread_.request_stop();
+    staging_thread_.join();
     for (std::jthread& reader : readers_) {
       reader.request_stop();
     }
@@ -133,7 +131,7 @@ class StagedSource::Impl {
 
   std::uint64_t needed_bytes() const {
     const auto lock = monitor_.lock();
-    return staging_.needed_bytes() + direct_bytes_;
+    return stager_.needed_bytes() + direct_bytes_;
   }
 
  private:
@@ -162,7 +160,7 @@ class StagedSource::Impl {
     std::vector<remote::FetchPiece> pieces;
     std::function<void(Result<void>)> done;
   };
-  enum class Brought : std::uint8_t { ready, busy, no_room };
+  using Outcome = ObjectStager::Outcome;
   using Lock = std::unique_lock<std::mutex>;
 
   std::vector<std::size_t> find_objects() {
@@ -303,15 +301,15 @@ class StagedSource::Impl {
       if (!is_candidate(object)) {
         continue;
       }
-      LIB_TRY(Brought brought, bring(lock, object, stop));
-      while (brought == Brought::no_room) {
+      LIB_TRY(Outcome brought, bring(lock, object, stop));
+      while (brought == Outcome::no_room) {
         LIB_TRY(const bool went, let_one_go(lock, queue_.distance(index, another_pass_), stop));
         if (!went) {
           break;
         }
         LIB_TRY(brought, bring(lock, object, stop));
       }
-      if (brought == Brought::ready) {
+      if (brought == Outcome::ready) {
         object.blocked_since.reset();
         no_room_for_long_ = false;
         return true;
@@ -319,16 +317,16 @@ class StagedSource::Impl {
       blocked_ = true;
       waited_for_ = waited_for_ || queue_.is_waited_for(index);
       if (gives_in(index) ||
-          (no_room_for_long_ && brought == Brought::no_room && queue_.is_waited_for(index))) {
-        no_room_for_long_ = no_room_for_long_ || brought == Brought::no_room;
+          (no_room_for_long_ && brought == Outcome::no_room && queue_.is_waited_for(index))) {
+        no_room_for_long_ = no_room_for_long_ || brought == Outcome::no_room;
         object.blocked_since.reset();
         object.place = Place::direct;
         log(LogLevel::warning, "staging_gave_way_to_ranges",
-            {{"key", object.key}, {"why", brought == Brought::busy ? "busy" : "no room"}});
+            {{"key", object.key}, {"why", brought == Outcome::busy ? "busy" : "no room"}});
         monitor_.notify_all(lock);
         return true;
       }
-      if (brought == Brought::no_room) {
+      if (brought == Outcome::no_room) {
         return false;  // What is needed later must not take the room that this one waits for.
       }
     }
@@ -347,94 +345,28 @@ class StagedSource::Impl {
     return clock_.now() - *object.blocked_since >= options_.patience;
   }
 
-  Result<Brought> bring(Lock& lock, Object& object, const std::stop_token& stop) {
+  Result<Outcome> bring(Lock& lock, Object& object, const std::stop_token& stop) {
     std::set<std::string> keep;
     for (std::size_t i = 0; i < objects_.size(); ++i) {
       if (queue_.distance(i, another_pass_) < LayerQueue::kNever - 1) {
         keep.insert(objects_[i].key);
       }
     }
+    const WeightFile& file = checkpoint_.files()[object.file];
+    const std::optional<std::uint64_t> checked = object.checked_inode;
     object.moving = true;
     lock.unlock();
-    Result<Brought> brought = bring_unlocked(object, keep, stop);
+    auto brought = stager_.bring(file, object.key, checked, keep, stop);
     lock.lock();
     object.moving = false;
-    if (brought && *brought == Brought::ready) {
+    if (brought && brought->outcome == Outcome::ready) {
+      object.checked_inode = brought->inode;
+      object.data = std::move(brought->data);
+      object.hold.emplace(*std::move(brought->hold));
       object.place = Place::ready;
     }
     monitor_.notify_all(lock);
-    return brought;
-  }
-
-  /// Only this thread touches what it changes: the object is moving.
-  Result<Brought> bring_unlocked(Object& object, const std::set<std::string>& keep,
-                                 const std::stop_token& stop) {
-    while (true) {
-      LIB_TRY(StagingDirectory::Taken taken,
-              directory_.take(object.key, object.info.size, keep, stop));
-      if (!taken.hold) {
-        return taken.state == StagingDirectory::State::busy ? Brought::busy : Brought::no_room;
-      }
-      LIB_TRY(const FileInfo on_disk, files_.info(taken.hold->data_path()));
-      if (taken.state == StagingDirectory::State::complete &&
-          object.checked_inode != on_disk.inode) {
-        LIB_TRY(const remote::StagedObject found, staging_.check(*taken.hold, stop));
-        if (!found.matches || (!object.info.sha256.empty() && found.sha256 != object.info.sha256)) {
-          log(LogLevel::warning, "staged_file_damaged", {{"path", taken.hold->data_path()}});
-          LIB_TRY(const bool gone, directory_.remove(*std::move(taken.hold), stop));
-          if (!gone) {
-            return Brought::busy;  // Others read it: they must find out themselves.
-          }
-          continue;
-        }
-      } else if (taken.state == StagingDirectory::State::staging) {
-        LIB_TRY_VOID(stage(object, *taken.hold, stop));
-        LIB_TRY_VOID(directory_.completed(*taken.hold, stop));
-      }
-      LIB_TRY(std::unique_ptr<File> data, files_.open(taken.hold->data_path()));
-      LIB_TRY_VOID(check_header(object, *data));
-      object.checked_inode = on_disk.inode;
-      object.data = std::move(data);
-      object.hold.emplace(*std::move(taken.hold));
-      return Brought::ready;
-    }
-  }
-
-  Result<void> stage(const Object& object, StagingHold& hold, const std::stop_token& stop) {
-    LIB_TRY(const remote::StagedObject staged,
-            staging_.stage(object.id, object.info.sha256, hold, stop));
-    if (staged.matches) {
-      return {};
-    }
-    LIB_TRY_VOID(directory_.remove(std::move(hold), stop));
-    return Error(ErrorCode::corrupt, uri_of(object) + ": the origin states SHA-256 " +
-                                         object.info.sha256 + " and sent, twice, bytes with " +
-                                         staged.sha256 + "; nothing was computed from them");
-  }
-
-  /// The plan was made from a header that was fetched by itself.
-  Result<void> check_header(const Object& object, const File& data) const {
-    constexpr std::uint64_t kStepBytes = 1U << 20U;
-    const std::string where = uri_of(object);
-    std::string bytes(kHeaderPrefixBytes, '\0');
-    LIB_TRY_VOID(read_exactly(data, where, 0, std::as_writable_bytes(std::span(bytes))));
-    LIB_TRY(const std::uint64_t json_bytes, header_json_bytes(bytes, object.info.size, where));
-    StreamingSha256 sha256;
-    for (std::uint64_t at = 0; at < json_bytes; at += kStepBytes) {
-      bytes.resize(std::min(kStepBytes, json_bytes - at));
-      const auto into = std::as_writable_bytes(std::span(bytes));
-      LIB_TRY_VOID(read_exactly(data, where, kHeaderPrefixBytes + at, into));
-      sha256.update(into);
-    }
-    if (sha256.finish() == checkpoint_.files()[object.file].header_sha256) {
-      return {};
-    }
-    return Error(ErrorCode::corrupt,
-                 where + ": its header is not the one that this run began with; run it again");
-  }
-
-  std::string uri_of(const Object& object) const {
-    return checkpoint_.directory().child(checkpoint_.files()[object.file].name).display();
+    return brought ? Result<Outcome>(brought->outcome) : Result<Outcome>(brought.error());
   }
 
   /// Deletes the object of ours that is needed last, if that is behind `distance`.
@@ -493,11 +425,10 @@ class StagedSource::Impl {
 
   remote::Fetcher& fetcher_;
   const Checkpoint& checkpoint_;
-  FileSystem& files_;
   Clock& clock_;
   StagingDirectory& directory_;
   const StagedSourceOptions options_;
-  remote::FileStaging staging_;  // The stager's thread only, but for its statistics.
+  ObjectStager stager_;          // The staging thread only, but for its statistics.
   std::vector<Object> objects_;  // As many as there are from the start; see find_objects().
   std::vector<std::size_t> object_of_file_;
   LayerQueue queue_;
@@ -513,7 +444,7 @@ class StagedSource::Impl {
   bool no_room_for_long_ = false;  // Patience ended, and nothing was staged since.
   bool another_pass_ = false;
   std::vector<std::jthread> readers_;
-  std::jthread stager_;  // Last members: they end before anything they use.
+  std::jthread staging_thread_;  // Last members: they end before anything they use.
 };
 
 StagedSource::StagedSource(remote::Fetcher& fetcher, const Checkpoint& checkpoint,
