@@ -87,7 +87,8 @@ StagingPlan plan_staging(const StagingInputs& in) {
     plan.reason = "--host-memory leaves " + format_bytes(in.spare_memory_bytes) +
                   " where staging needs " + format_bytes(plan.memory_bytes);
   } else if (in.mode == StagingMode::automatic && more > kMoreThanNeededMax) {
-    plan.reason = "whole files would add " + percent(more) + " to the bytes needed (--staging disk takes them all the same)";
+    plan.reason = "whole files would add " + percent(more) +
+                  " to the bytes needed (--staging disk takes them all the same)";
   } else {
     plan.on_disk = true;
     plan.reason = in.mode == StagingMode::disk
