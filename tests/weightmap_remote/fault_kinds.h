@@ -45,6 +45,7 @@ enum class FaultTls : std::uint8_t {
   wrong_name,
   self_signed,
   unknown_authority,
+  forged_authority,
   plain_server,  ///< https is asked of a server that speaks plain http.
 };
 

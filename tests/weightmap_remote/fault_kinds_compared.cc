@@ -211,7 +211,7 @@ std::vector<FaultKind> second_half() {
        {},
        [](const Blow& blow) {
          HttpAnswer answer = honest(blow.object, blow.request);
-         answer.at_once = answer.bytes.size() - 100'000;
+         answer.at_once = 500;
          answer.pause = std::chrono::milliseconds(50);
          return answer;
        }},

@@ -21,10 +21,11 @@ FaultKind redirected(const std::string& name, const std::string& fault, const st
           kAlways, kError, kBadInput, [=](const Blow&) { return redirect(place); }};
 }
 
-FaultKind certificate(const std::string& name, const std::string& fault, FaultTls tls) {
-  return {name,        fault,  kNoTrust,  Target::opening,
-          0,           kError, kBadInput, [](const Blow&) { return HttpAnswer{}; },
-          {.tls = tls}};
+FaultKind certificate(const std::string& name, const std::string& fault, FaultTls tls,
+                      ErrorCode code = kBadInput) {
+  FaultKind kind{name, fault, kNoTrust, Target::opening, 0, kError, code, {}};
+  kind.setup.tls = tls;
+  return kind;
 }
 
 std::vector<FaultKind> redirects() {
@@ -160,8 +161,20 @@ std::vector<FaultKind> certificates() {
                   FaultTls::self_signed),
       certificate("AuthorityUnknown", "TLS: an unknown authority signed the certificate",
                   FaultTls::unknown_authority),
+      certificate("AuthorityForged", "TLS: signed in the authority's name with another key",
+                  FaultTls::forged_authority, kUnavailable),
       {"NoTls",
        "https is asked of a server that speaks plain http",
+       "gives up after some failures",
+       Target::opening,
+       0,
+       kError,
+       kUnavailable,
+       [](const Blow&) { return HttpAnswer{}; },
+       {.tls = FaultTls::plain_server,
+        .greeting = [](int) { return refusal("400 Bad Request").bytes; }}},
+      {"SilentHandshake",
+       "TLS: the handshake is never answered",
        "gives up after some failures",
        Target::opening,
        0,

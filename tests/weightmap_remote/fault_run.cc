@@ -118,7 +118,9 @@ class Certificates {
     if (tls == FaultTls::self_signed) {
       server_ = make_self_signed(name);
     } else if (tls == FaultTls::unknown_authority) {
-      server_ = issue(make_authority(), name);
+      server_ = issue(make_authority("unknown test authority"), name);
+    } else if (tls == FaultTls::forged_authority) {
+      server_ = issue(make_authority(), name);  // Of the same name, but with another key.
     } else if (tls == FaultTls::expired) {
       server_ = issue(authority_, name, {-7200, -3600});
     } else if (tls == FaultTls::not_yet_valid) {
@@ -287,7 +289,7 @@ class Run {
     options.ca_file = certificates_.ca_file();
     options.insecure_http = !setup_.host.empty() || setup_.proxy != FaultProxy::none;
     options.connections = 4;
-    options.connect_timeout = 2s;
+    options.connect_timeout = 1s;
     options.stall_time = 400ms;
     options.low_speed_time = 1s;
     return options;
@@ -368,6 +370,7 @@ class Run {
     rename(elsewhere_.url(""), "http://elsewhere");
     rename(closed_.origin(), "http://closed");
     text = std::regex_replace(text, std::regex("port [0-9]+"), "port N");
+    text = std::regex_replace(text, std::regex("OpenSSL/[0-9a-z.]+"), "OpenSSL");
     text = std::regex_replace(text, std::regex("after [0-9]+ (bytes|ms)"), "after N $1");
     return std::regex_replace(text, std::regex("with [0-9]+ bytes"), "with N bytes");
   }

@@ -68,7 +68,7 @@ class LoopbackServer::Impl {
   Impl(Script script, ServerOptions options)
       : script_(std::move(script)),
         options_(std::move(options)),
-        acceptor_(context_, tcp::endpoint(asio::ip::address_v4::loopback(), 0)),
+        acceptor_(context_, tcp::endpoint(asio::ip::make_address(options_.address), 0)),
         port_(acceptor_.local_endpoint().port()) {
     if (options_.tls != nullptr) {
       LIB_CHECK(SSL_CTX_use_certificate(tls_.native_handle(), options_.tls->certificate.get()) ==
@@ -97,6 +97,9 @@ class LoopbackServer::Impl {
 
   unsigned short port() const { return port_; }
   bool is_tls() const { return options_.tls != nullptr; }
+  std::string origin() const {
+    return (is_tls() ? "https://" : "http://") + options_.address + ":" + std::to_string(port_);
+  }
 
   std::vector<HttpRequest> requests() const {
     const std::lock_guard guard(mutex_);
@@ -273,10 +276,7 @@ LoopbackServer::LoopbackServer(Script script, ServerOptions options)
     : impl_(std::make_unique<Impl>(std::move(script), std::move(options))) {}
 LoopbackServer::~LoopbackServer() = default;
 
-std::string LoopbackServer::url(const std::string& path) const {
-  return (impl_->is_tls() ? "https://127.0.0.1:" : "http://127.0.0.1:") +
-         std::to_string(impl_->port()) + path;
-}
+std::string LoopbackServer::url(const std::string& path) const { return impl_->origin() + path; }
 unsigned short LoopbackServer::port() const { return impl_->port(); }
 std::vector<HttpRequest> LoopbackServer::requests() const { return impl_->requests(); }
 void LoopbackServer::wait_for_hanging(int count) { impl_->wait_for(&Impl::hanging_, count); }

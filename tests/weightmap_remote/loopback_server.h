@@ -52,6 +52,7 @@ struct ServerOptions {
   const TlsIdentity* tls = nullptr;  ///< Set: https. Must outlive the server.
   /// What a new connection is told before it has asked anything; empty: nothing.
   std::function<std::string(int connection)> greeting;
+  std::string address = "127.0.0.1";  ///< Where it listens: any of 127.0.0.0/8.
 };
 
 /// Serves until destroyed; ends every connection then. The script runs on the connections'
@@ -65,7 +66,7 @@ class LoopbackServer {
   LoopbackServer(const LoopbackServer&) = delete;
   LoopbackServer& operator=(const LoopbackServer&) = delete;
 
-  /// "http://127.0.0.1:PORT" + path, or https.
+  /// "http://ADDRESS:PORT" + path, or https.
   std::string url(const std::string& path) const;
   unsigned short port() const;
   std::vector<HttpRequest> requests() const;

@@ -3,6 +3,8 @@
 #include <openssl/pem.h>
 #include <openssl/x509v3.h>
 
+#include <atomic>
+
 #include "base/error.h"
 
 namespace librarian::weightmap::remote::testing {
@@ -18,7 +20,7 @@ void add_extension(X509* certificate, int kind, const std::string& value) {
 
 // Unsigned, issued by nobody yet.
 TlsIdentity draft(const char* subject_name, TlsValidity validity) {
-  static long serial = 0;
+  static std::atomic<long> serial = 0;
   TlsIdentity identity{TlsKey(EVP_EC_gen("P-256")), TlsCertificate(X509_new())};
   X509* certificate = identity.certificate.get();
   X509_set_version(certificate, 2);  // Counted from 0: this is version 3.
@@ -46,8 +48,8 @@ TlsIdentity make_self_signed(const std::string& name) {
   return identity;
 }
 
-TlsIdentity make_authority() {
-  TlsIdentity authority = draft("librarian test authority", {});
+TlsIdentity make_authority(const std::string& name) {
+  TlsIdentity authority = draft(name.c_str(), {});
   add_extension(authority.certificate.get(), NID_basic_constraints, "critical,CA:TRUE");
   add_extension(authority.certificate.get(), NID_key_usage, "critical,keyCertSign");
   sign(authority, authority);

@@ -30,7 +30,7 @@ struct TlsValidity {
 /// @param name  Subject alternative name, e.g. "IP:127.0.0.1".
 TlsIdentity make_self_signed(const std::string& name);
 /// May sign others; is no server itself.
-TlsIdentity make_authority();
+TlsIdentity make_authority(const std::string& name = "librarian test authority");
 TlsIdentity issue(const TlsIdentity& authority, const std::string& name, TlsValidity validity = {});
 
 /// The certificate as PEM.

@@ -56,7 +56,7 @@ TEST_F(TlsTest, ReadsFromAServerItTrusts) {
         }
         return answer;
       },
-      {.tls = &identity_, .greeting = {}});
+      {.tls = &identity_, .greeting = {}, .address = "127.0.0.1"});
   const auto text = read(server.url("/model"));
   ASSERT_TRUE(text) << text.error().message();
   EXPECT_TRUE(*text == object_);
@@ -66,7 +66,7 @@ TEST_F(TlsTest, ReadsFromAServerItTrusts) {
 // Goal: a certificate nobody vouches for, or for another name, ends the job before any request.
 TEST_F(TlsTest, RefusesCertificatesItDoesNotTrust) {
   const LoopbackServer server([&](const HttpRequest& request) { return honest(object_, request); },
-                              {.tls = &identity_, .greeting = {}});
+                              {.tls = &identity_, .greeting = {}, .address = "127.0.0.1"});
   const auto other_name = read("https://localhost:" + std::to_string(server.port()) + "/model");
   ASSERT_FALSE(other_name);
   EXPECT_EQ(other_name.error().code(), ErrorCode::bad_input);
@@ -86,7 +86,7 @@ TEST_F(TlsTest, RefusesARedirectFromHttpsToHttp) {
       [&](const HttpRequest&) -> HttpAnswer {
         return {head("302 Found", {"Location: " + plain.url("/model"), "Content-Length: 0"})};
       },
-      {.tls = &identity_, .greeting = {}});
+      {.tls = &identity_, .greeting = {}, .address = "127.0.0.1"});
   options_.insecure_http = true;
   const auto text = read(server.url("/model"));
   ASSERT_FALSE(text);
