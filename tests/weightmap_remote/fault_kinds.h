@@ -27,7 +27,8 @@ enum class FaultTarget : std::uint8_t {
   all_parts,   ///< All of them, the opening request excepted.
   opening,     ///< The first request alone.
   everything,  ///< All requests.
-  document,    ///< A small file that is read whole.
+  document,    ///< A small file that is read whole, by ranges.
+  api,         ///< A small document of unknown size, without ranges.
 };
 
 enum class FaultOutcome : std::uint8_t {

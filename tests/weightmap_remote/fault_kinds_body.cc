@@ -109,6 +109,75 @@ std::vector<FaultKind> endless() {
   };
 }
 
+std::vector<FaultKind> api_answers() {
+  constexpr auto kApi = Target::api;
+  return {
+      {"ApiTerabyte", "an API's answer of 1 TB", "reads none of it", kApi, kAlways, kError,
+       ErrorCode::bad_input, terabyte_file},
+      {"ApiEndless", "an API's answer in chunks without end", "reads 1 MiB of it at most", kApi,
+       kAlways, kError, ErrorCode::bad_input,
+       [](const Blow&) {
+         HttpAnswer answer{head("200 OK", {"Transfer-Encoding: chunked"})};
+         answer.endless = chunked(std::string(10'000, 'x'));
+         return answer;
+       }},
+      {"ApiCompressed", "an API's answer under gzip, though identity was asked",
+       "never unpacks: drops it unread, gives up", kApi, kAlways, kError, ErrorCode::unavailable,
+       [](const Blow& blow) {
+         return HttpAnswer{
+             head("200 OK", {"Content-Encoding: gzip",
+                             "Content-Length: " + std::to_string(blow.object.size())}) +
+             blow.object};
+       }},
+      {"ApiCut",
+       "an API's answer cut before its length is reached, once",
+       "asks again",
+       kApi,
+       1,
+       kRight,
+       {},
+       [](const Blow& blow) {
+         return HttpAnswer{
+             head("200 OK", {"Content-Length: " + std::to_string(blow.object.size())}) +
+                 blow.object.substr(0, 9'000),
+             End::close};
+       }},
+      {"ApiChunkedCut",
+       "an API's answer in chunks, cut before the last one, once",
+       "asks again",
+       kApi,
+       1,
+       kRight,
+       {},
+       [](const Blow& blow) {
+         return HttpAnswer{
+             head("200 OK", {"Transfer-Encoding: chunked"}) + chunked(blow.object.substr(0, 9'000)),
+             End::close};
+       }},
+      {"ApiPartial",
+       "206 to an API's request, which asks for no range",
+       "asks again",
+       kApi,
+       1,
+       kRight,
+       {},
+       [](const Blow& blow) {
+         return HttpAnswer{
+             head("206 Partial Content",
+                  {content_range({0, 9'000}, blow.object.size()), "Content-Length: 9000"}) +
+             blow.object.substr(0, 9'000)};
+       }},
+      {"ApiBusy",
+       "503 to an API's request, three times",
+       "waits with jitter, asks again",
+       kApi,
+       3,
+       kRight,
+       {},
+       [](const Blow&) { return refusal("503 Service Unavailable"); }},
+  };
+}
+
 std::vector<FaultKind> chunks() {
   return {
       once("Trailers", "a trailer that contradicts the head", "takes no notice of it",
@@ -197,7 +266,7 @@ std::vector<FaultKind> connections() {
 
 std::vector<FaultKind> body_faults() {
   std::vector<FaultKind> all;
-  for (auto* make : {endless, chunks, connections}) {
+  for (auto* make : {endless, api_answers, chunks, connections}) {
     for (FaultKind& kind : make()) {
       all.push_back(std::move(kind));
     }

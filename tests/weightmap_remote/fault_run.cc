@@ -62,6 +62,7 @@ bool strikes(const PlacedFault& fault, int part) {
       return part == kOpening;
     case FaultTarget::everything:
     case FaultTarget::document:
+    case FaultTarget::api:
       return true;
   }
   return false;
@@ -227,16 +228,19 @@ HttpAnswer honest_and_strict(const std::string& bytes, const HttpRequest& reques
   if (condition != request.headers.end() && condition->second != "\"v1\"") {
     return refusal("412 Precondition Failed");
   }
+  if (!request.range) {
+    return {head("200 OK", {"Content-Length: " + std::to_string(bytes.size())}) + bytes};
+  }
   return honest(bytes, request);
 }
 
 // One run: the servers, what strikes when, and the product's side of it.
 class Run {
  public:
-  Run(const std::vector<PlacedFault>& faults, std::chrono::seconds limit)
+  Run(const std::vector<PlacedFault>& faults, FaultPlay how)
       : faults_(faults),
         setup_(faults.front().kind->setup),
-        limit_(limit),
+        how_(how),
         bytes_(of_document() ? document() : object()),
         certificates_(setup_.tls),
         elsewhere_([](const HttpRequest& request) { return honest_and_strict(object(), request); }),
@@ -247,7 +251,7 @@ class Run {
   FaultReport play() {
     const auto began = std::chrono::steady_clock::now();
     const ProxyVariables proxy(setup_.proxy, server_.url(""));
-    const Deadline deadline(limit_);
+    const Deadline deadline(how_.limit);
     const auto transport = make_transport(real_clock(), transport_options());
     Fetcher fetcher(*transport, real_clock(), fetcher_options());
     const Uri uri = *parse_uri(place());
@@ -268,7 +272,10 @@ class Run {
   }
 
  private:
-  bool of_document() const { return faults_.front().kind->target == FaultTarget::document; }
+  FaultTarget target() const { return faults_.front().kind->target; }
+  bool of_document() const {
+    return target() == FaultTarget::document || target() == FaultTarget::api;
+  }
 
   HttpAnswer answer(const HttpRequest& request) {
     const int part = part_of(request);
@@ -295,7 +302,7 @@ class Run {
     return options;
   }
 
-  static FetcherOptions fetcher_options() {
+  FetcherOptions fetcher_options() const {
     FetcherOptions options;
     options.connections = 4;
     options.retry.backoff_base = 0ms;
@@ -303,6 +310,7 @@ class Run {
     options.retry.progress_bytes = 32U << 10U;
     options.retry.retry_after_max = 300ms;
     options.retry.give_up = 20s;
+    options.hedge_budget = how_.hedged ? 1 : 0;
     return options;
   }
 
@@ -324,7 +332,13 @@ class Run {
   }
 
   Result<void> read_document(Fetcher& fetcher, const Uri& uri, const std::stop_token& stop) {
-    LIB_TRY(const std::string text, read_object(fetcher, uri, 1U << 20U, stop));
+    std::string text;
+    if (target() == FaultTarget::api) {
+      LIB_TRY(Fetcher::Document answer, fetcher.read_document(uri, 1U << 20U, stop));
+      text = std::move(answer.body);
+    } else {
+      LIB_TRY(text, read_object(fetcher, uri, 1U << 20U, stop));
+    }
     report_.result = text == bytes_ ? FaultResult::right_bytes : FaultResult::wrong_bytes;
     return {};
   }
@@ -377,7 +391,7 @@ class Run {
 
   const std::vector<PlacedFault> faults_;
   const FaultSetup setup_;
-  const std::chrono::seconds limit_;
+  const FaultPlay how_;
   const std::string& bytes_;
   FaultReport report_;
   std::map<std::pair<int, std::string>, int> attempts_;
@@ -390,8 +404,8 @@ class Run {
 
 }  // namespace
 
-FaultReport play(const std::vector<PlacedFault>& faults, std::chrono::seconds limit) {
-  return Run(faults, limit).play();
+FaultReport play(const std::vector<PlacedFault>& faults, FaultPlay how) {
+  return Run(faults, how).play();
 }
 
 bool plain_setup(const FaultKind& kind) {

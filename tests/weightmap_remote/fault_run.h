@@ -38,10 +38,14 @@ struct PlacedFault {
   int from_attempt = 0;  ///< Earlier attempts are answered honestly.
 };
 
+struct FaultPlay {
+  std::chrono::seconds limit = std::chrono::seconds(60);  ///< A run that takes longer is a hang.
+  bool hedged = false;                                    ///< Late requests are sent twice.
+};
+
 /// Plays the faults at once; where two strike one request the first one has it. All but the first
-/// must have the default setup. A run that takes longer than `limit` is a hang.
-FaultReport play(const std::vector<PlacedFault>& faults,
-                 std::chrono::seconds limit = std::chrono::seconds(60));
+/// must have the default setup.
+FaultReport play(const std::vector<PlacedFault>& faults, FaultPlay how = {});
 
 /// Nothing that the environment or the first fault's setup keeps from others.
 bool plain_setup(const FaultKind& kind);

@@ -159,7 +159,7 @@ ResponseVerdict check_document(ResponseVerdict verdict, int status,
   } else if (length.value_or(0) > room.end) {
     verdict.error = Error(ErrorCode::bad_input,
                           "the answer has " + std::to_string(*length) + " bytes, more than the " +
-                              std::to_string(room.end) + " that make sense here");
+                              std::to_string(room.end) + " that make sense here; check the URL");
   }
   verdict.length_known = length.has_value();
   verdict.wanted = {0, length.value_or(room.end)};
