@@ -59,6 +59,7 @@ struct FaultSetup {
   bool closed_port = false;             ///< Nobody listens where the object should be.
   std::function<std::string(int)> greeting{};
   std::int64_t waits_at_least_ms = 0;  ///< The run may not end earlier.
+  std::string says{};                  ///< What the error's sentence must contain.
 };
 
 constexpr int kAlways = 1'000'000;

@@ -97,15 +97,29 @@ std::vector<FaultKind> endless() {
              answer.endless = "X-Trailer: " + std::string(1000, 'x') + "\r\n";
              return answer;
            }),
-      {"DripAlways", "a byte now and then, always",
-       "leaves what is slower than the floor, gives up", Target::part, kAlways, kError,
+      {"StallAlways",
+       "no byte any more soon after the body's begin, always",
+       "leaves each time after the stall time, gives up",
+       Target::part,
+       kAlways,
+       kError,
+       ErrorCode::unavailable,
+       [](const Blow& blow) { return first_bytes(blow, 7'000, End::hang); },
+       {.says = "no byte came for 400 ms"}},
+      {"DripAlways",
+       "a byte now and then, always",
+       "leaves what is slower than the floor, gives up",
+       Target::part,
+       kAlways,
+       kError,
        ErrorCode::unavailable,
        [](const Blow& blow) {
          HttpAnswer answer = honest(blow.object, blow.request);
          answer.at_once = answer.bytes.find("\r\n\r\n") + 4;
          answer.pause = std::chrono::milliseconds(50);
          return answer;
-       }},
+       },
+       {.says = "too slow"}},
   };
 }
 

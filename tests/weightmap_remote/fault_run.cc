@@ -298,6 +298,7 @@ class Run {
     options.connections = 4;
     options.connect_timeout = 1s;
     options.stall_time = 400ms;
+    options.low_speed_bytes_per_second = 4U << 10U;
     options.low_speed_time = 1s;
     return options;
   }

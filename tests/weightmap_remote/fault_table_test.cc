@@ -77,6 +77,8 @@ std::string complaint(const FaultKind& kind, const FaultReport& report) {
                                                    error_code_name(*kind.code) + ", is " +
                                                    error_code_name(report.error->code()));
   }
+  expect(report.sentence.find(kind.setup.says) != std::string::npos,
+         "the message does not say: " + kind.setup.says);
   expect(report.took.count() >= kind.setup.waits_at_least_ms, "did not wait as it was told");
   expect(kind.times == 0 || report.struck > 0, "never struck");
   return text.empty() ? text
