@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "weightmap/remote/curl_handles.h"
+#include "weightmap/remote/s3_address.h"
 #include "weightmap/remote/transport.h"
 #include "weightmap/remote/uri_parts.h"
 
@@ -108,7 +109,10 @@ Result<Uri> parse_uri(const std::string& text) {
   if (scheme == "file") {
     return file_uri(std::string_view(text).substr(mark + 3));
   }
-  if (scheme == "s3" || scheme == "hf") {
+  if (scheme == "s3") {
+    return s3_uri(std::string_view(text).substr(mark + 3));
+  }
+  if (scheme == "hf") {
     return Error(ErrorCode::invalid_argument,
                  scheme + ":// is not built yet; give a directory or https://host/dir/");
   }
@@ -180,7 +184,7 @@ Result<void> check_allowed(const Uri& uri, bool insecure_http) {
 }
 
 std::string Uri::display() const {
-  return scheme == "file" ? text : text.substr(0, text.find('?'));
+  return scheme == "file" || scheme == "s3" ? text : text.substr(0, text.find('?'));
 }
 
 std::string Uri::origin() const {
@@ -194,7 +198,7 @@ std::string Uri::origin() const {
 Uri Uri::child(const std::string& name) const {
   LIB_CHECK(!name.empty() && name != "." && name != ".." &&
             name.find_first_of(std::string_view("/\0", 2)) == std::string::npos);
-  if (scheme == "file") {
+  if (scheme == "file" || scheme == "s3") {  // Not encoded, and without a query.
     return {scheme, text.back() == '/' ? text + name : text + "/" + name};
   }
   const std::size_t mark = text.find('?');
