@@ -14,7 +14,7 @@ namespace {
 
 void check(const Uri& uri) {
   LIB_CHECK(uri.scheme == "http" || uri.scheme == "https" || uri.scheme == "file" ||
-            uri.scheme == "s3");
+            uri.scheme == "hf" || uri.scheme == "s3");
   LIB_CHECK(!uri.text.empty() && uri.text.find('\0') == std::string::npos);
   if (uri.scheme != "file") {
     LIB_CHECK(uri.text.rfind(uri.scheme + "://", 0) == 0);

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "weightmap/remote/hub_place.h"
+
 namespace librarian::weightmap::remote {
 namespace {
 
@@ -79,7 +81,7 @@ TEST(AwsSignature, AgreesWithBotocoreOnOddKeys) {
       {"a//b", "/a//b", "ecbca53727949c27a80a9f7c0753093d7648e48263282c1e146b715988af78e7"},
   };
   for (const auto& row : rows) {
-    const std::string path = "/" + encode_path(row.key);
+    const std::string path = "/" + percent_encode(row.key, "/");
     EXPECT_EQ(path, row.path);
     AwsRequest request = {.host = "my-models.s3.eu-west-1.amazonaws.com", .path = path};
     request.headers = {{"x-amz-checksum-mode", "ENABLED"}};

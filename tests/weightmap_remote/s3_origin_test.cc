@@ -82,12 +82,12 @@ class S3OriginTest : public ::testing::Test {
       EXPECT_TRUE(head_.add_line(line + "\r\n")) << line;
     }
     EXPECT_TRUE(head_.add_line("\r\n"));
-    return origin_->judge({request_, hop_, head_});
+    return origin_->judge({request_, hop_, 0, head_, true});
   }
   /// The next hop after an answer, or why there is none; none of both: the verdict stands.
   Result<std::optional<HttpHop>> after(const std::string& head, const std::string& body) {
     const ResponseVerdict verdict = judge(head);
-    return origin_->after({request_, hop_, head_}, verdict, body);
+    return origin_->after({request_, hop_, 0, head_, true}, verdict, body);
   }
   /// Makes the hop that follows the current one. False: there is none.
   bool goes_on(const std::string& head, const std::string& body) {
@@ -100,7 +100,7 @@ class S3OriginTest : public ::testing::Test {
   }
   Error refusal(const std::string& head, const std::string& body) {
     const ResponseVerdict verdict = judge(head);
-    const auto next = origin_->after({request_, hop_, head_}, verdict, body);
+    const auto next = origin_->after({request_, hop_, 0, head_, true}, verdict, body);
     EXPECT_FALSE(next && *next) << "asks again";
     Error error = next ? verdict.error.value_or(Error(ErrorCode::internal, "")) : next.error();
     EXPECT_THAT(error.message(), Not(HasSubstr(kSecretKey)));

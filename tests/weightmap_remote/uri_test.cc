@@ -64,16 +64,6 @@ TEST(Uri, RefusesWhatItCannotReadOrMustNot) {
   }
 }
 
-TEST(Uri, NamesTheSchemesThatAreNotBuiltYet) {
-  for (const char* text : {"hf://org/name@main"}) {
-    const auto uri = parse_uri(text);
-    ASSERT_FALSE(uri);
-    EXPECT_EQ(uri.error().code(), ErrorCode::invalid_argument);
-    EXPECT_NE(uri.error().message().find(std::string(text).substr(0, 5)), std::string::npos);
-    EXPECT_NE(uri.error().message().find("not built yet"), std::string::npos);
-  }
-}
-
 TEST(Uri, ChildrenAreOneComponentDeeperAndEncoded) {
   EXPECT_EQ(parse_uri("/m")->child("a b").text, "/m/a b");
   EXPECT_EQ(parse_uri("/m/")->child("a").text, "/m/a");

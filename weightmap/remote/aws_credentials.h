@@ -2,7 +2,6 @@
 /// What the AWS tools are told to use: from the environment, else from ~/.aws.
 
 #include <cstdint>
-#include <functional>
 #include <optional>
 #include <string>
 
@@ -12,9 +11,6 @@
 #include "weightmap/remote/transport.h"
 
 namespace librarian::weightmap::remote {
-
-/// Looks a variable up as getenv() does; tests put their own there.
-using Environment = std::function<std::optional<std::string>(const std::string& name)>;
 
 /// How a bucket stands in a URL: as part of the host, or as the path's first component.
 enum class S3Addressing : std::uint8_t { automatic, host, path };

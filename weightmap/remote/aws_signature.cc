@@ -125,21 +125,4 @@ std::vector<std::string> sign_request(const AwsRequest& request, const AwsCreden
   return lines;
 }
 
-std::string encode_path(std::string_view path) {
-  constexpr std::string_view kDigits = "0123456789ABCDEF";
-  constexpr std::string_view kPlain = "-._~/";
-  std::string text;
-  for (const char c : path) {
-    const auto byte = static_cast<unsigned char>(c);
-    const bool letter_or_digit = (byte >= '0' && byte <= '9') || (byte >= 'A' && byte <= 'Z') ||
-                                 (byte >= 'a' && byte <= 'z');
-    if (letter_or_digit || kPlain.find(c) != std::string_view::npos) {
-      text.push_back(c);
-    } else {
-      text += {'%', kDigits[byte >> 4U], kDigits[byte & 15U]};
-    }
-  }
-  return text;
-}
-
 }  // namespace librarian::weightmap::remote

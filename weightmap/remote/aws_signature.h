@@ -39,8 +39,4 @@ struct AwsScope {
 std::vector<std::string> sign_request(const AwsRequest& request, const AwsCredentials& credentials,
                                       const AwsScope& scope);
 
-/// Percent-encodes everything but letters, digits, '-', '.', '_', '~' and '/'.
-/// @source RFC 3986 2.3; S3 signs an object's key as encoded exactly once, slashes kept.
-std::string encode_path(std::string_view path);
-
 }  // namespace librarian::weightmap::remote

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "weightmap/remote/aws_signature.h"
+#include "weightmap/remote/hub_place.h"
 
 namespace librarian::weightmap::remote {
 namespace {
@@ -116,7 +116,8 @@ Result<S3Url> s3_url(const Uri& object, const AwsSettings& settings, const std::
                         bucket.find('.') == std::string::npos);
   S3Url address;
   address.host = in_host ? bucket + "." + endpoint.host : endpoint.host;
-  address.path = endpoint.path + (in_host ? "" : "/" + bucket) + "/" + encode_path(s3_key(object));
+  address.path =
+      endpoint.path + (in_host ? "" : "/" + bucket) + "/" + percent_encode(s3_key(object), "/");
   address.url = {endpoint.scheme, endpoint.scheme + "://" + address.host + address.path};
   return address;
 }

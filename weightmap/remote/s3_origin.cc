@@ -127,8 +127,7 @@ ResponseVerdict S3Origin::judge(const HttpAnswer& answer) {
                           "the server's answer has no ETag, so its body is not the object's");
     return verdict;
   }
-  verdict = check_response(answer.head, {answer.request.range, answer.request.expected,
-                                         answer.hop.redirected, options_.wall_now_s()});
+  verdict = HttpOrigin::judge(answer);
   // Of the parts' checksums, which the other type is made of, nothing can be checked.
   if (!verdict.error && answer.head.find("x-amz-checksum-type") == "FULL_OBJECT") {
     verdict.info.sha256 = sha256_of_base64(answer.head.find("x-amz-checksum-sha256").value_or(""));
