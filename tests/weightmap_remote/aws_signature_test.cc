@@ -14,7 +14,8 @@ using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-const std::string kEmptyHash = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+constexpr const char* kEmptyHash =
+    "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 // Goal: signatures are those that AWS computes.
 // Method: the examples in "Authenticating Requests: Using the Authorization Header" of the S3 API
@@ -26,7 +27,8 @@ TEST(AwsSignature, GivesWhatTheS3ReferencePublishes) {
   AwsRequest request = {.host = "examplebucket.s3.amazonaws.com", .path = "/test.txt"};
   request.headers = {{"range", "bytes=0-9"}};
   EXPECT_THAT(sign_request(request, credentials, scope),
-              ElementsAre("x-amz-date: 20130524T000000Z", "x-amz-content-sha256: " + kEmptyHash,
+              ElementsAre("x-amz-date: 20130524T000000Z",
+                          std::string("x-amz-content-sha256: ") + kEmptyHash,
                           "Authorization: AWS4-HMAC-SHA256 "
                           "Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request, "
                           "SignedHeaders=host;range;x-amz-content-sha256;x-amz-date, Signature="

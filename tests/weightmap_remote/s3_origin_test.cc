@@ -124,7 +124,7 @@ class S3OriginTest : public ::testing::Test {
   ResponseHead head_;
 };
 
-const char* const kGood206 =
+constexpr const char* kGood206 =
     "HTTP/1.1 206 Partial Content\nETag: \"a\"\nContent-Range: bytes 0-99/1000\n";
 
 // Goal: an object is asked for where its store expects it.

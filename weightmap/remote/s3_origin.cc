@@ -16,7 +16,7 @@ namespace {
 
 constexpr const char* kDefaultRegion = "us-east-1";
 // Servers refuse from 15 minutes on; less than this explains no refusal.
-constexpr std::int64_t kHarmlessSkewSeconds = 5 * 60;
+constexpr std::int64_t kHarmlessSkewSeconds = 300;
 constexpr std::int64_t kYear2000Seconds = 946684800;
 constexpr std::int64_t kYear2100Seconds = 4102444800;
 
@@ -72,8 +72,8 @@ std::string sha256_of_base64(const std::string& text) {
 
 }  // namespace
 
-std::unique_ptr<HttpOrigin> make_s3_origin(const S3Options& options) {
-  return std::make_unique<S3Origin>(options);
+std::unique_ptr<HttpOrigin> make_s3_origin(S3Options options) {
+  return std::make_unique<S3Origin>(std::move(options));
 }
 
 Result<HttpHop> S3Origin::first_hop(const TransferRequest& request) {

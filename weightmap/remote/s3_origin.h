@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "base/file_system.h"
 #include "weightmap/remote/aws_credentials.h"
@@ -29,7 +30,7 @@ struct S3Options {
 class S3Origin final : public HttpOrigin {
  public:
   /// Reads nothing yet: the settings are read with the first request.
-  explicit S3Origin(const S3Options& options) : options_(options) {}
+  explicit S3Origin(S3Options options) : options_(std::move(options)) {}
 
   /// @error bad_input | invalid_argument  as read_aws_settings(), s3_url() and check_allowed().
   Result<HttpHop> first_hop(const TransferRequest& request) override;
@@ -59,6 +60,6 @@ class S3Origin final : public HttpOrigin {
 };
 
 /// @param options  `wall_now_s` and `environment` must be set.
-std::unique_ptr<HttpOrigin> make_s3_origin(const S3Options& options);
+std::unique_ptr<HttpOrigin> make_s3_origin(S3Options options);
 
 }  // namespace librarian::weightmap::remote
