@@ -1,7 +1,8 @@
 """An S3 store for tests: moto's server in this process, with its checking of signatures on.
 
 moto computes every signature anew with botocore and compares: whoever signs another request than
-the one sent gets SignatureDoesNotMatch. It does not look at the time of a signature.
+the one sent gets SignatureDoesNotMatch. It does not look at the time of a signature, and takes the
+path as it was sent, where AWS encodes it anew.
 """
 
 import json
@@ -76,9 +77,10 @@ class S3Server:
     def session(self, role):
         """Environment variables of temporary credentials."""
         iam = self.client("iam")
-        arn = iam.create_role(RoleName=role, AssumeRolePolicyDocument=ASSUMED_BY_ANYONE)["Role"]["Arn"]
+        made = iam.create_role(RoleName=role, AssumeRolePolicyDocument=ASSUMED_BY_ANYONE)
         iam.put_role_policy(RoleName=role, PolicyName="policy", PolicyDocument=READ_EVERYTHING)
-        given = self.client("sts").assume_role(RoleArn=arn, RoleSessionName="test")["Credentials"]
+        given = self.client("sts").assume_role(RoleArn=made["Role"]["Arn"],
+                                               RoleSessionName="test")["Credentials"]
         return {"AWS_ACCESS_KEY_ID": given["AccessKeyId"],
                 "AWS_SECRET_ACCESS_KEY": given["SecretAccessKey"],
                 "AWS_SESSION_TOKEN": given["SessionToken"]}
