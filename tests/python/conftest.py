@@ -19,6 +19,7 @@ from fault_server import FaultServer  # noqa: E402  (needs the path above)
 
 COMMAND_SECONDS_MAX = 120
 MEMORY_PATH_BYTES_MIN = 32 << 20
+SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
 
 @pytest.fixture(scope="session")
@@ -110,6 +111,32 @@ def serve():
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory):
+    """A certificate authority that no machine trusts."""
+    from nginx import Authority
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def trusting(librarian_binary, authority):
+    """As `librarian`, on a machine that trusts our authority: returns whatever its exit code is.
+
+    Our authority lies over the machine's bundle in a mount namespace of its own.
+    """
+    command = ["unshare", "-rm", "sh", "-euc", 'mount --bind "$1" "$2"; shift 2; exec "$@"', "sh",
+               str(authority.bundle), SYSTEM_BUNDLE]
+    if not shutil.which("unshare") or not os.path.exists(SYSTEM_BUNDLE) or subprocess.run(
+            [*command, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no mount namespaces or no bundle of authorities here")
+
+    def run(*arguments):
+        return subprocess.run([*command, str(librarian_binary), *map(str, arguments)],
+                              capture_output=True, text=True, timeout=COMMAND_SECONDS_MAX)
+
+    return run
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pathlib
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from dataclasses import dataclass
@@ -60,6 +61,12 @@ def find_nginx():
 class Certificate:
     certificate: pathlib.Path
     key: pathlib.Path
+
+    def context(self):
+        """For a server written in Python."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate, self.key)
+        return context
 
 
 class Authority:

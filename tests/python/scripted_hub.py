@@ -46,6 +46,7 @@ class HubRequest:
     path: str
     query: str
     headers: dict
+    arrival: float = field(default_factory=time.monotonic)  # seconds
     status: int = 0
 
     @property
@@ -309,11 +310,20 @@ class _Api(_Recording):
 class _FaultsOver(FaultServer):
     """The faults change what the class behind it in the method order answers."""
 
-    def __init__(self, hub, name, *, bind, **options):
+    def __init__(self, hub, name, *, bind, tls=None, **options):
         # Ready before the port is open.
         self.hub, self.origin_name = hub, name
         self.seen, self.seen_lock = hub.seen, hub.seen_lock
+        self._tls = tls
         super().__init__(".", bind=bind, **options)
+        if tls:
+            # Each connection's own thread shakes hands, with its first read.
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True,
+                                                do_handshake_on_connect=False)
+
+    @property
+    def url(self):
+        return super().url.replace("http", "https") if self._tls else super().url
 
     def respond(self, request):
         record = self.keep(request)
@@ -333,9 +343,6 @@ class _FaultyCdn(_FaultsOver, _Cdn):
 class _Foreign(_Recording):
     """A server that is no part of the hub, and would give the CDN's files to anybody."""
 
-    def respond(self, request):
-        return super().respond(request)
-
     def lookup(self, path):
         file = next((file for file in self.hub.all_files()
                      if path in (f"/xet-bridge/{file.cdn_name}", f"/{file.path}")), None)
@@ -347,16 +354,19 @@ class _FaultyForeign(_FaultsOver, _Foreign):
 
 
 class ScriptedHub:
-    """The hub and its CDN. Repositories, tokens and faults may change while it runs."""
+    """The hub and its CDN. Repositories, tokens and faults may change while it runs.
 
-    def __init__(self, *, page_entries=PAGE_ENTRIES, bytes_per_second=0):
+    `tls`: an ssl.SSLContext for both, whose certificate should be for 127.0.0.1 and 127.0.0.2.
+    """
+
+    def __init__(self, *, page_entries=PAGE_ENTRIES, tls=None):
         self.repositories, self.renamed = {}, {}
         self.tokens = {}  # token -> names of the gated and private repositories it opens
         self.page_entries = page_entries
         self.links = SignedLinks()
         self.seen, self.seen_lock = [], threading.Lock()
-        self.api = _FaultyApi(self, "hub", bind="127.0.0.1", bytes_per_second=bytes_per_second)
-        self.cdn = _FaultyCdn(self, "cdn", bind="127.0.0.2", bytes_per_second=bytes_per_second)
+        self.api = _FaultyApi(self, "hub", bind="127.0.0.1", tls=tls)
+        self.cdn = _FaultyCdn(self, "cdn", bind="127.0.0.2", tls=tls)
         self._servers = [self.api, self.cdn]
         self._running = False
 
@@ -387,9 +397,9 @@ class ScriptedHub:
         with self.seen_lock:
             return list(self.seen)
 
-    def foreign_server(self, name, bind="127.0.0.3"):
+    def foreign_server(self, name, bind="127.0.0.3", tls=None):
         """Another origin, in the record under `name`, that serves each file as /PATH."""
-        server = _FaultyForeign(self, name, bind=bind)
+        server = _FaultyForeign(self, name, bind=bind, tls=tls)
         self._servers.append(server)
         return server.start() if self._running else server
 

@@ -7,15 +7,12 @@ Method: Debian's nginx with one more setting per test; its own log says that the
 import collections
 import json
 import os
-import shutil
-import subprocess
 
 import pytest
 
-from nginx import Authority, Nginx, find_nginx
+from nginx import Nginx, find_nginx
 
 BAD_INPUT = 3
-SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
 pytestmark = pytest.mark.skipif(not find_nginx(), reason="nginx is not installed")
 
@@ -118,11 +115,6 @@ def test_a_server_that_counts_requests_is_asked_more_slowly(extract, ragged_job,
 # https with an authority of our own.
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
 @pytest.fixture
 def https(authority, ragged_job, tmp_path):
     """https(names..., days=2) -> a running nginx whose certificate says so."""
@@ -136,25 +128,6 @@ def https(authority, ragged_job, tmp_path):
     yield start
     for nginx in running:
         nginx.__exit__()
-
-
-@pytest.fixture
-def trusting(librarian_binary, authority):
-    """As `librarian`, on a machine that trusts our authority: returns whatever its exit code is.
-
-    Our authority lies over the machine's bundle in a mount namespace of its own.
-    """
-    command = ["unshare", "-rm", "sh", "-euc", 'mount --bind "$1" "$2"; shift 2; exec "$@"', "sh",
-               str(authority.bundle), SYSTEM_BUNDLE]
-    if not shutil.which("unshare") or not os.path.exists(SYSTEM_BUNDLE) or subprocess.run(
-            [*command, "true"], capture_output=True).returncode != 0:
-        pytest.skip("no mount namespaces or no bundle of authorities here")
-
-    def run(*arguments):
-        return subprocess.run([*command, str(librarian_binary), *map(str, arguments)],
-                              capture_output=True, text=True, timeout=120)
-
-    return run
 
 
 def test_https_trusts_the_authorities_of_the_machine(ragged_job, right_digest, https, trusting,
