@@ -39,6 +39,8 @@ struct JobOptions {
   std::uint64_t shard_tokens = 0;  ///< 0: 512 chunks.
   int threads = 0;                 ///< 0: as many as the process may use.
   std::uint32_t connections = 8;
+  std::uint64_t bandwidth_max = 0;   ///< Bytes per second from the network; 0: no limit.
+  std::vector<std::string> headers;  ///< "Name: value" for the model's own server; may be secret.
   bool insecure_http = false;
   bool allow_nonfinite = false;
 };

@@ -62,9 +62,9 @@ Result<FileRecord> PartRun::write_weights_file() {
 
 /// The weakest of what is known of the sources that its layers came from.
 const char* PartRun::verified() const {
-  const bool local =
-      std::any_of(progress_.sources.begin(), progress_.sources.end(),
-                  [](const SourceRecord& source) { return !source.uri.starts_with("http"); });
+  const bool local = std::any_of(
+      progress_.sources.begin(), progress_.sources.end(),
+      [](const SourceRecord& source) { return source.uri.find("://") == std::string::npos; });
   return local ? "none" : "stream";
 }
 

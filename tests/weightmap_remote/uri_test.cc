@@ -60,13 +60,11 @@ TEST(Uri, RefusesWhatItCannotReadOrMustNot) {
 }
 
 TEST(Uri, NamesTheSchemesThatAreNotBuiltYet) {
-  for (const char* text : {"s3://bucket/x", "hf://org/name@main"}) {
-    const auto uri = parse_uri(text);
-    ASSERT_FALSE(uri);
-    EXPECT_EQ(uri.error().code(), ErrorCode::invalid_argument);
-    EXPECT_NE(uri.error().message().find(std::string(text).substr(0, 5)), std::string::npos);
-    EXPECT_NE(uri.error().message().find("not built yet"), std::string::npos);
-  }
+  const auto uri = parse_uri("s3://bucket/x");
+  ASSERT_FALSE(uri);
+  EXPECT_EQ(uri.error().code(), ErrorCode::invalid_argument);
+  EXPECT_NE(uri.error().message().find("s3://"), std::string::npos);
+  EXPECT_NE(uri.error().message().find("not built yet"), std::string::npos);
 }
 
 TEST(Uri, ChildrenAreOneComponentDeeperAndEncoded) {

@@ -40,9 +40,15 @@ TransferRequest FetchJob::request(TimePoint now) {
   if (!progressed_at_) {
     progressed_at_ = now;
   }
-  return {uri_,          {pieces_.front().range.begin, pieces_.back().range.end},
-          pieces_,       expected,
-          failures_ > 0, stop.get_token()};
+  TransferRequest transfer;
+  transfer.uri = uri_;
+  transfer.range = {pieces_.front().range.begin, pieces_.back().range.end};
+  transfer.pieces = pieces_;
+  transfer.expected = expected;
+  transfer.fresh_connection = failures_ > 0;
+  transfer.document = document;
+  transfer.stop = stop.get_token();
+  return transfer;
 }
 
 Error FetchJob::name(const Error& error) const {
@@ -58,6 +64,9 @@ Error FetchJob::final_error(const Error& error) const {
 }
 
 void FetchJob::take_progress(const TransferResult& transfer, const RetryRule& rule, TimePoint now) {
+  if (document) {
+    return;  // There is no asking for the rest of one.
+  }
   if (!expected && transfer.info) {
     expected = transfer.info;  // The rest must come from the same bytes.
   }
@@ -84,7 +93,7 @@ FetchJob::Landing FetchJob::land(const TransferResult& transfer, const RetryRule
     }
     const std::uint64_t end = std::min(pieces_.back().range.end, transfer.info->size);
     LIB_CHECK(transfer.bytes_in_order == end - missing_begin());
-    return {*transfer.info, {}};
+    return {Landed{*transfer.info, transfer.link}, {}};
   }
   const Error& error = *transfer.error;
   if (error.code() != ErrorCode::unavailable) {

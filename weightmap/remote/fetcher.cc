@@ -71,11 +71,13 @@ class Fetcher::Impl {
     }
   }
 
+  using Landed = FetchJob::Landed;
+
   /// Waits for the one result of a job that `stop` may cut short.
-  Result<ObjectInfo> run_and_wait(FetchJob job, const std::stop_token& stop) {
+  Result<Landed> run_and_wait(FetchJob job, const std::stop_token& stop) {
     Monitor answered(clock_);
-    std::optional<Result<ObjectInfo>> answer;
-    job.done = [&](Result<ObjectInfo> result) {
+    std::optional<Result<Landed>> answer;
+    job.done = [&](Result<Landed> result) {
       auto lock = answered.lock();
       answer.emplace(std::move(result));
       answered.notify_all(lock);
@@ -100,12 +102,26 @@ class Fetcher::Impl {
     FetchJob job(uri, {{range, reinterpret_cast<std::byte*>(opened.head.data())}});
     job.opening = true;
     job.expected = std::move(expected);
-    LIB_TRY(opened.info, run_and_wait(std::move(job), stop));
+    LIB_TRY(Landed landed, run_and_wait(std::move(job), stop));
+    opened.info = std::move(landed.info);
     opened.head.resize(std::min<std::uint64_t>(opened.head.size(), opened.info.size));
     auto lock = monitor_.lock();
     opened.id = static_cast<ObjectId>(objects_.size());
     objects_.push_back({uri, opened.info});
     return opened;
+  }
+
+  Result<Document> read_document(const Uri& uri, std::uint64_t bytes_max,
+                                 const std::stop_token& stop) {
+    Document document;
+    document.body.resize(bytes_max);
+    FetchJob job(uri, {{{0, bytes_max}, reinterpret_cast<std::byte*>(document.body.data())}});
+    job.opening = true;
+    job.document = true;
+    LIB_TRY(Landed landed, run_and_wait(std::move(job), stop));
+    document.body.resize(landed.info.size);
+    document.link = std::move(landed.link);
+    return document;
   }
 
   FetchJob job_for(FetchRequest request) {
@@ -184,7 +200,7 @@ class Fetcher::Impl {
     }
   }
 
-  void finish(Lock& lock, const std::shared_ptr<FetchJob>& job, Result<ObjectInfo> result) {
+  void finish(Lock& lock, const std::shared_ptr<FetchJob>& job, Result<Landed> result) {
     lock.unlock();
     job->done(std::move(result));
     lock.lock();
@@ -213,6 +229,7 @@ class Fetcher::Impl {
       }
       statistics_.body_bytes += result.body_bytes;
       statistics_.piece_bytes += result.piece_bytes;
+      statistics_.resolves += result.resolves;
       const TimePoint now = clock_.now();
       TimePoint& cool_until = cool_until_[job->origin()];
       if (result.retry_after) {
@@ -306,9 +323,14 @@ Result<Fetcher::Opened> Fetcher::open(const Uri& uri, std::uint64_t head_bytes,
   return impl_->open(uri, head_bytes, expected, stop);
 }
 
+Result<Fetcher::Document> Fetcher::read_document(const Uri& uri, std::uint64_t bytes_max,
+                                                 const std::stop_token& stop) {
+  return impl_->read_document(uri, bytes_max, stop);
+}
+
 void Fetcher::submit(FetchRequest request, std::function<void(Result<void>)> done) {
   FetchJob job = impl_->job_for(std::move(request));
-  job.done = [done = std::move(done)](Result<ObjectInfo> result) {
+  job.done = [done = std::move(done)](Result<FetchJob::Landed> result) {
     done(result ? Result<void>() : Result<void>(std::move(result).error()));
   };
   impl_->add(std::move(job));

@@ -42,6 +42,7 @@ struct FetcherOptions {
 struct FetchStatistics {
   std::uint64_t requests = 0;  ///< Started, retries included.
   std::uint64_t retries = 0;
+  std::uint64_t resolves = 0;     ///< Times a hub was asked where a file lies.
   std::uint64_t body_bytes = 0;   ///< Received, wanted or not: what the wire carried.
   std::uint64_t piece_bytes = 0;  ///< Placed at destinations.
   Duration busy{};                ///< At least one request was in flight.
@@ -71,6 +72,16 @@ class Fetcher {
   /// As open(), and knowing already what it must be. @error source_changed  it is not.
   Result<Opened> open(const Uri& uri, std::uint64_t head_bytes, const ObjectInfo& expected,
                       const std::stop_token& stop);
+
+  struct Document {
+    std::string body;
+    std::string link;  ///< See TransferResult.
+  };
+  /// Reads a small document that has no known size and no ranges, such as an API's answer.
+  /// @param bytes_max  Allocated before the request.
+  /// @error as open(); bad_input if it is larger than `bytes_max`.
+  Result<Document> read_document(const Uri& uri, std::uint64_t bytes_max,
+                                 const std::stop_token& stop);
 
   /// Queues a request; requests start in the order they are queued. `done` is called once, on the
   /// fetcher's thread, and must not block: void, or unavailable | source_changed | bad_input |

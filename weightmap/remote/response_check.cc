@@ -139,6 +139,21 @@ Error check_416(const ResponseHead& head, const ResponseExpectation& expectation
   return retry("HTTP 416 for a range inside the file");
 }
 
+ResponseVerdict check_document(ResponseVerdict verdict, int status,
+                               std::optional<std::uint64_t> length, const ByteRange& room) {
+  if (status != 200) {
+    verdict.error = retry(status_text(status) + " where no range was asked");
+  } else if (length.value_or(0) > room.end) {
+    verdict.error = Error(ErrorCode::bad_input,
+                          "the answer has " + std::to_string(*length) + " bytes, more than the " +
+                              std::to_string(room.end) + " that make sense here");
+  }
+  verdict.length_known = length.has_value();
+  verdict.wanted = {0, length.value_or(room.end)};
+  verdict.info.size = verdict.wanted.end;
+  return verdict;
+}
+
 }  // namespace
 
 std::optional<std::pair<ByteRange, std::uint64_t>> parse_content_range(std::string_view text) {
@@ -223,6 +238,9 @@ ResponseVerdict check_response(const ResponseHead& head, const ResponseExpectati
   const auto length = length_text ? parse_u64(*length_text) : std::nullopt;
   if (head.contradicts_itself("content-length") || (length_text && !length)) {
     return refuse(retry("the server gives contradicting or unreadable lengths"));
+  }
+  if (expectation.document) {
+    return check_document(std::move(verdict), status, length, expectation.range);
   }
   verdict.info = validator_of(head);
   if (head.contradicts_itself("etag")) {

@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "weightmap/remote/curl_handles.h"
+#include "weightmap/remote/hub_place.h"
 #include "weightmap/remote/transport.h"
 #include "weightmap/remote/uri_parts.h"
 
@@ -15,7 +16,7 @@ constexpr std::size_t kUriBytesMax = 8192;  // Signed URLs reach about 2 KiB.
 
 Error not_a_place(const std::string& why) {
   return {ErrorCode::invalid_argument,
-          why + "; give a directory, file:///dir or https://host/dir/"};
+          why + "; give a directory, file:///dir, https://host/dir/ or hf://org/name"};
 }
 
 std::string lower(std::string_view text) {
@@ -108,7 +109,11 @@ Result<Uri> parse_uri(const std::string& text) {
   if (scheme == "file") {
     return file_uri(std::string_view(text).substr(mark + 3));
   }
-  if (scheme == "s3" || scheme == "hf") {
+  if (scheme == "hf") {
+    LIB_TRY(const HubPlace place, parse_hub_place("hf" + text.substr(mark)));
+    return Uri{"hf", place.text()};
+  }
+  if (scheme == "s3") {
     return Error(ErrorCode::invalid_argument,
                  scheme + ":// is not built yet; give a directory or https://host/dir/");
   }
@@ -153,21 +158,24 @@ Result<Uri> resolve_location(const Uri& base, const std::string& location) {
   return target;
 }
 
-bool is_loopback(const Uri& uri) {
+std::string host_of(const Uri& uri) {
   const CurlUrl url(curl_url());
   LIB_CHECK(url != nullptr);
-  if (curl_url_set(url.get(), CURLUPART_URL, uri.text.c_str(), 0) != CURLUE_OK) {
-    return false;
+  if (curl_url_set(url.get(), CURLUPART_URL, uri.text.c_str(), CURLU_NON_SUPPORT_SCHEME) !=
+      CURLUE_OK) {
+    return "";
   }
   const auto host = url_part(url.get(), CURLUPART_HOST);
-  if (!host) {
-    return false;
-  }
-  if (lower(*host) == "localhost" || *host == "[::1]") {
+  return host ? lower(*host) : "";
+}
+
+bool is_loopback(const Uri& uri) {
+  const std::string host = host_of(uri);
+  if (host == "localhost" || host == "[::1]") {
     return true;
   }
   // Only a dotted quad: "127.evil.example" is a name.
-  return host->rfind("127.", 0) == 0 && host->find_first_not_of("0123456789.") == std::string::npos;
+  return host.rfind("127.", 0) == 0 && host.find_first_not_of("0123456789.") == std::string::npos;
 }
 
 Result<void> check_allowed(const Uri& uri, bool insecure_http) {
@@ -184,8 +192,8 @@ std::string Uri::display() const {
 }
 
 std::string Uri::origin() const {
-  if (scheme == "file") {
-    return "file://";
+  if (scheme == "file" || scheme == "hf") {
+    return scheme + "://";
   }
   const std::size_t host = scheme.size() + 3;
   return text.substr(0, text.find_first_of("/?", host));
@@ -194,7 +202,7 @@ std::string Uri::origin() const {
 Uri Uri::child(const std::string& name) const {
   LIB_CHECK(!name.empty() && name != "." && name != ".." &&
             name.find_first_of(std::string_view("/\0", 2)) == std::string::npos);
-  if (scheme == "file") {
+  if (scheme == "file" || scheme == "hf") {
     return {scheme, text.back() == '/' ? text + name : text + "/" + name};
   }
   const std::size_t mark = text.find('?');
@@ -202,16 +210,7 @@ Uri Uri::child(const std::string& name) const {
   if (path.back() != '/') {
     path.push_back('/');
   }
-  for (const char c : name) {
-    if (std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '-' || c == '.' || c == '_' ||
-        c == '~') {
-      path.push_back(c);
-    } else {
-      constexpr std::string_view kHex = "0123456789ABCDEF";
-      const auto byte = static_cast<unsigned char>(c);
-      path += {'%', kHex[byte >> 4U], kHex[byte & 15U]};
-    }
-  }
+  path += percent_encode(name, "");
   return {scheme, mark == std::string::npos ? path : path + text.substr(mark)};
 }
 
