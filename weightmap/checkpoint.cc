@@ -22,6 +22,7 @@ constexpr std::uint64_t kIndexBytesMax = 256U << 20U;
 // Enough for the whole header of nearly every published file, so one request opens it.
 constexpr std::uint64_t kHeadBytes = 128U << 10U;
 constexpr std::size_t kWeightFilesMax = 100'000;
+constexpr std::size_t kOpenTogether = 64;
 constexpr const char* kConfigName = "config.json";
 constexpr const char* kIndexName = "model.safetensors.index.json";
 constexpr const char* kSingleFileName = "model.safetensors";
@@ -125,33 +126,11 @@ Result<void> Checkpoint::read_headers(remote::Fetcher& fetcher, const std::stop_
   }
 
   std::vector<std::pair<std::uint32_t, TensorInfo>> tensors;
-  for (const std::string& name : names) {
-    const remote::Uri uri = directory_.child(name);
-    auto opened = fetcher.open(uri, kHeadBytes, stop);
-    if (!opened) {
-      return opened.error().code() == ErrorCode::not_found
-                 ? Error(ErrorCode::bad_input,
-                         index_sha256_.empty()
-                             ? directory_.display() + ": neither " + kIndexName + " nor " +
-                                   kSingleFileName + " is there: no weights to read"
-                             : uri.display() + ": not there, though the index names it")
-                 : opened.error();
-    }
-    LIB_TRY(const std::string header, read_header(fetcher, *opened, uri.display(), stop));
-    metadata_bytes_ += kHeaderPrefixBytes + header.size();
-    LIB_TRY(std::vector<TensorInfo> found,
-            parse_safetensors_header(header, opened->info.size, uri.display()));
-    const auto file = static_cast<std::uint32_t>(files_.size());
-    files_.push_back({name, opened->id, opened->info, sha256_hex(header)});
-    for (TensorInfo& tensor : found) {
-      const auto listed = file_of.find(tensor.name);
-      if (!index_sha256_.empty() && (listed == file_of.end() || listed->second != name)) {
-        return Error(ErrorCode::bad_input, uri.display() + ": holds tensor '" + tensor.name +
-                                               "', which the index does not expect there");
-      }
-      file_of.erase(tensor.name);
-      tensors.emplace_back(file, std::move(tensor));
-    }
+  const std::vector<std::string> ordered(names.begin(), names.end());
+  for (std::size_t begin = 0; begin < ordered.size(); begin += kOpenTogether) {
+    const std::size_t end = std::min(ordered.size(), begin + kOpenTogether);
+    LIB_TRY_VOID(read_headers_of(fetcher, std::span(ordered).subspan(begin, end - begin), file_of,
+                                 tensors, stop));
   }
   if (!index_sha256_.empty() && !file_of.empty()) {
     return Error(ErrorCode::bad_input, index_uri.display() + ": says tensor '" +
@@ -159,6 +138,53 @@ Result<void> Checkpoint::read_headers(remote::Fetcher& fetcher, const std::stop_
                                            file_of.begin()->second + ", and it is not");
   }
   return plan_layers(std::move(tensors));
+}
+
+/// Opens files side by side and reads their headers.
+/// @param file_of  What the index says; tensors that are found leave it.
+Result<void> Checkpoint::read_headers_of(remote::Fetcher& fetcher,
+                                         std::span<const std::string> names,
+                                         std::map<std::string, std::string>& file_of,
+                                         std::vector<std::pair<std::uint32_t, TensorInfo>>& tensors,
+                                         const std::stop_token& stop) {
+  std::vector<remote::Uri> uris;
+  for (const std::string& name : names) {
+    uris.push_back(directory_.child(name));
+  }
+  const std::vector<Result<remote::Fetcher::Opened>> all = fetcher.open_all(uris, kHeadBytes, stop);
+  const auto cause = std::find_if(all.begin(), all.end(), [](const auto& opened) {
+    return !opened && opened.error().code() != ErrorCode::cancelled;
+  });
+  const std::size_t first = cause == all.end() ? 0 : cause - all.begin();
+  for (std::size_t i = first; i < names.size(); ++i) {
+    const std::string uri = uris[i].display();
+    const Result<remote::Fetcher::Opened>& opened = all[i];
+    if (!opened) {
+      return opened.error().code() == ErrorCode::not_found
+                 ? Error(ErrorCode::bad_input, index_sha256_.empty()
+                                                   ? directory_.display() + ": neither " +
+                                                         kIndexName + " nor " + kSingleFileName +
+                                                         " is there: no weights to read"
+                                                   : uri + ": not there, though the index names it")
+                 : opened.error();
+    }
+    LIB_TRY(const std::string header, read_header(fetcher, *opened, uri, stop));
+    metadata_bytes_ += kHeaderPrefixBytes + header.size();
+    LIB_TRY(std::vector<TensorInfo> found,
+            parse_safetensors_header(header, opened->info.size, uri));
+    const auto file = static_cast<std::uint32_t>(files_.size());
+    files_.push_back({names[i], opened->id, opened->info, sha256_hex(header)});
+    for (TensorInfo& tensor : found) {
+      const auto listed = file_of.find(tensor.name);
+      if (!index_sha256_.empty() && (listed == file_of.end() || listed->second != names[i])) {
+        return Error(ErrorCode::bad_input, uri + ": holds tensor '" + tensor.name +
+                                               "', which the index does not expect there");
+      }
+      file_of.erase(tensor.name);
+      tensors.emplace_back(file, std::move(tensor));
+    }
+  }
+  return {};
 }
 
 const gpu_exec::LayerSpec& Checkpoint::layer_spec(std::int32_t layer) const {
