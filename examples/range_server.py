@@ -206,7 +206,7 @@ class RangeServer:
             return sorted(self._records, key=lambda record: record.time)
 
     def start(self):
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
         return self
 

@@ -161,6 +161,31 @@ def ragged_job(tmp_path_factory):
     return RaggedJob(tmp_path_factory.mktemp("ragged_job"))
 
 
+@pytest.fixture(scope="session")
+def ragged_digest(ragged_job, librarian, tmp_path_factory):
+    """Digest of the store that the ragged job's local files give."""
+    from support import last_run
+    store = tmp_path_factory.mktemp("ragged_digest") / "store"
+    librarian(*ragged_job.extract(ragged_job.original / "model", store))
+    return last_run(store)["store_digest"]
+
+
+@pytest.fixture
+def extract_right(ragged_job, ragged_digest, librarian, memory_path):
+    """extract_right(place, options..., env={...}): run or resume the ragged job from a place.
+
+    Its store, memory_path/store, must be what the local files give. `env` is added to ours.
+    """
+    from support import last_run
+
+    def run(place, *options, env=None):
+        store = memory_path / "store"
+        librarian(*ragged_job.extract(place, store, *options), env=os.environ | (env or {}))
+        assert last_run(store)["store_digest"] == ragged_digest
+
+    return run
+
+
 @pytest.fixture
 def start_program():
     """start_program(binary, "extract", ...) -> a running Program with --json.
@@ -183,3 +208,19 @@ def start_program():
 def start(librarian_binary, start_program):
     """start("extract", ...) -> a running librarian, as start_program()."""
     return functools.partial(start_program, librarian_binary)
+
+
+@pytest.fixture
+def hub(ragged_job, monkeypatch, tmp_path):
+    """A running ScriptedHub that has the ragged job's model as org/tiny-llama.
+
+    The program finds it, and no token or cache of whoever runs the tests.
+    """
+    from scripted_hub import ScriptedHub
+    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "XDG_CACHE"))]:
+        monkeypatch.delenv(name)
+    with ScriptedHub() as hub:
+        hub.push("org/tiny-llama", ragged_job.original / "model")
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "no_hub_home"))
+        yield hub

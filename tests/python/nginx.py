@@ -125,8 +125,9 @@ class Nginx:
         # It inherits our socket, as from an older nginx: so nobody can take the port before it.
         self._process = subprocess.Popen(
             [find_nginx(), "-p", self.folder, "-c", configuration, "-e", self.folder / "error.log"],
-            pass_fds=[self._socket.fileno()], env=os.environ | {"NGINX": f"{self._socket.fileno()};"},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            pass_fds=[self._socket.fileno()],
+            env=os.environ | {"NGINX": f"{self._socket.fileno()};"}, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL)
         self._socket.close()
         deadline = time.monotonic() + START_SECONDS_MAX
         while not (self.folder / "nginx.pid").exists():

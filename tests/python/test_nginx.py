@@ -5,48 +5,24 @@ Method: Debian's nginx with one more setting per test; its own log says that the
 """
 
 import collections
-import json
 import os
 
 import pytest
 
 from nginx import Nginx, find_nginx
+from support import last_run
 
 BAD_INPUT = 3
 
 pytestmark = pytest.mark.skipif(not find_nginx(), reason="nginx is not installed")
 
 
-def last_run(store):
-    return json.loads((store / "report.json").read_text())["runs"][-1]
-
-
-@pytest.fixture(scope="module")
-def right_digest(ragged_job, librarian, tmp_path_factory):
-    store = tmp_path_factory.mktemp("right") / "store"
-    librarian(*ragged_job.extract(ragged_job.original / "model", store))
-    return last_run(store)["store_digest"]
-
-
-@pytest.fixture
-def extract(ragged_job, librarian, right_digest, memory_path):
-    """extract(url, options..., env={...}): run the job from there and check the result."""
-
-    def run(url, *options, env=None):
-        store = memory_path / "store"
-        librarian(*ragged_job.extract(url, store, *options),
-                  env=None if env is None else os.environ | env)
-        assert last_run(store)["store_digest"] == right_digest
-        return last_run(store)
-
-    return run
+# Settings of the server, and what its log must show so that the setting was met.
 
 
 def weights(log):
     return [entry for entry in log if entry["path"].endswith(".safetensors")]
 
-
-# Settings of the server, and what its log must show so that the setting was met.
 
 def ranges_only(log):
     return {entry["status"] for entry in weights(log)} == {206}
@@ -86,29 +62,29 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_servers_settings_make_no_difference(name, extract, ragged_job, tmp_path):
+def test_a_servers_settings_make_no_difference(name, extract_right, ragged_job, tmp_path):
     setting, check = SETTINGS[name]
     with Nginx(ragged_job.original, tmp_path / "nginx", http=setting) as nginx:
-        extract(nginx.url + "model/")
+        extract_right(nginx.url + "model/")
     assert check(nginx.log()), nginx.log()
 
 
-def test_a_server_that_refuses_connections_too_many_is_used_with_fewer(extract, ragged_job,
+def test_a_server_that_refuses_connections_too_many_is_used_with_fewer(extract_right, ragged_job,
                                                                        tmp_path):
     # Method: 8 connections are wanted, 1 request is served at once, and slowly enough to meet.
     with Nginx(ragged_job.original, tmp_path / "nginx",
                http="limit_conn_zone $binary_remote_addr zone=all:1m; limit_conn all 1;"
                     "limit_rate 400k;") as nginx:
-        extract(nginx.url + "model/", "--connections", 8)
+        extract_right(nginx.url + "model/", "--connections", 8)
     assert 503 in {entry["status"] for entry in nginx.log()}
 
 
-def test_a_server_that_counts_requests_is_asked_more_slowly(extract, ragged_job, tmp_path):
+def test_a_server_that_counts_requests_is_asked_more_slowly(extract_right, ragged_job, tmp_path):
     # Method: 429 for what is more than 60 requests a second and 20 in reserve.
     with Nginx(ragged_job.original, tmp_path / "nginx",
                http="limit_req_zone $binary_remote_addr zone=all:1m rate=60r/s; limit_req zone=all "
                     "burst=20 nodelay; limit_req_status 429;") as nginx:
-        extract(nginx.url + "model/", "--connections", 8)
+        extract_right(nginx.url + "model/", "--connections", 8)
     assert 429 in {entry["status"] for entry in nginx.log()}
 
 
@@ -130,19 +106,20 @@ def https(authority, ragged_job, tmp_path):
         nginx.__exit__()
 
 
-def test_https_trusts_the_authorities_of_the_machine(ragged_job, right_digest, https, trusting,
+def test_https_trusts_the_authorities_of_the_machine(ragged_job, ragged_digest, https, trusting,
                                                      tmp_path):
     nginx, store = https("127.0.0.1"), tmp_path / "store"
     done = trusting(*ragged_job.extract(nginx.url + "model/", store))
     assert done.returncode == 0, done.stderr
-    assert last_run(store)["store_digest"] == right_digest
+    assert last_run(store)["store_digest"] == ragged_digest
 
 
 @pytest.mark.xfail(strict=True, reason="no variable names the authorities yet")
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "CURL_CA_BUNDLE"])
-def test_https_trusts_the_file_that_the_environment_names(variable, extract, https, authority):
+def test_https_trusts_the_file_that_the_environment_names(variable, extract_right, https,
+                                                          authority):
     nginx = https("127.0.0.1")
-    extract(nginx.url + "model/", env={variable: str(authority.bundle)})
+    extract_right(nginx.url + "model/", env={variable: str(authority.bundle)})
 
 
 def test_an_unknown_authority_ends_the_job_at_once(refused, ragged_job, https, tmp_path):
@@ -172,27 +149,28 @@ def proxy_for(root, folder):
     return Nginx(root, folder)
 
 
-def test_a_proxy_is_used_where_the_environment_names_one(extract, ragged_job, tmp_path):
+def test_a_proxy_is_used_where_the_environment_names_one(extract_right, ragged_job, tmp_path):
     with proxy_for(ragged_job.original, tmp_path / "nginx") as proxy:
-        extract("http://weights.invalid/model/", "--insecure-http", env={"http_proxy": proxy.url})
+        extract_right("http://weights.invalid/model/", "--insecure-http",
+                      env={"http_proxy": proxy.url})
     assert {entry["host"] for entry in proxy.log()} == {"weights.invalid"}
     assert all(entry["request"].startswith("GET http://weights.invalid/model/")
                for entry in proxy.log())
 
 
-def test_a_proxy_is_not_asked_for_this_machine(extract, ragged_job, tmp_path):
+def test_a_proxy_is_not_asked_for_this_machine(extract_right, ragged_job, tmp_path):
     # Its "127.0.0.1" would be another machine.
     with proxy_for(tmp_path, tmp_path / "proxy") as proxy, \
             Nginx(ragged_job.original, tmp_path / "nginx") as nginx:
-        extract(nginx.url + "model/", env={"http_proxy": proxy.url, "all_proxy": proxy.url})
+        extract_right(nginx.url + "model/", env={"http_proxy": proxy.url, "all_proxy": proxy.url})
     assert proxy.log() == []
 
 
-def test_hosts_of_no_proxy_are_asked_directly(extract, ragged_job, tmp_path):
+def test_hosts_of_no_proxy_are_asked_directly(extract_right, ragged_job, tmp_path):
     # Method: libcurl itself knows that every name under "localhost" is this machine.
     with proxy_for(tmp_path, tmp_path / "proxy") as proxy, \
             Nginx(ragged_job.original, tmp_path / "nginx") as nginx:
-        extract(f"http://weights.localhost:{nginx.port}/model/", "--insecure-http",
+        extract_right(f"http://weights.localhost:{nginx.port}/model/", "--insecure-http",
                 env={"http_proxy": proxy.url, "no_proxy": "weights.localhost"})
     assert proxy.log() == []
     assert {entry["host"] for entry in nginx.log()} == {f"weights.localhost:{nginx.port}"}

@@ -8,7 +8,8 @@ import urllib.parse
 import pytest
 
 from fault_server import Fault
-from scripted_hub import ScriptedHub, git_blob_sha1, rate_limited
+from hub_content import git_blob_sha1, write_cache
+from scripted_hub import ScriptedHub, rate_limited
 
 CONFIG, WEIGHTS = b'{"model_type": "llama"}', bytes(range(251)) * 40
 NAME = "org/name"
@@ -241,7 +242,7 @@ def test_every_request_is_recorded_with_its_origin_and_headers(hub, commit):
 
 
 def test_the_cache_is_laid_out_as_the_public_client_leaves_it(hub, commit, tmp_path):
-    snapshot = hub.write_cache(tmp_path / "cache", NAME, commit)
+    snapshot = write_cache(tmp_path / "cache", hub.repositories[NAME], commit)
     root = tmp_path / "cache/models--org--name"
     assert snapshot == root / "snapshots" / commit
     assert (root / "refs/main").read_text() == commit
