@@ -82,6 +82,9 @@ class PreparedJob {
   /// Multiplications and additions of one pass over all tokens.
   double flops() const;
 
+  /// Bytes received so far, of requests under way as well. Thread-safe.
+  std::uint64_t fetched_bytes() const;
+
   /// Floating-point operations per second of the device, from a fraction of a second of a layer's
   /// matrix products; for estimates, not for promises.
   Result<double> measure_flops() const;

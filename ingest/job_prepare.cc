@@ -87,6 +87,7 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   transport_ = environment_.make_transport(options_);
   weightmap::remote::FetcherOptions fetching;
   fetching.connections = options_.connections;
+  fetching.hedge_budget = options_.hedge_budget;
   fetcher_ = std::make_unique<Fetcher>(*transport_, *environment_.clock, fetching);
   const std::optional<std::string> known_commit =
       options_.out.empty() ? std::nullopt
@@ -247,6 +248,8 @@ std::uint64_t PreparedJob::part_fetch_bytes() const {
   }
   return bytes;
 }
+
+std::uint64_t PreparedJob::fetched_bytes() const { return fetcher_->statistics().body_bytes; }
 
 double PreparedJob::flops() const {
   const std::int32_t layers = std::min(captures_.last_layer() + 1, checkpoint_->layer_count());

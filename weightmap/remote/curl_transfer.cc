@@ -118,7 +118,8 @@ void CurlTransfer::set_limits(CURL* easy) {
   set(easy, CURLOPT_NOSIGNAL, 1L);
   // Without it, ending a transfer waits for a name look-up that may hang for half a minute.
   set(easy, CURLOPT_QUICK_EXIT, 1L);
-  set(easy, CURLOPT_BUFFERSIZE, kReceiveBufferBytes);
+  // Refused where a hop that failed has left its buffer behind, which does as well.
+  static_cast<void>(curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, kReceiveBufferBytes));
   set(easy, CURLOPT_TCP_KEEPALIVE, 1L);
   set(easy, CURLOPT_TCP_NODELAY, 1L);
   set(easy, CURLOPT_FRESH_CONNECT, request_.fresh_connection ? 1L : 0L);
