@@ -325,7 +325,6 @@ def dies_with_a_core(command, folder, ready):
     return os.WCOREDUMP(ended)
 
 
-@pytest.mark.xfail(strict=True, reason="nothing forbids core files yet")
 def test_no_core_file_is_written(hub, token, ragged_job, librarian_binary, memory_path):
     if resource.getrlimit(resource.RLIMIT_CORE)[1] != resource.RLIM_INFINITY:
         pytest.skip("core files are forbidden here")
