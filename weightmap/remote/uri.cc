@@ -111,6 +111,9 @@ Result<Uri> parse_uri(const std::string& text) {
   }
   if (scheme == "hf") {
     LIB_TRY(const HubPlace place, parse_hub_place("hf" + text.substr(mark)));
+    if (text.find('?') != std::string::npos) {
+      return not_a_place("a hub model has no query");
+    }
     return Uri{"hf", place.text()};
   }
   if (scheme == "s3") {
