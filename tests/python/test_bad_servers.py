@@ -82,6 +82,18 @@ def test_a_server_that_recovers_costs_nothing_but_time(
     assert last_run(store)["store_digest"] == right_digest
 
 
+def test_a_redirect_to_a_name_that_nobody_knows_is_tried_again(
+        librarian, serve, right_digest, tmp_path):
+    # Goal: a name that cannot be resolved is a failure of the network like any other.
+    fault = Fault(status(302, location="http://weights.invalid/"), path=CONFIG)
+    server = serve(FAMILY, faults=[fault])
+    store = tmp_path / "store"
+    librarian("extract", server.url + "model/", "--tokens", TOKENS, "--out", store,
+              "--insecure-http")
+    assert fault.struck == 1
+    assert last_run(store)["store_digest"] == right_digest
+
+
 REFUSED = {
     "no config": lambda: Fault(status(404), path=CONFIG, times=ALWAYS),
     "no index": lambda: Fault(status(404), path=INDEX, times=ALWAYS),
