@@ -76,7 +76,8 @@ Result<Uri> http_uri(CURLU* url) {
   }
   if (url_part(url, CURLUPART_USER) || url_part(url, CURLUPART_PASSWORD)) {
     return Error(ErrorCode::invalid_argument,
-                 "a URL must not carry a user name or password: it would end up in logs");
+                 "a URL must not carry a user name or password: it would end up in logs; leave "
+                 "it out");
   }
   const auto host = url_part(url, CURLUPART_HOST);
   if (!host || host->empty()) {
@@ -139,7 +140,8 @@ Result<Uri> parse_uri(const std::string& text) {
 
 Result<Uri> resolve_location(const Uri& base, const std::string& location) {
   if (location.empty() || location.size() > kUriBytesMax || has_control_byte(location)) {
-    return Error(ErrorCode::bad_input, "the server redirects to an unusable Location");
+    return Error(ErrorCode::bad_input,
+                 "the server redirects to an unusable Location; check the URL");
   }
   const CurlUrl url(curl_url());
   LIB_CHECK(url != nullptr);
@@ -150,13 +152,20 @@ Result<Uri> resolve_location(const Uri& base, const std::string& location) {
     return Error(ErrorCode::bad_input, std::string("the server redirects to an unusable URL (") +
                                            curl_url_strerror(code) + ")");
   }
+  const auto scheme = url_part(url.get(), CURLUPART_SCHEME);
+  if (!scheme || (*scheme != "http" && *scheme != "https")) {
+    return Error(ErrorCode::bad_input, "the server redirects to " + scheme.value_or("no scheme") +
+                                           ":, and only http and https are followed; check the "
+                                           "URL");
+  }
   auto target = http_uri(url.get());
   if (!target) {
     return target.error().with_code(ErrorCode::bad_input).with_context("the server's redirect");
   }
   if (base.scheme == "https" && target->scheme != "https") {
     return Error(ErrorCode::bad_input, "the server redirects from https to plain http (" +
-                                           target->display() + "), which is refused");
+                                           target->display() +
+                                           "), which is refused; check the URL");
   }
   return target;
 }
