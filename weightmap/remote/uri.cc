@@ -6,6 +6,7 @@
 
 #include "weightmap/remote/curl_handles.h"
 #include "weightmap/remote/hub_place.h"
+#include "weightmap/remote/s3_address.h"
 #include "weightmap/remote/transport.h"
 #include "weightmap/remote/uri_parts.h"
 
@@ -112,11 +113,13 @@ Result<Uri> parse_uri(const std::string& text) {
   }
   if (scheme == "hf") {
     LIB_TRY(const HubPlace place, parse_hub_place("hf" + text.substr(mark)));
+    if (text.find('?') != std::string::npos) {
+      return not_a_place("a hub model has no query");
+    }
     return Uri{"hf", place.text()};
   }
   if (scheme == "s3") {
-    return Error(ErrorCode::invalid_argument,
-                 scheme + ":// is not built yet; give a directory or https://host/dir/");
+    return s3_uri(std::string_view(text).substr(mark + 3));
   }
   if (has_control_byte(text)) {
     return not_a_place("the URL contains a control character");
@@ -197,7 +200,7 @@ Result<void> check_allowed(const Uri& uri, bool insecure_http) {
 }
 
 std::string Uri::display() const {
-  return scheme == "file" ? text : text.substr(0, text.find('?'));
+  return scheme == "file" || scheme == "s3" ? text : text.substr(0, text.find('?'));
 }
 
 std::string Uri::origin() const {
@@ -211,7 +214,8 @@ std::string Uri::origin() const {
 Uri Uri::child(const std::string& name) const {
   LIB_CHECK(!name.empty() && name != "." && name != ".." &&
             name.find_first_of(std::string_view("/\0", 2)) == std::string::npos);
-  if (scheme == "file" || scheme == "hf") {
+  // Not encoded, and without a query.
+  if (scheme == "file" || scheme == "hf" || scheme == "s3") {
     return {scheme, text.back() == '/' ? text + name : text + "/" + name};
   }
   const std::size_t mark = text.find('?');
