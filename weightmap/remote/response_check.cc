@@ -58,8 +58,7 @@ Error refused_status(int status, bool redirected) {
     case 410:
       return {ErrorCode::not_found, text + ": the server has no such file; check the URL"};
     case 407:
-      return {ErrorCode::bad_input,
-              text + ": the proxy wants a login; check http_proxy and https_proxy"};
+      return proxy_wants_login();
     case 408:
     case 425:
     case 429:
@@ -168,6 +167,11 @@ ResponseVerdict check_document(ResponseVerdict verdict, int status,
 }
 
 }  // namespace
+
+Error proxy_wants_login() {
+  return {ErrorCode::bad_input,
+          "HTTP 407: the proxy wants a login; check http_proxy and https_proxy"};
+}
 
 std::optional<std::pair<ByteRange, std::uint64_t>> parse_content_range(std::string_view text) {
   constexpr std::string_view kUnit = "bytes ";

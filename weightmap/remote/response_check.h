@@ -59,6 +59,9 @@ struct ResponseVerdict {
 
 ResponseVerdict check_response(const ResponseHead& head, const ResponseExpectation& expectation);
 
+/// What a 407 means, from a server or while a tunnel is opened.
+Error proxy_wants_login();
+
 /// "bytes 0-99/1000" as {0, 100} and 1000. None if it is anything else, "*" included.
 /// @source RFC 9110 14.4; the last byte is counted inclusively there.
 std::optional<std::pair<ByteRange, std::uint64_t>> parse_content_range(std::string_view text);
