@@ -5,6 +5,7 @@
 #include "cli/commands.h"
 #include "cli/exit_codes.h"
 #include "cli/output.h"
+#include "cli/secrets.h"
 #include "cli/signals.h"
 
 namespace librarian::cli {
@@ -40,6 +41,7 @@ int report_error(const Error& error, bool json, int signal_number) {
 }
 
 int run(int argc, char** argv) {
+  forbid_core_files();
   const auto parsed = parse_command_line(argc, argv);
   if (!parsed) {
     return report_error(parsed.error(), false, 0);

@@ -8,6 +8,7 @@
 
 #include "base/units.h"
 #include "base/version.h"
+#include "cli/secrets.h"
 #include "cli/toml_config.h"
 
 namespace librarian::cli {
@@ -19,7 +20,8 @@ constexpr const char* kDescription =
 
 constexpr const char* kModelHelp =
     "Model directory with config.json and .safetensors files:\n"
-    "/path/dir, file:///path/dir or http(s)://host/dir/";
+    "/path/dir, file:///path/dir, http(s)://host/dir/ or hf://org/name[@revision]\n"
+    "(HF_TOKEN, HF_ENDPOINT; a revision is pinned to its commit when the job begins)";
 
 constexpr const char* kCaptureHelp =
     "What to keep, repeatable and comma-separated: NAME[@LAYERS].\n"
@@ -37,6 +39,9 @@ constexpr const char* kFooter =
     "Exit codes: 0 done, 2 usage, 3 bad model or input, 4 output busy or of another job,\n"
     "5 does not fit, 6 remote failed or changed, 7 damage found, 130/143 stopped (resumable).";
 
+// Below this, our own limit and a dead server look alike.
+constexpr std::uint64_t kBandwidthMin = 64 * kKiB;
+
 /// Raw text of the options that need more than CLI11's own conversions.
 struct RawOptions {
   std::string device = "auto";
@@ -49,6 +54,9 @@ struct RawOptions {
   std::string state = "auto";
   std::string save_state_every = "10min";
   std::optional<std::string> disk_limit;
+  std::optional<std::string> bandwidth_max;
+  std::string hedge_budget = "1%";
+  std::string header_file;
   std::string codec = "zstd";
   std::string staging = "auto";
   std::optional<std::string> cache_limit;
@@ -73,6 +81,18 @@ Result<std::uint64_t> auto_or_count(const std::string& name, const std::string& 
     return usage(name + " " + text + ": must be auto or a number of tokens, at least 1");
   }
   return value;
+}
+
+/// "1%", "0.5%", "0": a share.
+Result<double> share(const std::string& name, const std::string& text) {
+  const std::string digits = text.ends_with('%') ? text.substr(0, text.size() - 1) : text;
+  const bool zero = text == "0";
+  if ((!zero && !text.ends_with('%')) || digits.empty() || digits.size() > 6 ||
+      digits.find_first_not_of("0123456789.") != std::string::npos || digits.front() == '.' ||
+      std::count(digits.begin(), digits.end(), '.') > 1 || std::stod(digits) > 100) {
+    return usage(name + " " + text + ": must be a percentage such as 1%, or 0");
+  }
+  return std::stod(digits) / 100;
 }
 
 /// Names of the paths that this machine runs.
@@ -169,6 +189,18 @@ Result<void> apply_fetch_numbers(const RawOptions& raw, ingest::JobOptions& job)
     }
     LIB_TRY(job.cache_limit_bytes, named("--cache-limit", parse_bytes(*raw.cache_limit)));
   }
+  if (raw.bandwidth_max) {
+    std::string text = *raw.bandwidth_max;
+    text = text.ends_with("/s") ? text.substr(0, text.size() - 2) : text;
+    LIB_TRY(job.bandwidth_max, named("--max-bandwidth", parse_bytes(text)));
+    if (job.bandwidth_max < kBandwidthMin) {
+      return usage("--max-bandwidth " + *raw.bandwidth_max + ": must be at least 64KiB");
+    }
+  }
+  LIB_TRY(job.hedge_budget, share("--hedge-budget", raw.hedge_budget));
+  if (!raw.header_file.empty()) {
+    LIB_TRY(job.headers, read_header_file(raw.header_file));
+  }
   return {};
 }
 
@@ -199,9 +231,19 @@ void add_fetch_options(CLI::App& app, ingest::JobOptions& job, RawOptions& raw) 
   app.add_option("--host-memory", raw.host_memory,
                  "Limit of all buffers, e.g. 4GiB. Default: half of RAM or of the cgroup limit")
       ->type_name("SIZE");
-  app.add_option("--connections", job.connections, "Range requests at a time")
+  app.add_option("--connections", job.connections,
+                 "Range requests at a time, at most; begins with fewer and grows while that helps")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
+  app.add_option("--max-bandwidth", raw.bandwidth_max,
+                 "Bytes per second from the network, at most, e.g. 100MB")
+      ->type_name("SIZE");
+  app.add_option("--hedge-budget", raw.hedge_budget,
+                 "Extra bytes for asking twice where an answer is late, of all bytes; 0: never")
+      ->capture_default_str();
+  app.add_option("--header-file", raw.header_file,
+                 "Lines 'Name: value' for the model's http(s) server alone; only you may read it")
+      ->type_name("FILE");
   app.add_option("--weights-cache", job.weights_cache,
                  "Keep whole weight files here for the next part, job or process")
       ->check(not_empty())

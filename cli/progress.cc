@@ -13,6 +13,8 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr auto kRedrawPeriod = 100ms;
+constexpr auto kQuietPeriod = 500ms;  // Redrawn that often though nothing else happens.
+constexpr auto kRatePeriod = 2s;
 
 double seconds(Duration duration) { return std::chrono::duration<double>(duration).count(); }
 
@@ -44,9 +46,19 @@ std::string waiter(const ingest::LayerTimes& times) {
 }  // namespace
 
 Progress::Progress(const ingest::PreparedJob& job, ProgressStyle style)
-    : job_(job), style_(style), begin_(real_clock().now()) {
+    : job_(job), style_(style), begin_(real_clock().now()), seen_at_(begin_) {
   steps_total_ = static_cast<double>(job.tokens().tokens()) *
                  static_cast<double>(job.captures().last_layer() + 2);
+  if (style_ == ProgressStyle::live) {
+    redraw_ = std::jthread([this](const std::stop_token& stop) {
+      while (real_clock().sleep_for(kQuietPeriod, stop)) {
+        const std::lock_guard<std::mutex> guard(mutex_);
+        if (line_shown_ && real_clock().now() - drawn_ >= kQuietPeriod) {
+          draw();
+        }
+      }
+    });
+  }
 }
 
 Progress::~Progress() { finish(); }
@@ -102,7 +114,6 @@ void Progress::rows_done(std::uint64_t /*part*/, std::int32_t layer, std::uint64
 
 void Progress::layer_done(const ingest::LayerDone& event) {
   const std::lock_guard<std::mutex> guard(mutex_);
-  fetched_bytes_ += event.fetched_bytes;
   stored_bytes_ += event.stored_bytes;
   steps_done_ += static_cast<double>(event.tokens);
   last_times_ = event.times;
@@ -175,6 +186,7 @@ void Progress::warning(const std::string& text) {
 }
 
 void Progress::finish() {
+  redraw_ = {};
   const std::lock_guard<std::mutex> guard(mutex_);
   clear();
 }
@@ -186,8 +198,20 @@ void Progress::clear() {
   }
 }
 
+/// What came from the network in the last seconds, per second.
+void Progress::take_rate(TimePoint now) {
+  if (fetch_rate_ != 0 && now - seen_at_ < kRatePeriod) {
+    return;
+  }
+  const std::uint64_t bytes = job_.fetched_bytes();
+  fetch_rate_ = static_cast<double>(bytes - seen_bytes_) / std::max(seconds(now - seen_at_), 1e-3);
+  seen_bytes_ = bytes;
+  seen_at_ = now;
+}
+
 void Progress::draw() {
   const TimePoint now = real_clock().now();
+  take_rate(now);
   const Duration elapsed = now - begin_;
   const double done = fraction_done();
   const double done_here = done - steps_skipped_ / steps_total_;
@@ -203,7 +227,7 @@ void Progress::draw() {
   std::snprintf(percent.data(), percent.size(), "%.1f%%", 100 * done);
   print("\r\033[Kpart " + std::to_string(part_ + 1) + "/" + std::to_string(job_.parts().size()) +
         "  " + layer_name(layer_) + "  " + percent.data() + "  ETA " + eta + "  in " +
-        rate(fetched_bytes_, elapsed) + "  " +
+        format_bytes(static_cast<std::uint64_t>(fetch_rate_)) + "/s  " +
         tokens_per_second(static_cast<std::uint64_t>(steps_here / steps_per_token), elapsed) +
         "  out " + rate(stored_bytes_, elapsed) + "  " +
         (last_times_.wall.count() > 0 ? waiter(last_times_) : "starting"));

@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 
 #include "base/clock.h"
 #include "ingest/job.h"
@@ -33,6 +34,7 @@ class Progress final : public ingest::JobObserver {
 
  private:
   void draw();
+  void take_rate(TimePoint now);
   void clear();
   std::string layer_name(std::int32_t layer) const;
   double fraction_done() const;
@@ -46,7 +48,6 @@ class Progress final : public ingest::JobObserver {
   std::int32_t layer_ = 0;
   std::uint64_t rows_ = 0;
   std::uint64_t rows_total_ = 0;
-  std::uint64_t fetched_bytes_ = 0;
   std::uint64_t stored_bytes_ = 0;
   double steps_done_ = 0;     ///< Layers times tokens, by this process.
   double steps_skipped_ = 0;  ///< Finished before this process began.
@@ -54,6 +55,10 @@ class Progress final : public ingest::JobObserver {
   ingest::LayerTimes last_times_;
   std::string last_waiting_;
   bool line_shown_ = false;
+  std::uint64_t seen_bytes_ = 0;  ///< Fetched when the rate was last taken.
+  TimePoint seen_at_;
+  double fetch_rate_ = 0;  ///< Bytes per second of late.
+  std::jthread redraw_;    ///< While the line is live: weights may take minutes between events.
 };
 
 }  // namespace librarian::cli

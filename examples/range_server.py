@@ -82,11 +82,12 @@ class BytesResource:
 
 @dataclass
 class Request:
-    """What the client asked. `path` is decoded and has no query; header names ignore case."""
+    """What the client asked. `path` is decoded; `query` is as sent; header names ignore case."""
 
     method: str
     path: str
     headers: object
+    query: str = ""
 
 
 @dataclass
@@ -201,10 +202,11 @@ class RangeServer:
         """Records of the finished requests, oldest first; waits up to 1 s for running ones."""
         with self._lock:
             self._lock.wait_for(lambda: self._requests_running == 0, timeout=1)
-            return list(self._records)
+            # They end in another order: an answer reaches its client before it is recorded here.
+            return sorted(self._records, key=lambda record: record.time)
 
     def start(self):
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
         return self
 
@@ -355,10 +357,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         arrival, start = time.time(), time.monotonic()
         self.owner._request_started()
-        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path, errors="replace")
+        target = urllib.parse.urlsplit(self.path)
+        path = urllib.parse.unquote(target.path, errors="replace")
         response, sent = Response(HTTPStatus.INTERNAL_SERVER_ERROR), 0
         try:
-            response = self.owner.respond(Request(self.command, path, self.headers))
+            response = self.owner.respond(
+                Request(self.command, path, self.headers, target.query))
             self._send_head(response)
             if self.command != "HEAD" and response.resource is not None:
                 try:

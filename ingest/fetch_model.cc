@@ -39,9 +39,12 @@ Result<std::vector<OpenedFile>> open_files(weightmap::remote::Fetcher& fetcher,
   LIB_TRY(const weightmap::WeightFileList list,
           weightmap::list_weight_files(fetcher, directory, stop));
   std::vector<OpenedFile> files;
-  for (const std::string& name : list.names) {
-    LIB_TRY(const weightmap::remote::Fetcher::Opened opened,
-            weightmap::open_weight_file(fetcher, directory, list, name, 1, stop));
+  const std::vector<std::string> names(list.names.begin(), list.names.end());
+  LIB_TRY(const std::vector<weightmap::remote::Fetcher::Opened> all,
+          weightmap::open_weight_files(fetcher, directory, list, names, 1, stop));
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    const std::string& name = names[i];
+    const weightmap::remote::Fetcher::Opened& opened = all[i];
     OpenedFile file;
     file.facts.name = name;
     file.facts.bytes = opened.info.size;
@@ -157,15 +160,20 @@ Result<std::vector<FetchedFile>> fetch_model(const JobOptions& options,
                                              const JobEnvironment& environment,
                                              const FetchModelOptions& how,
                                              const std::stop_token& stop) {
-  LIB_TRY(const weightmap::remote::Uri directory, weightmap::remote::parse_uri(options.model));
-  if (auto allowed = weightmap::remote::check_allowed(directory, options.insecure_http); !allowed) {
-    return allowed.error().with_context(directory.display());
+  LIB_TRY(const weightmap::remote::Uri place, weightmap::remote::parse_uri(options.model));
+  if (auto allowed = weightmap::remote::check_allowed(place, options.insecure_http); !allowed) {
+    return allowed.error().with_context(place.display());
   }
   Clock& clock = *environment.clock;
   const auto transport = environment.make_transport(options);
   weightmap::remote::FetcherOptions fetching;
   fetching.connections = options.connections;
+  fetching.hedge_budget = options.hedge_budget;
   weightmap::remote::Fetcher fetcher(*transport, clock, fetching);
+  // The origin itself: what the hub's own cache on this machine holds was not fetched by us.
+  LIB_TRY(const weightmap::remote::PinnedModel pinned,
+          weightmap::remote::pin_model(fetcher, place, std::nullopt, environment.variables, stop));
+  const weightmap::remote::Uri& directory = pinned.uri;
   LIB_TRY(std::vector<OpenedFile> files, open_files(fetcher, directory, stop));
   std::vector<FetchedFile> facts;
   const auto tell = [&](const FetchedFile& file) {

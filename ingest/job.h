@@ -27,6 +27,7 @@
 #include "ingest/token_file.h"
 #include "weightmap/checkpoint.h"
 #include "weightmap/remote/fetcher.h"
+#include "weightmap/remote/hub_revision.h"
 #include "weightmap/remote/staging_directory.h"
 #include "weightmap/remote/transport.h"
 #include "weightmap/weight_source.h"
@@ -40,6 +41,9 @@ struct JobEnvironment {
   /// Makes what moves bytes; called once per job.
   std::function<std::unique_ptr<weightmap::remote::Transport>(const JobOptions&)> make_transport;
   std::function<Result<std::unique_ptr<gpu_exec::Device>>(const JobOptions&)> make_device;
+  weightmap::remote::Environment variables = [](const std::string&) {
+    return std::optional<std::string>();
+  };
 
   /// The machine's clock, files, network and CPU.
   static JobEnvironment real();
@@ -85,6 +89,9 @@ class PreparedJob {
   /// Multiplications and additions of one pass over all tokens.
   double flops() const;
 
+  /// Bytes received so far, of requests under way as well. Thread-safe.
+  std::uint64_t fetched_bytes() const;
+
   /// Floating-point operations per second of the device, from a fraction of a second of a layer's
   /// matrix products; for estimates, not for promises.
   Result<double> measure_flops() const;
@@ -118,7 +125,8 @@ class PreparedJob {
   std::unique_ptr<weightmap::remote::Fetcher> fetcher_;  // After the transport it uses.
   std::unique_ptr<gpu_exec::Device> device_;
   std::optional<weightmap::Checkpoint> checkpoint_;
-  weightmap::remote::Uri model_uri_;
+  weightmap::remote::Uri place_;          // As given.
+  weightmap::remote::PinnedModel model_;  // What it was when the job began.
   CaptureList captures_;
   TokenData tokens_;
   std::vector<activation_store::PartRange> parts_;

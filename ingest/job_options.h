@@ -43,7 +43,10 @@ struct JobOptions {
   std::uint64_t chunk_tokens = 0;  ///< 0: from the row's size.
   std::uint64_t shard_tokens = 0;  ///< 0: 512 chunks.
   int threads = 0;                 ///< 0: as many as the process may use.
-  std::uint32_t connections = 8;
+  std::uint32_t connections = 16;
+  std::uint64_t bandwidth_max = 0;   ///< Bytes per second from the network; 0: no limit.
+  double hedge_budget = 0.01;        ///< Extra bytes per byte for requests sent twice.
+  std::vector<std::string> headers;  ///< "Name: value" for the model's own server; may be secret.
   bool insecure_http = false;
   bool allow_nonfinite = false;
 };

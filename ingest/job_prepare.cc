@@ -10,6 +10,7 @@
 #include "ingest/job.h"
 #include "ingest/layer_flops.h"
 #include "ingest/partition.h"
+#include "ingest/source_pin.h"
 #include "ingest/store_directory.h"
 #include "ingest/stored_type.h"
 
@@ -35,10 +36,16 @@ JobEnvironment JobEnvironment::real() {
   JobEnvironment environment;
   environment.clock = &real_clock();
   environment.files = &posix_file_system();
+  environment.variables = weightmap::remote::process_environment();
   environment.make_transport = [](const JobOptions& options) {
     weightmap::remote::TransportOptions transport;
     transport.insecure_http = options.insecure_http;
     transport.connections = options.connections;
+    transport.bandwidth_max = options.bandwidth_max;
+    transport.headers = options.headers;
+    if (const auto uri = weightmap::remote::parse_uri(options.model)) {
+      transport.headers_origin = uri->origin();
+    }
     return weightmap::remote::make_transport(real_clock(), transport);
   };
   environment.make_device = [](const JobOptions& options) {
@@ -66,10 +73,9 @@ Result<std::unique_ptr<PreparedJob>> PreparedJob::create(const JobOptions& optio
 
 Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   using weightmap::remote::Fetcher;
-  LIB_TRY(model_uri_, weightmap::remote::parse_uri(options_.model));
-  if (auto allowed = weightmap::remote::check_allowed(model_uri_, options_.insecure_http);
-      !allowed) {
-    return allowed.error().with_context(model_uri_.display());
+  LIB_TRY(place_, weightmap::remote::parse_uri(options_.model));
+  if (auto allowed = weightmap::remote::check_allowed(place_, options_.insecure_http); !allowed) {
+    return allowed.error().with_context(place_.display());
   }
   const std::uint64_t resident_before = resident_bytes();
   LIB_TRY(device_, environment_.make_device(options_));
@@ -81,8 +87,14 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   transport_ = environment_.make_transport(options_);
   weightmap::remote::FetcherOptions fetching;
   fetching.connections = options_.connections;
+  fetching.hedge_budget = options_.hedge_budget;
   fetcher_ = std::make_unique<Fetcher>(*transport_, *environment_.clock, fetching);
-  LIB_TRY(checkpoint_, weightmap::Checkpoint::open(*fetcher_, model_uri_, stop));
+  const std::optional<std::string> known_commit =
+      options_.out.empty() ? std::nullopt
+                           : read_source_pin(*environment_.files, options_.out, place_.text);
+  LIB_TRY(model_, weightmap::remote::pin_model(*fetcher_, place_, known_commit,
+                                               environment_.variables, stop));
+  LIB_TRY(checkpoint_, weightmap::Checkpoint::open(*fetcher_, model_.read_from, stop));
 
   for (const std::string& text : checkpoint_->config().warnings) {
     warnings_.push_back(text);
@@ -243,6 +255,8 @@ std::uint64_t PreparedJob::part_fetch_bytes() const {
   }
   return bytes;
 }
+
+std::uint64_t PreparedJob::fetched_bytes() const { return fetcher_->statistics().body_bytes; }
 
 double PreparedJob::flops() const {
   const std::int32_t layers = std::min(captures_.last_layer() + 1, checkpoint_->layer_count());

@@ -8,8 +8,10 @@
 #include "ingest/job.h"
 #include "ingest/layer_flops.h"
 #include "ingest/part_run.h"
+#include "ingest/source_pin.h"
 #include "ingest/store_directory.h"
 #include "weightmap/host_ring.h"
+#include "weightmap/remote/hub_place.h"
 
 namespace librarian::ingest {
 namespace {
@@ -200,6 +202,11 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   LIB_TRY_VOID(check_disk());
   LIB_TRY_VOID(
       claim_store(files, clock, options_.out, {identity_, identity_digest_, parts_}, stop));
+  if (place_ != model_.uri) {
+    const auto pinned = weightmap::remote::parse_hub_place(model_.uri.text);
+    LIB_CHECK(pinned.has_value());
+    LIB_TRY_VOID(write_source_pin(files, options_.out, place_.text, pinned->revision));
+  }
   KnownWeights known_weights;
   LIB_TRY_VOID(known_weights.read_published(files, options_.out, parts_.size()));
 
@@ -248,7 +255,7 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   report.outcome = !outcome                     ? outcome_name(outcome.error().code())
                    : report.parts_done_here > 0 ? "complete"
                                                 : "already complete";
-  report.model = model_uri_.display();
+  report.model = model_.uri.display();
   report.device_kind = device_kind_;
   report.threads = threads_;
   report.parts_total = parts_.size();
@@ -281,6 +288,7 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   report.staging = staging ? "disk" : "memory";
   if (outcome) {
     LIB_TRY(report.store_digest, store_digest(files, options_.out, parts_.size()));
+    LIB_TRY_VOID(remove_source_pin(files, options_.out));
     LIB_TRY_VOID(remove_scratch());
   }
   write_report(report);
@@ -332,7 +340,7 @@ Result<void> PreparedJob::check_disk() {
 
 SourceRecord PreparedJob::source_record() const {
   SourceRecord source;
-  source.uri = model_uri_.display();
+  source.uri = model_.read_from.display();
   if (!source.uri.ends_with('/')) {
     source.uri += '/';
   }

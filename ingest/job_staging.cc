@@ -102,7 +102,7 @@ Result<void> PreparedJob::plan_weight_staging() {
   inputs.mode = options_.staging;
   inputs.spare_memory_bytes = minus(memory_.limit_bytes, memory_.total_bytes);
   inputs.connections = options_.connections;
-  if (model_uri_.scheme != "file" && options_.staging != StagingMode::memory) {
+  if (model_.read_from.scheme != "file" && options_.staging != StagingMode::memory) {
     LIB_TRY(inputs.limit_bytes, staging_limit_bytes());
   }
   staging_ = plan_staging(inputs);
@@ -113,7 +113,7 @@ Result<void> PreparedJob::plan_weight_staging() {
   memory_.staging_bytes = staging_.memory_bytes;
   memory_.total_bytes += staging_.memory_bytes;
   const bool wanted = options_.staging == StagingMode::disk || staging_.is_cache;
-  if (wanted && !staging_.on_disk && model_uri_.scheme != "file") {
+  if (wanted && !staging_.on_disk && model_.read_from.scheme != "file") {
     warnings_.push_back("weights are not staged on disk, but read as ranges: " + staging_.reason);
   }
   return {};

@@ -77,9 +77,9 @@ const char* PartRun::verified() const {
   };
   // Journals of before say only where layers came from.
   const bool unsaid = any_is("");
-  const bool local =
-      std::any_of(progress_.sources.begin(), progress_.sources.end(),
-                  [](const SourceRecord& source) { return !source.uri.starts_with("http"); });
+  const bool local = std::any_of(
+      progress_.sources.begin(), progress_.sources.end(),
+      [](const SourceRecord& source) { return source.uri.find("://") == std::string::npos; });
   if (any_is("none") || (unsaid && local)) {
     return "none";
   }

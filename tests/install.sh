@@ -9,8 +9,11 @@ packages=(
   g++ cmake ninja-build ccache git pkg-config python3 python3-venv
   libcurl4-openssl-dev libzstd-dev libtbb-dev libboost-dev libboost-context-dev libgtest-dev
   libgmock-dev nlohmann-json3-dev libcli11-dev libtomlplusplus-dev libspdlog-dev libfmt-dev
-  libexpected-dev libssl-dev libxxhash-dev libbenchmark-dev
+  libexpected-dev libssl-dev libxxhash-dev libbenchmark-dev openssl nginx
 )
+
+as_root=()
+((EUID == 0)) || as_root=(sudo)
 
 is_installed() {
   [[ "$(dpkg-query -W -f='${db:Status-Abbrev}' "$1" 2>/dev/null)" == ii* ]]
@@ -29,12 +32,23 @@ install_system_packages() {
     echo "System packages: all ${#packages[@]} are installed."
     return
   fi
-  local as_root=()
-  ((EUID == 0)) || as_root=(sudo)
   echo "Installing with apt-get: ${missing[*]}"
   "${as_root[@]}" apt-get update -qq
+  # The tests start an nginx of their own; the package must not start one, now or at the next boot.
+  local has_nginx=yes
+  is_installed nginx || has_nginx=
+  [[ -n "$has_nginx" ]] || forbid_service_starts
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
     apt-get install -y -qq --no-install-recommends "${missing[@]}"
+  [[ -n "$has_nginx" ]] || "${as_root[@]}" update-rc.d nginx disable
+}
+
+# Until this script ends, packages do not start their services.
+forbid_service_starts() {
+  [[ ! -e /usr/sbin/policy-rc.d ]] || return 0
+  trap '"${as_root[@]}" rm -f /usr/sbin/policy-rc.d' EXIT
+  printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee /usr/sbin/policy-rc.d >/dev/null
+  "${as_root[@]}" chmod 755 /usr/sbin/policy-rc.d
 }
 
 # The stamp holds what was asked for last time, so an unchanged list costs no call of pip.

@@ -20,6 +20,7 @@ using gpu_exec::DType;
 constexpr std::uint64_t kConfigBytesMax = 16U << 20U;
 // Enough for the whole header of nearly every published file, so one request opens it.
 constexpr std::uint64_t kHeadBytes = 128U << 10U;
+constexpr std::size_t kOpenTogether = 64;
 constexpr const char* kConfigName = "config.json";
 
 std::optional<DType> compute_dtype(const std::string& name) {
@@ -104,25 +105,11 @@ Result<void> Checkpoint::read_headers(remote::Fetcher& fetcher, const std::stop_
   metadata_bytes_ += list.index_bytes;
 
   std::vector<std::pair<std::uint32_t, TensorInfo>> tensors;
-  for (const std::string& name : list.names) {
-    const remote::Uri uri = directory_.child(name);
-    LIB_TRY(const remote::Fetcher::Opened opened,
-            open_weight_file(fetcher, directory_, list, name, kHeadBytes, stop));
-    LIB_TRY(const std::string header, read_header(fetcher, opened, uri.display(), stop));
-    metadata_bytes_ += kHeaderPrefixBytes + header.size();
-    LIB_TRY(std::vector<TensorInfo> found,
-            parse_safetensors_header(header, opened.info.size, uri.display()));
-    const auto file = static_cast<std::uint32_t>(files_.size());
-    files_.push_back({name, opened.id, opened.info, sha256_hex(header)});
-    for (TensorInfo& tensor : found) {
-      const auto listed = list.file_of.find(tensor.name);
-      if (!index_sha256_.empty() && (listed == list.file_of.end() || listed->second != name)) {
-        return Error(ErrorCode::bad_input, uri.display() + ": holds tensor '" + tensor.name +
-                                               "', which the index does not expect there");
-      }
-      list.file_of.erase(tensor.name);
-      tensors.emplace_back(file, std::move(tensor));
-    }
+  const std::vector<std::string> ordered(list.names.begin(), list.names.end());
+  for (std::size_t begin = 0; begin < ordered.size(); begin += kOpenTogether) {
+    const std::size_t end = std::min(ordered.size(), begin + kOpenTogether);
+    LIB_TRY_VOID(read_headers_of(fetcher, std::span(ordered).subspan(begin, end - begin), list,
+                                 tensors, stop));
   }
   if (!index_sha256_.empty() && !list.file_of.empty()) {
     return Error(ErrorCode::bad_input, directory_.display() + ": the index says tensor '" +
@@ -130,6 +117,35 @@ Result<void> Checkpoint::read_headers(remote::Fetcher& fetcher, const std::stop_
                                            list.file_of.begin()->second + ", and it is not");
   }
   return plan_layers(std::move(tensors));
+}
+
+/// Opens files side by side and reads their headers.
+/// @param list  Tensors that are found leave it.
+Result<void> Checkpoint::read_headers_of(remote::Fetcher& fetcher,
+                                         std::span<const std::string> names, WeightFileList& list,
+                                         std::vector<std::pair<std::uint32_t, TensorInfo>>& tensors,
+                                         const std::stop_token& stop) {
+  LIB_TRY(const std::vector<remote::Fetcher::Opened> all,
+          open_weight_files(fetcher, directory_, list, names, kHeadBytes, stop));
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    const std::string uri = directory_.child(names[i]).display();
+    const remote::Fetcher::Opened& opened = all[i];
+    LIB_TRY(const std::string header, read_header(fetcher, opened, uri, stop));
+    metadata_bytes_ += kHeaderPrefixBytes + header.size();
+    LIB_TRY(std::vector<TensorInfo> found, parse_safetensors_header(header, opened.info.size, uri));
+    const auto file = static_cast<std::uint32_t>(files_.size());
+    files_.push_back({names[i], opened.id, opened.info, sha256_hex(header)});
+    for (TensorInfo& tensor : found) {
+      const auto listed = list.file_of.find(tensor.name);
+      if (!index_sha256_.empty() && (listed == list.file_of.end() || listed->second != names[i])) {
+        return Error(ErrorCode::bad_input, uri + ": holds tensor '" + tensor.name +
+                                               "', which the index does not expect there");
+      }
+      list.file_of.erase(tensor.name);
+      tensors.emplace_back(file, std::move(tensor));
+    }
+  }
+  return {};
 }
 
 const gpu_exec::LayerSpec& Checkpoint::layer_spec(std::int32_t layer) const {

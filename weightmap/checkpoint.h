@@ -2,8 +2,10 @@
 /// A model directory, local or remote, understood and checked: what each byte of it means.
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <stop_token>
 #include <string>
 #include <vector>
@@ -12,6 +14,7 @@
 #include "weightmap/model_config.h"
 #include "weightmap/remote/fetcher.h"
 #include "weightmap/safetensors_header.h"
+#include "weightmap/weight_files.h"
 
 namespace librarian::weightmap {
 
@@ -77,6 +80,10 @@ class Checkpoint {
  private:
   Result<void> read_config(remote::Fetcher& fetcher, const std::stop_token& stop);
   Result<void> read_headers(remote::Fetcher& fetcher, const std::stop_token& stop);
+  Result<void> read_headers_of(remote::Fetcher& fetcher, std::span<const std::string> names,
+                               WeightFileList& list,
+                               std::vector<std::pair<std::uint32_t, TensorInfo>>& tensors,
+                               const std::stop_token& stop);
   const gpu_exec::LayerSpec& layer_spec(std::int32_t layer) const;
   std::vector<gpu_exec::WeightRole> roles_of(std::int32_t layer) const;
   Result<void> plan_layers(std::vector<std::pair<std::uint32_t, TensorInfo>> tensors);

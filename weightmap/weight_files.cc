@@ -1,5 +1,8 @@
 #include "weightmap/weight_files.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "base/digest.h"
 #include "weightmap/weight_index.h"
 
@@ -37,21 +40,35 @@ Result<WeightFileList> list_weight_files(remote::Fetcher& fetcher, const remote:
   return list;
 }
 
-Result<remote::Fetcher::Opened> open_weight_file(remote::Fetcher& fetcher,
-                                                 const remote::Uri& directory,
-                                                 const WeightFileList& list,
-                                                 const std::string& name, std::uint64_t head_bytes,
-                                                 const std::stop_token& stop) {
-  const remote::Uri uri = directory.child(name);
-  auto opened = fetcher.open(uri, head_bytes, stop);
-  if (opened || opened.error().code() != ErrorCode::not_found) {
-    return opened;
+Result<std::vector<remote::Fetcher::Opened>> open_weight_files(
+    remote::Fetcher& fetcher, const remote::Uri& directory, const WeightFileList& list,
+    std::span<const std::string> names, std::uint64_t head_bytes, const std::stop_token& stop) {
+  std::vector<remote::Uri> uris;
+  for (const std::string& name : names) {
+    uris.push_back(directory.child(name));
   }
-  return Error(ErrorCode::bad_input,
-               list.index_sha256.empty()
-                   ? directory.display() + ": neither " + kIndexName + " nor " + kSingleFileName +
-                         " is there: no weights to read"
-                   : uri.display() + ": not there, though the index names it");
+  std::vector<Result<remote::Fetcher::Opened>> all = fetcher.open_all(uris, head_bytes, stop);
+  // When one fails the others are cancelled: the one that failed says why.
+  const auto cause = std::find_if(all.begin(), all.end(), [](const auto& opened) {
+    return !opened && opened.error().code() != ErrorCode::cancelled;
+  });
+  if (cause != all.end() && cause->error().code() == ErrorCode::not_found) {
+    const auto index = static_cast<std::size_t>(cause - all.begin());
+    return Error(ErrorCode::bad_input,
+                 list.index_sha256.empty()
+                     ? directory.display() + ": neither " + kIndexName + " nor " + kSingleFileName +
+                           " is there: no weights to read"
+                     : uris[index].display() + ": not there, though the index names it");
+  }
+  if (cause != all.end()) {
+    return cause->error();
+  }
+  std::vector<remote::Fetcher::Opened> opened;
+  for (Result<remote::Fetcher::Opened>& one : all) {
+    LIB_TRY(remote::Fetcher::Opened file, std::move(one));
+    opened.push_back(std::move(file));
+  }
+  return opened;
 }
 
 }  // namespace librarian::weightmap

@@ -4,8 +4,10 @@
 #include <cstdint>
 #include <map>
 #include <set>
+#include <span>
 #include <stop_token>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "weightmap/remote/fetcher.h"
@@ -24,12 +26,11 @@ struct WeightFileList {
 Result<WeightFileList> list_weight_files(remote::Fetcher& fetcher, const remote::Uri& directory,
                                          const std::stop_token& stop);
 
-/// Opens one of them and reads its first bytes.
-/// @error bad_input  It is not there, and so no model, or not the one that the index speaks of.
-Result<remote::Fetcher::Opened> open_weight_file(remote::Fetcher& fetcher,
-                                                 const remote::Uri& directory,
-                                                 const WeightFileList& list,
-                                                 const std::string& name, std::uint64_t head_bytes,
-                                                 const std::stop_token& stop);
+/// Opens some of them side by side and reads their first bytes, in the order of `names`.
+/// @error bad_input  One is not there, so this is no model, or not the one the index speaks of.
+///        Else as Fetcher::open(), of the first that failed.
+Result<std::vector<remote::Fetcher::Opened>> open_weight_files(
+    remote::Fetcher& fetcher, const remote::Uri& directory, const WeightFileList& list,
+    std::span<const std::string> names, std::uint64_t head_bytes, const std::stop_token& stop);
 
 }  // namespace librarian::weightmap

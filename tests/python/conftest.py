@@ -19,6 +19,7 @@ from fault_server import FaultServer  # noqa: E402  (needs the path above)
 
 COMMAND_SECONDS_MAX = 120
 MEMORY_PATH_BYTES_MIN = 32 << 20
+SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
 
 @pytest.fixture(scope="session")
@@ -112,6 +113,32 @@ def serve():
         server.stop()
 
 
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory):
+    """A certificate authority that no machine trusts."""
+    from nginx import Authority
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def trusting(librarian_binary, authority):
+    """As `librarian`, on a machine that trusts our authority: returns whatever its exit code is.
+
+    Our authority lies over the machine's bundle in a mount namespace of its own.
+    """
+    command = ["unshare", "-rm", "sh", "-euc", 'mount --bind "$1" "$2"; shift 2; exec "$@"', "sh",
+               str(authority.bundle), SYSTEM_BUNDLE]
+    if not shutil.which("unshare") or not os.path.exists(SYSTEM_BUNDLE) or subprocess.run(
+            [*command, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no mount namespaces or no bundle of authorities here")
+
+    def run(*arguments):
+        return subprocess.run([*command, str(librarian_binary), *map(str, arguments)],
+                              capture_output=True, text=True, timeout=COMMAND_SECONDS_MAX)
+
+    return run
+
+
 @pytest.fixture
 def memory_path(tmp_path):
     """As tmp_path, in memory where there is room: many small jobs would wait for fsync only."""
@@ -132,6 +159,31 @@ def ragged_job(tmp_path_factory):
     """A small RaggedJob; its model files must not be changed."""
     from support import RaggedJob  # Here, because it needs packages that not every test needs.
     return RaggedJob(tmp_path_factory.mktemp("ragged_job"))
+
+
+@pytest.fixture(scope="session")
+def ragged_digest(ragged_job, librarian, tmp_path_factory):
+    """Digest of the store that the ragged job's local files give."""
+    from support import last_run
+    store = tmp_path_factory.mktemp("ragged_digest") / "store"
+    librarian(*ragged_job.extract(ragged_job.original / "model", store))
+    return last_run(store)["store_digest"]
+
+
+@pytest.fixture
+def extract_right(ragged_job, ragged_digest, librarian, memory_path):
+    """extract_right(place, options..., env={...}): run or resume the ragged job from a place.
+
+    Its store, memory_path/store, must be what the local files give. `env` is added to ours.
+    """
+    from support import last_run
+
+    def run(place, *options, env=None):
+        store = memory_path / "store"
+        librarian(*ragged_job.extract(place, store, *options), env=os.environ | (env or {}))
+        assert last_run(store)["store_digest"] == ragged_digest
+
+    return run
 
 
 @pytest.fixture
@@ -156,3 +208,19 @@ def start_program():
 def start(librarian_binary, start_program):
     """start("extract", ...) -> a running librarian, as start_program()."""
     return functools.partial(start_program, librarian_binary)
+
+
+@pytest.fixture
+def hub(ragged_job, monkeypatch, tmp_path):
+    """A running ScriptedHub that has the ragged job's model as org/tiny-llama.
+
+    The program finds it, and no token or cache of whoever runs the tests.
+    """
+    from scripted_hub import ScriptedHub
+    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "XDG_CACHE"))]:
+        monkeypatch.delenv(name)
+    with ScriptedHub() as hub:
+        hub.push("org/tiny-llama", ragged_job.original / "model")
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "no_hub_home"))
+        yield hub

@@ -301,3 +301,8 @@ class Journal:
 def part_attributes(store, part):
     """Attributes of a complete part's group."""
     return json.loads((pathlib.Path(store) / f"part-{part:05d}/zarr.json").read_text())["attributes"]
+
+
+def last_run(store):
+    """What the last process to run the job reports of itself."""
+    return json.loads((pathlib.Path(store) / "report.json").read_text())["runs"][-1]

@@ -82,6 +82,18 @@ def test_a_server_that_recovers_costs_nothing_but_time(
     assert last_run(store)["store_digest"] == right_digest
 
 
+def test_a_redirect_to_a_name_that_nobody_knows_is_tried_again(
+        librarian, serve, right_digest, tmp_path):
+    # Goal: a name that cannot be resolved is a failure of the network like any other.
+    fault = Fault(status(302, location="http://weights.invalid/"), path=CONFIG)
+    server = serve(FAMILY, faults=[fault])
+    store = tmp_path / "store"
+    librarian("extract", server.url + "model/", "--tokens", TOKENS, "--out", store,
+              "--insecure-http")
+    assert fault.struck == 1
+    assert last_run(store)["store_digest"] == right_digest
+
+
 REFUSED = {
     "no config": lambda: Fault(status(404), path=CONFIG, times=ALWAYS),
     "no index": lambda: Fault(status(404), path=INDEX, times=ALWAYS),
@@ -194,7 +206,7 @@ def test_a_server_that_never_recovers_ends_the_job_and_another_source_finishes_i
 
 
 @pytest.mark.parametrize("url,word", [
-    ("s3://bucket/model", "s3"), ("hf://org/name", "hf"), ("ftp://host/model/", "ftp"),
+    ("s3://No_Bucket/model", "bucket's name"), ("hf://org/name", "hf"), ("ftp://host/model/", "ftp"),
     ("gs://bucket/model", "gs"), ("http:///model/", "http"), ("http://", "http"),
     ("http://192.0.2.1/model/", "--insecure-http"), ("http://127.0.0.1.example.com/", "http"),
     ("http://127.0.0.1:99999/model/", "URL"), ("http://127.0.0.1:x/model/", "URL"),

@@ -60,7 +60,12 @@ void ScriptedTransport::carry_out(const TransferRequest& request, const Outcome&
         std::min(outcome.deliver.value_or(end - request.range.begin), end - request.range.begin);
     Scatter scatter(request.range.begin, request.pieces);
     scatter.append(std::as_bytes(std::span(object_)).subspan(request.range.begin, bytes));
-    result = {bytes, bytes, scatter.piece_bytes(), info_, 206, outcome.retry_after, outcome.error};
+    result.bytes_in_order = result.body_bytes = bytes;
+    result.piece_bytes = scatter.piece_bytes();
+    result.info = info_;
+    result.status = 206;
+    result.retry_after = outcome.retry_after;
+    result.error = outcome.error;
   }
   {
     const std::lock_guard guard(mutex_);

@@ -1,6 +1,7 @@
 #include "weightmap/remote/curl_loop.h"
 
 #include <csignal>
+#include <deque>
 #include <map>
 #include <thread>
 #include <utility>
@@ -38,8 +39,11 @@ void block_signals() {
 
 class CurlLoop::Impl {
  public:
-  explicit Impl(std::uint32_t idle_connections_max)
-      : timer_(context_), work_(context_.get_executor()) {
+  Impl(std::uint32_t idle_connections_max, BandwidthLimit& bandwidth)
+      : bandwidth_(bandwidth),
+        timer_(context_),
+        bandwidth_timer_(context_),
+        work_(context_.get_executor()) {
     static const CURLcode global = curl_global_init(CURL_GLOBAL_ALL);
     LIB_CHECK(global == CURLE_OK);
     multi_.reset(curl_multi_init());
@@ -114,11 +118,9 @@ class CurlLoop::Impl {
   void watch(const std::shared_ptr<Socket>& socket) {
     if ((socket->wanted & CURL_POLL_IN) != 0 && !socket->reading) {
       socket->reading = true;
-      socket->descriptor.async_wait(asio::posix::descriptor_base::wait_read,
-                                    [this, socket](const boost::system::error_code& /*code*/) {
-                                      socket->reading = false;
-                                      act(socket, CURL_POLL_IN, CURL_CSELECT_IN);
-                                    });
+      socket->descriptor.async_wait(
+          asio::posix::descriptor_base::wait_read,
+          [this, socket](const boost::system::error_code& /*code*/) { read(socket); });
     }
     if ((socket->wanted & CURL_POLL_OUT) != 0 && !socket->writing) {
       socket->writing = true;
@@ -127,6 +129,47 @@ class CurlLoop::Impl {
                                       socket->writing = false;
                                       act(socket, CURL_POLL_OUT, CURL_CSELECT_OUT);
                                     });
+    }
+  }
+
+  // Lets libcurl read, or, above the bandwidth, remembers to do so later.
+  void read(const std::shared_ptr<Socket>& socket) {
+    const auto wait = bandwidth_.wait(std::chrono::steady_clock::now());
+    if (wait.count() > 0 || !held_back_.empty()) {
+      held_back_.push_back(socket);  // Still `reading`: nobody else watches it meanwhile.
+      read_later(wait);
+      return;
+    }
+    socket->reading = false;
+    act(socket, CURL_POLL_IN, CURL_CSELECT_IN);
+  }
+
+  void read_later(std::chrono::nanoseconds wait) {
+    if (later_) {
+      return;
+    }
+    later_ = true;
+    bandwidth_timer_.expires_after(wait);
+    bandwidth_timer_.async_wait([this](const boost::system::error_code& code) {
+      later_ = false;
+      if (!code && multi_ != nullptr) {
+        read_held_back();
+      }
+    });
+  }
+
+  // In turn, so that every connection gets its share.
+  void read_held_back() {
+    while (!held_back_.empty()) {
+      const auto wait = bandwidth_.wait(std::chrono::steady_clock::now());
+      if (wait.count() > 0) {
+        read_later(wait);
+        return;
+      }
+      const std::shared_ptr<Socket> socket = std::move(held_back_.front());
+      held_back_.pop_front();
+      socket->reading = false;
+      act(socket, CURL_POLL_IN, CURL_CSELECT_IN);
     }
   }
 
@@ -180,6 +223,8 @@ class CurlLoop::Impl {
 
   void shut_down() {
     timer_.cancel();
+    bandwidth_timer_.cancel();
+    held_back_.clear();
     for (const auto& [easy, done] : transfers_) {
       curl_multi_remove_handle(multi_.get(), easy);
     }
@@ -194,8 +239,12 @@ class CurlLoop::Impl {
     work_.reset();
   }
 
+  BandwidthLimit& bandwidth_;
   asio::io_context context_{1};
   asio::steady_timer timer_;
+  asio::steady_timer bandwidth_timer_;
+  bool later_ = false;                             // bandwidth_timer_ runs.
+  std::deque<std::shared_ptr<Socket>> held_back_;  // Have bytes that we do not read yet.
   asio::executor_work_guard<asio::io_context::executor_type> work_;
   std::map<CURL*, Done> transfers_;
   std::map<curl_socket_t, std::shared_ptr<Socket>> sockets_;
@@ -203,8 +252,8 @@ class CurlLoop::Impl {
   std::thread thread_;
 };
 
-CurlLoop::CurlLoop(std::uint32_t idle_connections_max)
-    : impl_(std::make_unique<Impl>(idle_connections_max)) {}
+CurlLoop::CurlLoop(std::uint32_t idle_connections_max, BandwidthLimit& bandwidth)
+    : impl_(std::make_unique<Impl>(idle_connections_max, bandwidth)) {}
 
 CurlLoop::~CurlLoop() = default;
 

@@ -7,6 +7,8 @@
 #include <functional>
 #include <memory>
 
+#include "weightmap/remote/bandwidth_limit.h"
+
 namespace librarian::weightmap::remote {
 
 /// Owns the thread, the multi handle and its connections. All members but post() are for the
@@ -16,7 +18,11 @@ class CurlLoop {
   using Done = std::function<void(CURLcode)>;
 
   /// @param idle_connections_max  Connections kept open for the next request.
-  explicit CurlLoop(std::uint32_t idle_connections_max);
+  /// @param bandwidth  Sockets are left alone while it says so: the sender slows down by itself.
+  /// Who
+  ///                   takes bytes spends them there. The loop's thread only; must outlive the
+  ///                   loop.
+  CurlLoop(std::uint32_t idle_connections_max, BandwidthLimit& bandwidth);
   /// Runs what was posted, then ends all transfers without calling their `done`.
   ~CurlLoop();
   CurlLoop(const CurlLoop&) = delete;

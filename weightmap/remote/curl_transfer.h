@@ -10,7 +10,9 @@
 #include <span>
 #include <string>
 
+#include "weightmap/remote/bandwidth_limit.h"
 #include "weightmap/remote/curl_handles.h"
+#include "weightmap/remote/http_origin.h"
 #include "weightmap/remote/response_check.h"
 #include "weightmap/remote/scatter.h"
 #include "weightmap/remote/transport.h"
@@ -21,12 +23,19 @@ namespace librarian::weightmap::remote {
 /// while ended() asks for another hop.
 class CurlTransfer {
  public:
-  CurlTransfer(TransferRequest request, const TransportOptions& options);
+  /// What all transfers share; it outlives them.
+  struct Shared {
+    const TransportOptions& options;
+    bool behind_proxy = false;  ///< Addresses may be the proxy's and say nothing of a server.
+    BandwidthLimit& bandwidth;
+  };
+
+  CurlTransfer(TransferRequest request, HttpOrigin& origin, Shared& shared);
   CurlTransfer(const CurlTransfer&) = delete;
   CurlTransfer& operator=(const CurlTransfer&) = delete;
 
   /// Sets `easy` up for the current hop; this must live until that hop has ended.
-  /// @error invalid_argument  plain http that is not allowed.
+  /// @error invalid_argument | bad_input  the place cannot be asked; plain http is not allowed.
   Result<void> prepare(CURL* easy);
 
   /// What follows after libcurl ended with `code`: a result, or nothing: one more hop.
@@ -43,31 +52,46 @@ class CurlTransfer {
   static std::size_t on_header(char* data, std::size_t size, std::size_t count, void* self);
   static std::size_t on_body(char* data, std::size_t size, std::size_t count, void* self);
   static int on_progress(void* self, curl_off_t, curl_off_t got_bytes, curl_off_t, curl_off_t);
+  static curl_socket_t on_open_socket(void* self, curlsocktype purpose, curl_sockaddr* address);
+  void set_request(CURL* easy);
+  void set_limits(CURL* easy);
   bool stalled(curl_off_t got_bytes);
   bool take_head_line(std::string_view line);
+  void take_head();
   bool take_body(std::span<const std::byte> bytes);
-  bool have_all() const;
-  std::optional<Error> follow();
+  bool take_unused(std::span<const std::byte> bytes);
+  bool is_public(const std::string& address) const;
+  bool have_all(CURLcode code) const;
+  HttpAnswer answer() const { return {request_, hop_, hops_, head_, from_public_}; }
+  Result<std::optional<HttpHop>> next_hop() const;
   Error failure(CURLcode code) const;
 
   const TransferRequest request_;
-  const TransportOptions& options_;
-  Uri uri_;  // Of the current hop.
-  int hops_ = 0;
+  HttpOrigin& origin_;
+  Shared& shared_;
+  HttpHop hop_;
+  std::uint32_t hops_ = 0;  // Before hop_.
+  CURL* easy_ = nullptr;
   CurlList headers_;
   // Of the current hop's answer:
   ResponseHead head_;
   std::optional<Error> head_error_;
   std::optional<ResponseVerdict> verdict_;
+  bool from_public_ = false;
+  bool private_refused_ = false;
   std::uint64_t body_position_ = 0;  // Offset in the object of the next body byte.
-  std::uint64_t drained_bytes_ = 0;  // Of a body that is not used.
+  std::string unused_body_;          // Of an answer that is not what was asked.
+  std::uint64_t trailer_bytes_ = 0;
   bool overrun_ = false;
   bool stalled_ = false;
   curl_off_t seen_bytes_ = 0;
+  std::chrono::steady_clock::time_point started_at_;
   std::chrono::steady_clock::time_point moved_at_;  // When the last byte came.
   char curl_message_[CURL_ERROR_SIZE] = {};
   Scatter scatter_;
   std::uint64_t body_bytes_ = 0;
+  std::uint32_t resolves_ = 0;
+  Duration first_byte_{};
 };
 
 }  // namespace librarian::weightmap::remote

@@ -9,16 +9,25 @@
 #include <vector>
 
 #include "base/log.h"
+#include "weightmap/remote/address_class.h"
 #include "weightmap/remote/curl_handles.h"
 #include "weightmap/remote/curl_loop.h"
 #include "weightmap/remote/curl_transfer.h"
+#include "weightmap/remote/hub_origin.h"
+#include "weightmap/remote/s3_origin.h"
 
 namespace librarian::weightmap::remote {
 
 class CurlTransport::Impl {
  public:
   explicit Impl(const TransportOptions& options)
-      : options_(options), loop_(options.connections + kSpareConnections) {}
+      : options_(options),
+        bandwidth_(options.bandwidth_max),
+        shared_{options_, proxy_is_set(options.environment), bandwidth_},
+        plain_(options.headers, options.headers_origin),
+        hub_({options_.environment, &wall_clock_s}),
+        s3_({options_.environment, options_.insecure_http, &wall_clock_s}),
+        loop_(options.connections + kSpareConnections, bandwidth_) {}
 
   ~Impl() {
     loop_.post([this] {
@@ -29,7 +38,8 @@ class CurlTransport::Impl {
   }
 
   void start(TransferRequest request, std::function<void(TransferResult)> done) {
-    auto flight = std::make_shared<Flight>(std::move(request), options_, std::move(done));
+    HttpOrigin& origin = origin_of(request.uri);
+    auto flight = std::make_shared<Flight>(std::move(request), origin, shared_, std::move(done));
     loop_.post([this, flight] { launch(flight); });
   }
 
@@ -38,14 +48,21 @@ class CurlTransport::Impl {
   static constexpr std::uint32_t kSpareConnections = 4;  // Redirects lead to a second host.
 
   struct Flight {
-    Flight(TransferRequest request, const TransportOptions& options,
+    Flight(TransferRequest request, HttpOrigin& origin, CurlTransfer::Shared& shared,
            std::function<void(TransferResult)> on_done)
-        : transfer(std::move(request), options), done(std::move(on_done)) {}
+        : transfer(std::move(request), origin, shared), done(std::move(on_done)) {}
     CurlTransfer transfer;
     std::function<void(TransferResult)> done;
     CurlEasy easy;
     std::optional<OnStop> on_stop;
   };
+
+  HttpOrigin& origin_of(const Uri& uri) {
+    if (uri.scheme == "hf") {
+      return hub_;
+    }
+    return uri.scheme == "s3" ? static_cast<HttpOrigin&>(s3_) : plain_;
+  }
 
   // All below: on the loop's thread.
 
@@ -120,6 +137,11 @@ class CurlTransport::Impl {
   std::map<std::uint64_t, std::shared_ptr<Flight>> flights_;
   std::vector<CurlEasy> idle_handles_;
   std::set<std::string> warned_origins_;
+  BandwidthLimit bandwidth_;
+  CurlTransfer::Shared shared_;
+  PlainOrigin plain_;
+  HubOrigin hub_;
+  S3Origin s3_;
   CurlLoop loop_;  // Last member: its thread ends before anything it uses is destroyed.
 };
 

@@ -40,9 +40,28 @@ TransferRequest FetchJob::request(TimePoint now) {
   if (!progressed_at_) {
     progressed_at_ = now;
   }
-  return {uri_,          {pieces_.front().range.begin, pieces_.back().range.end},
-          pieces_,       expected,
-          failures_ > 0, stop.get_token()};
+  return request_from(missing().begin);
+}
+
+TransferRequest FetchJob::request_from(std::uint64_t begin) const {
+  TransferRequest transfer;
+  transfer.uri = uri_;
+  transfer.pieces = clip_pieces(pieces_, begin, missing().end);
+  if (!transfer.pieces.empty()) {
+    transfer.range = {transfer.pieces.front().range.begin, transfer.pieces.back().range.end};
+  }
+  transfer.expected = expected;
+  transfer.fresh_connection = failures_ > 0;
+  transfer.document = document;
+  return transfer;
+}
+
+std::uint64_t FetchJob::piece_bytes() const {
+  std::uint64_t bytes = 0;
+  for (const FetchPiece& piece : pieces_) {
+    bytes += piece.range.size();
+  }
+  return bytes;
 }
 
 Error FetchJob::name(const Error& error) const {
@@ -58,6 +77,9 @@ Error FetchJob::final_error(const Error& error) const {
 }
 
 void FetchJob::take_progress(const TransferResult& transfer, const RetryRule& rule, TimePoint now) {
+  if (document) {
+    return;  // There is no asking for the rest of one.
+  }
   if (!expected && transfer.info) {
     expected = transfer.info;  // The rest must come from the same bytes.
   }
@@ -71,7 +93,7 @@ void FetchJob::take_progress(const TransferResult& transfer, const RetryRule& ru
     failures_ = 0;
   }
   const std::uint64_t end = expected ? expected->size : asked_.end;
-  pieces_ = clip_pieces(pieces_, missing_begin() + transfer.bytes_in_order, end);
+  pieces_ = clip_pieces(pieces_, missing().begin + transfer.bytes_in_order, end);
   LIB_CHECK(!pieces_.empty());  // A transport that has all of it reports no error.
 }
 
@@ -83,8 +105,8 @@ FetchJob::Landing FetchJob::land(const TransferResult& transfer, const RetryRule
       return {name(Error(ErrorCode::bad_input, "the file is empty")), {}};
     }
     const std::uint64_t end = std::min(pieces_.back().range.end, transfer.info->size);
-    LIB_CHECK(transfer.bytes_in_order == end - missing_begin());
-    return {*transfer.info, {}};
+    LIB_CHECK(transfer.bytes_in_order == end - missing().begin);
+    return {Landed{*transfer.info, transfer.link}, {}};
   }
   const Error& error = *transfer.error;
   if (error.code() != ErrorCode::unavailable) {

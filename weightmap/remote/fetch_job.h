@@ -32,18 +32,25 @@ class RetryRule {
 
 class FetchJob {
  public:
-  using Done = std::function<void(Result<ObjectInfo>)>;
+  /// What a job that went well learned.
+  struct Landed {
+    ObjectInfo info;
+    std::string link;  ///< As in TransferResult.
+  };
+  using Done = std::function<void(Result<Landed>)>;
 
   /// @param pieces  Sorted, disjoint, none empty; at least one (LIB_CHECK).
   FetchJob(Uri uri, std::vector<FetchPiece> pieces);
 
   /// The transfer of all that is missing.
   TransferRequest request(TimePoint now);
+  /// The same from offset `begin` on; without pieces if nothing is wanted there.
+  TransferRequest request_from(std::uint64_t begin) const;
 
   /// What became of the last request().
   struct Landing {
-    std::optional<Result<ObjectInfo>> result;  ///< Final, if set; else try again at not_before().
-    std::string why;                           ///< The failure that is tried again.
+    std::optional<Result<Landed>> result;  ///< Final, if set; else try again at not_before().
+    std::string why;                       ///< The failure that is tried again.
   };
   /// @param cool_until  When the origin may be asked again, at the earliest.
   Landing land(const TransferResult& transfer, const RetryRule& rule, TimePoint now,
@@ -56,14 +63,18 @@ class FetchJob {
   const std::string& origin() const { return origin_; }
   TimePoint not_before() const { return not_before_; }
   std::uint32_t failures() const { return failures_; }
-  /// Offset of the first byte that is not in place.
-  std::uint64_t missing_begin() const { return pieces_.front().range.begin; }
+  /// From the first byte that is not in place to the last one.
+  ByteRange missing() const { return {pieces_.front().range.begin, pieces_.back().range.end}; }
+  std::uint64_t piece_bytes() const;
+  /// Two transfers may write to its destinations at a time: a transport of one thread does that.
+  bool may_hedge() const { return uri_.scheme != "file"; }
 
   bool opening = false;                ///< The object is not known yet: 404 is `not_found`.
+  bool document = false;               ///< As in TransferRequest.
   std::optional<ObjectInfo> expected;  ///< What the object must be, once that is known.
   Done done;
+  std::uint64_t group = 0;       ///< As in FetchRequest.
   std::optional<Error> refused;  ///< Set: never goes on the wire, ends with this.
-  std::stop_source stop;         ///< Ends the transfer that is on the wire.
 
  private:
   Error final_error(const Error& error) const;

@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "weightmap/remote/origin_pace.h"
 #include "weightmap/remote/transport.h"
 
 namespace librarian::weightmap::remote {
@@ -20,6 +21,9 @@ namespace librarian::weightmap::remote {
 struct FetchRequest {
   ObjectId object;
   std::vector<FetchPiece> pieces;  ///< Sorted, disjoint, none empty; at least one.
+  /// What is needed together, such as a layer; never falling. Of the two lowest groups under way,
+  /// requests that take too long are sent twice.
+  std::uint64_t group = 0;
 };
 
 /// When a failed request is tried again. It goes on from its first missing byte.
@@ -33,8 +37,9 @@ struct RetryPolicy {
 };
 
 struct FetcherOptions {
-  std::uint32_t connections = 8;
+  std::uint32_t connections = 8;  ///< At most; an origin may be sent fewer.
   RetryPolicy retry;
+  double hedge_budget = 0;  ///< Extra bytes per byte for requests sent twice; 0: none are.
   /// Uniform in [0, 1]; called on the fetcher's thread. Empty: random.
   std::function<double()> jitter;
 };
@@ -42,6 +47,9 @@ struct FetcherOptions {
 struct FetchStatistics {
   std::uint64_t requests = 0;  ///< Started, retries included.
   std::uint64_t retries = 0;
+  std::uint64_t hedges = 0;       ///< Requests sent a second time because they were late.
+  std::uint64_t hedge_bytes = 0;  ///< Received twice for that.
+  std::uint64_t resolves = 0;     ///< Times a hub was asked where a file lies.
   std::uint64_t body_bytes = 0;   ///< Received, wanted or not: what the wire carried.
   std::uint64_t piece_bytes = 0;  ///< Placed at destinations.
   Duration busy{};                ///< At least one request was in flight.
@@ -72,6 +80,21 @@ class Fetcher {
   Result<Opened> open(const Uri& uri, std::uint64_t head_bytes, const ObjectInfo& expected,
                       const std::stop_token& stop);
 
+  /// Opens several objects side by side: `head_bytes` of memory for each.
+  /// @return  One result per URI, in order. When one fails, those not yet done are cancelled.
+  std::vector<Result<Opened>> open_all(const std::vector<Uri>& uris, std::uint64_t head_bytes,
+                                       const std::stop_token& stop);
+
+  struct Document {
+    std::string body;
+    std::string link;  ///< See TransferResult.
+  };
+  /// Reads a small document that has no known size and no ranges, such as an API's answer.
+  /// @param bytes_max  Allocated before the request.
+  /// @error as open(); bad_input if it is larger than `bytes_max`.
+  Result<Document> read_document(const Uri& uri, std::uint64_t bytes_max,
+                                 const std::stop_token& stop);
+
   /// Queues a request; requests start in the order they are queued. `done` is called once, on the
   /// fetcher's thread, and must not block: void, or unavailable | source_changed | bad_input |
   /// cancelled. Each message names URI and byte range.
@@ -84,6 +107,9 @@ class Fetcher {
   /// Ends every request that was queued so far with `cancelled`; their `done` is still called.
   void cancel_all();
 
+  /// Sizes of requests that suit the object's origin, as far as it is known by now.
+  RequestSizes sizes(ObjectId object) const;
+  /// Bytes of requests under way are counted as they come.
   FetchStatistics statistics() const;
 
  private:

@@ -41,6 +41,7 @@ struct ResponseExpectation {
   ByteRange range;                     ///< As asked; may reach past the end while opening.
   std::optional<ObjectInfo> expected;  ///< None while opening.
   bool redirected = false;             ///< The answer comes from where a redirect led.
+  bool document = false;               ///< As in TransferRequest.
   std::int64_t wall_now_s = 0;         ///< Unix time, to read a Retry-After date.
 };
 
@@ -52,10 +53,14 @@ struct ResponseVerdict {
   ObjectInfo info;               ///< What the answer says the object is.
   ByteRange wanted;              ///< The asked range up to the object's end.
   bool whole = false;            ///< The body is the whole object (200), range or not.
+  bool length_known = true;      ///< False: a document that is as long as its body.
   std::uint64_t body_begin = 0;  ///< Offset in the object of the body's first byte.
 };
 
 ResponseVerdict check_response(const ResponseHead& head, const ResponseExpectation& expectation);
+
+/// What a 407 means, from a server or while a tunnel is opened.
+Error proxy_wants_login();
 
 /// "bytes 0-99/1000" as {0, 100} and 1000. None if it is anything else, "*" included.
 /// @source RFC 9110 14.4; the last byte is counted inclusively there.

@@ -1,6 +1,8 @@
 #include "weightmap/remote/transport.h"
 
 #include <algorithm>
+#include <chrono>
+#include <cstdlib>
 #include <mutex>
 
 #include "weightmap/remote/curl_transport.h"
@@ -34,6 +36,19 @@ class RoutingTransport final : public Transport {
 };
 
 }  // namespace
+
+Environment process_environment() {
+  return [](const std::string& name) {
+    const char* value = std::getenv(name.c_str());
+    return value == nullptr ? std::nullopt : std::optional<std::string>(value);
+  };
+}
+
+std::int64_t wall_clock_s() {
+  return std::chrono::duration_cast<std::chrono::seconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
 
 std::unique_ptr<Transport> make_transport(Clock& clock, const TransportOptions& options) {
   return std::make_unique<RoutingTransport>(clock, options);

@@ -2,6 +2,7 @@
 /// Moves the bytes of one range request; knows nothing of retries. Implementations: libcurl for
 /// http and https, files for local paths, and scripted ones in tests.
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -27,9 +28,10 @@ struct ByteRange {
 /// Index of an object that a Fetcher has opened.
 using ObjectId = std::uint32_t;
 
-/// A parsed place: `https://host/dir/file`, `file:///path` or a plain path.
+/// A parsed place: `https://host/dir/file`, `hf://org/name@revision`, `s3://bucket/key`,
+/// `file:///path` or a plain path.
 struct Uri {
-  std::string scheme;  ///< "http", "https" or "file"
+  std::string scheme;  ///< "http", "https", "hf", "s3" or "file"
   std::string text;    ///< Normalised; for "file" the path. Never carries user or password.
   /// For messages and logs: without a query, which may be a signature.
   std::string display() const;
@@ -57,7 +59,7 @@ struct ObjectInfo {
   bool strong = false;  ///< Equal strong validators mean equal bytes.
   /// SHA-256 of all its bytes as the origin states it, 64 lower-case hex digits; empty if it does
   /// not. Nobody has checked it yet.
-  std::string sha256;
+  std::string sha256 = {};
   bool operator==(const ObjectInfo&) const = default;
 };
 
@@ -77,7 +79,12 @@ struct TransferRequest {
   /// What the object must be; none while it is being opened.
   std::optional<ObjectInfo> expected;
   bool fresh_connection = false;  ///< After a failure: do not reuse a connection, it may be stale.
-  std::stop_token stop;           ///< Ends the transfer early, within a second.
+  /// A small document of unknown size, such as an API's answer, instead of a range: `range` begins
+  /// at 0 and says how large it may be.
+  bool document = false;
+  std::stop_token stop = {};  ///< Ends the transfer early, within a second.
+  /// If set, the transport keeps TransferResult::bytes_in_order there while it runs.
+  std::shared_ptr<std::atomic<std::uint64_t>> progress = {};
 };
 
 /// What became of a TransferRequest.
@@ -89,6 +96,9 @@ struct TransferResult {
   std::optional<ObjectInfo> info;       ///< As the origin gave it; always set without an error.
   int status = 0;                       ///< HTTP status of the last answer; 0 if there is none.
   std::optional<Duration> retry_after;  ///< The server's wish; never negative.
+  Duration first_byte{};                ///< From the request to its answer's first byte; 0: none.
+  std::uint32_t resolves = 0;           ///< Times a hub was asked where the file lies.
+  std::string link;                     ///< A document's Link field: where its next page is.
   /// None: all bytes of `range` up to the object's end are in place. `unavailable` is worth
   /// another try from the first missing byte; every other code is final. The message names
   /// neither URI nor range: the fetcher adds them.
@@ -106,16 +116,33 @@ class Transport {
   virtual void start(TransferRequest request, std::function<void(TransferResult)> done) = 0;
 };
 
+/// Looks a variable up as getenv() does; tests put their own there.
+using Environment = std::function<std::optional<std::string>(const std::string& name)>;
+/// The process's own environment.
+Environment process_environment();
+
+/// Seconds since the Unix epoch on the wall clock.
+std::int64_t wall_clock_s();
+
 struct TransportOptions {
   bool insecure_http = false;     ///< Plain http from hosts other than this machine.
   std::uint32_t connections = 8;  ///< Idle connections kept, and threads that read files (<= 8).
   Duration connect_timeout = std::chrono::seconds(10);
-  Duration stall_time = std::chrono::seconds(10);  ///< Without any byte: ended and tried again.
+  Duration stall_time = std::chrono::seconds(5);  ///< Without any byte: ended and tried again.
   /// A transfer slower than this for `low_speed_time` is ended and tried again. libcurl counts in
   /// seconds and averages over five.
   std::uint64_t low_speed_bytes_per_second = 16U << 10U;
   Duration low_speed_time = std::chrono::seconds(15);
-  std::string ca_file;  ///< PEM file of trusted authorities; empty: the system's.
+  /// PEM file of trusted authorities; empty: CURL_CA_BUNDLE, SSL_CERT_FILE or the system's.
+  std::string ca_file;
+  std::uint64_t bandwidth_max = 0;  ///< Bytes per second over all transfers; 0: no limit.
+  /// "Name: value" for the servers at `headers_origin` (scheme, host and port) and no other.
+  std::vector<std::string> headers;
+  std::string headers_origin;
+  Environment environment = process_environment();  ///< Tokens, credentials, endpoints.
+  /// Whether an address (as text) is of the public Internet; empty: by its range. For tests, whose
+  /// addresses never are.
+  std::function<bool(const std::string& address)> is_public;
 };
 
 /// The transport of the product: routes "file" to a pool of reading threads and "http", "https" to

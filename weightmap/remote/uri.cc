@@ -5,6 +5,8 @@
 #include <string_view>
 
 #include "weightmap/remote/curl_handles.h"
+#include "weightmap/remote/hub_place.h"
+#include "weightmap/remote/s3_address.h"
 #include "weightmap/remote/transport.h"
 #include "weightmap/remote/uri_parts.h"
 
@@ -15,7 +17,7 @@ constexpr std::size_t kUriBytesMax = 8192;  // Signed URLs reach about 2 KiB.
 
 Error not_a_place(const std::string& why) {
   return {ErrorCode::invalid_argument,
-          why + "; give a directory, file:///dir or https://host/dir/"};
+          why + "; give a directory, file:///dir, https://host/dir/ or hf://org/name"};
 }
 
 std::string lower(std::string_view text) {
@@ -74,7 +76,8 @@ Result<Uri> http_uri(CURLU* url) {
   }
   if (url_part(url, CURLUPART_USER) || url_part(url, CURLUPART_PASSWORD)) {
     return Error(ErrorCode::invalid_argument,
-                 "a URL must not carry a user name or password: it would end up in logs");
+                 "a URL must not carry a user name or password: it would end up in logs; leave "
+                 "it out");
   }
   const auto host = url_part(url, CURLUPART_HOST);
   if (!host || host->empty()) {
@@ -108,9 +111,15 @@ Result<Uri> parse_uri(const std::string& text) {
   if (scheme == "file") {
     return file_uri(std::string_view(text).substr(mark + 3));
   }
-  if (scheme == "s3" || scheme == "hf") {
-    return Error(ErrorCode::invalid_argument,
-                 scheme + ":// is not built yet; give a directory or https://host/dir/");
+  if (scheme == "hf") {
+    LIB_TRY(const HubPlace place, parse_hub_place("hf" + text.substr(mark)));
+    if (text.find('?') != std::string::npos) {
+      return not_a_place("a hub model has no query");
+    }
+    return Uri{"hf", place.text()};
+  }
+  if (scheme == "s3") {
+    return s3_uri(std::string_view(text).substr(mark + 3));
   }
   if (has_control_byte(text)) {
     return not_a_place("the URL contains a control character");
@@ -131,7 +140,8 @@ Result<Uri> parse_uri(const std::string& text) {
 
 Result<Uri> resolve_location(const Uri& base, const std::string& location) {
   if (location.empty() || location.size() > kUriBytesMax || has_control_byte(location)) {
-    return Error(ErrorCode::bad_input, "the server redirects to an unusable Location");
+    return Error(ErrorCode::bad_input,
+                 "the server redirects to an unusable Location; check the URL");
   }
   const CurlUrl url(curl_url());
   LIB_CHECK(url != nullptr);
@@ -142,32 +152,42 @@ Result<Uri> resolve_location(const Uri& base, const std::string& location) {
     return Error(ErrorCode::bad_input, std::string("the server redirects to an unusable URL (") +
                                            curl_url_strerror(code) + ")");
   }
+  const auto scheme = url_part(url.get(), CURLUPART_SCHEME);
+  if (!scheme || (*scheme != "http" && *scheme != "https")) {
+    return Error(ErrorCode::bad_input, "the server redirects to " + scheme.value_or("no scheme") +
+                                           ":, and only http and https are followed; check the "
+                                           "URL");
+  }
   auto target = http_uri(url.get());
   if (!target) {
     return target.error().with_code(ErrorCode::bad_input).with_context("the server's redirect");
   }
   if (base.scheme == "https" && target->scheme != "https") {
     return Error(ErrorCode::bad_input, "the server redirects from https to plain http (" +
-                                           target->display() + "), which is refused");
+                                           target->display() +
+                                           "), which is refused; check the URL");
   }
   return target;
 }
 
-bool is_loopback(const Uri& uri) {
+std::string host_of(const Uri& uri) {
   const CurlUrl url(curl_url());
   LIB_CHECK(url != nullptr);
-  if (curl_url_set(url.get(), CURLUPART_URL, uri.text.c_str(), 0) != CURLUE_OK) {
-    return false;
+  if (curl_url_set(url.get(), CURLUPART_URL, uri.text.c_str(), CURLU_NON_SUPPORT_SCHEME) !=
+      CURLUE_OK) {
+    return "";
   }
   const auto host = url_part(url.get(), CURLUPART_HOST);
-  if (!host) {
-    return false;
-  }
-  if (lower(*host) == "localhost" || *host == "[::1]") {
+  return host ? lower(*host) : "";
+}
+
+bool is_loopback(const Uri& uri) {
+  const std::string host = host_of(uri);
+  if (host == "localhost" || host == "[::1]") {
     return true;
   }
   // Only a dotted quad: "127.evil.example" is a name.
-  return host->rfind("127.", 0) == 0 && host->find_first_not_of("0123456789.") == std::string::npos;
+  return host.rfind("127.", 0) == 0 && host.find_first_not_of("0123456789.") == std::string::npos;
 }
 
 Result<void> check_allowed(const Uri& uri, bool insecure_http) {
@@ -180,12 +200,12 @@ Result<void> check_allowed(const Uri& uri, bool insecure_http) {
 }
 
 std::string Uri::display() const {
-  return scheme == "file" ? text : text.substr(0, text.find('?'));
+  return scheme == "file" || scheme == "s3" ? text : text.substr(0, text.find('?'));
 }
 
 std::string Uri::origin() const {
-  if (scheme == "file") {
-    return "file://";
+  if (scheme == "file" || scheme == "hf") {
+    return scheme + "://";
   }
   const std::size_t host = scheme.size() + 3;
   return text.substr(0, text.find_first_of("/?", host));
@@ -194,7 +214,8 @@ std::string Uri::origin() const {
 Uri Uri::child(const std::string& name) const {
   LIB_CHECK(!name.empty() && name != "." && name != ".." &&
             name.find_first_of(std::string_view("/\0", 2)) == std::string::npos);
-  if (scheme == "file") {
+  // Not encoded, and without a query.
+  if (scheme == "file" || scheme == "hf" || scheme == "s3") {
     return {scheme, text.back() == '/' ? text + name : text + "/" + name};
   }
   const std::size_t mark = text.find('?');
@@ -202,16 +223,7 @@ Uri Uri::child(const std::string& name) const {
   if (path.back() != '/') {
     path.push_back('/');
   }
-  for (const char c : name) {
-    if (std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '-' || c == '.' || c == '_' ||
-        c == '~') {
-      path.push_back(c);
-    } else {
-      constexpr std::string_view kHex = "0123456789ABCDEF";
-      const auto byte = static_cast<unsigned char>(c);
-      path += {'%', kHex[byte >> 4U], kHex[byte & 15U]};
-    }
-  }
+  path += percent_encode(name, "");
   return {scheme, mark == std::string::npos ? path : path + text.substr(mark)};
 }
 

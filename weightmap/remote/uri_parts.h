@@ -16,4 +16,7 @@ Result<Uri> resolve_location(const Uri& base, const std::string& location);
 /// The host is this machine by its literal name or address; nothing is looked up.
 bool is_loopback(const Uri& uri);
 
+/// The host, lower case; IPv6 in brackets. Empty if there is none.
+std::string host_of(const Uri& uri);
+
 }  // namespace librarian::weightmap::remote
