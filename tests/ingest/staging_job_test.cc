@@ -110,6 +110,7 @@ TEST(StagedJob, ACrashAtAnyOperationResumesToTheSameStore) {
   ASSERT_TRUE(reference.run(origin(true)));
   const auto wanted = reference.store();
   const std::uint64_t operations = reference.files().operations();
+  std::uint64_t tries = 0;
   std::uint64_t spared = 0;
   for (std::uint64_t operation = 1; operation <= operations; operation += 7) {
     const Survival survival = operation % 2 == 0 ? Survival::durable_only : Survival::everything;
@@ -123,10 +124,11 @@ TEST(StagedJob, ACrashAtAnyOperationResumesToTheSameStore) {
     ASSERT_TRUE(resumed) << resumed.error().message();
     ASSERT_EQ(machine.differences(wanted), "");
     ASSERT_LE(staged_bytes(*from, 1), whole_files());
+    ++tries;
     spared += staged_bytes(*from, 1) < whole_files() ? 1 : 0;
     ASSERT_FALSE(machine.files().info("/out/scratch"));
   }
-  EXPECT_GT(spared, operations / 6) << "what was staged before the crash was hardly ever used";
+  EXPECT_GT(spared, tries / 2) << "what was staged before the crash was hardly ever used";
 }
 
 TEST(StagedJob, APartIsAsVerifiedAsItsWeakestLayer) {

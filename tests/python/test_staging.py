@@ -8,6 +8,7 @@ Method: the real program against a server on the loopback that records every ran
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 import struct
@@ -21,7 +22,7 @@ from fault_server import ALWAYS, Fault, flip_bit, reset, status
 from make_teacher import LlamaShape, write_checkpoint
 from support import differing_files, part_attributes, write_tokens
 
-USAGE, BAD_INPUT, REMOTE_FAILED = 2, 3, 6
+USAGE, BAD_INPUT, DAMAGED = 2, 3, 7
 SEGMENT_BYTES = 8 << 20
 HEAD_BYTES = 128 << 10  # What opening a file reads.
 
@@ -376,3 +377,44 @@ def test_a_stopped_fetch_goes_on_from_the_cache(large_job, librarian, serve, sta
     assert file["sha256"] == hashlib.sha256(data).hexdigest() and file["kept"]
     assert sent_bytes(server, large_job / "model", before) <= len(data) - durable * SEGMENT_BYTES
     shutil.rmtree(cache)
+
+
+# A source that states hashes: the hub, of its large files.
+
+
+def hub_extract(ragged_job, store, *options):
+    return ragged_job.extract("hf://org/tiny-llama", store, "--staging", "disk", *options)
+
+
+def test_what_the_hub_states_is_what_was_hashed(hub, ragged_job, librarian, tmp_path):
+    librarian(*hub_extract(ragged_job, tmp_path / "disk"))
+    librarian(*ragged_job.extract("hf://org/tiny-llama", tmp_path / "memory"))
+    for part in range(ragged_job.PART_COUNT):
+        assert part_attributes(tmp_path / "disk", part)["verified"] == "sha256"
+        assert part_attributes(tmp_path / "memory", part)["verified"] == "stream"
+    different = differing_files(tmp_path / "disk", tmp_path / "memory")
+    assert all(name.endswith("/zarr.json") and name.count("/") == 1 for name in different)
+    files = events(librarian("fetch", "hf://org/tiny-llama", "--json"), "fetch_file")
+    assert {(file["offers"], file["verified"]) for file in files} == {("sha256", "yes")}
+    assert all(file["sha256"] == file["offered_sha256"] for file in files)
+
+
+@pytest.mark.parametrize("times, exit_code", [(1, 0), (ALWAYS, DAMAGED)])
+def test_a_bit_that_flips_on_the_way_is_caught(times, exit_code, hub, ragged_job, librarian,
+                                               tmp_path):
+    file = ragged_job.original / "model/model-00002-of-00003.safetensors"
+    hub.cdn.faults.append(Fault(flip_bit(file.stat().st_size - 9), times=times,
+                                covering=file.stat().st_size - 9))
+    done = librarian(*hub_extract(ragged_job, tmp_path / "store"), exit_code=exit_code)
+    fetch = librarian("fetch", "hf://org/tiny-llama", "--json", exit_code=exit_code)
+    if exit_code == 0:
+        assert part_attributes(tmp_path / "store", 0)["verified"] == "sha256"
+        return
+    (name,) = set(re.findall(r"model-\d+-of-\d+\.safetensors", done.stderr))
+    stated = hashlib.sha256((file.parent / name).read_bytes()).hexdigest()
+    assert f"SHA-256 {stated}" in done.stderr
+    assert not list((tmp_path / "store").glob("part-*/zarr.json"))
+    verified = {event["name"]: event["verified"] for event in events(fetch, "fetch_file")}
+    assert verified[name] == "no"
+    (summary,) = events(fetch, "fetch")
+    assert summary["wrong"] >= 1
