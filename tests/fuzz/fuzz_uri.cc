@@ -13,11 +13,12 @@ using namespace librarian::weightmap::remote;
 namespace {
 
 void check(const Uri& uri) {
-  LIB_CHECK(uri.scheme == "http" || uri.scheme == "https" || uri.scheme == "file");
+  LIB_CHECK(uri.scheme == "http" || uri.scheme == "https" || uri.scheme == "file" ||
+            uri.scheme == "hf" || uri.scheme == "s3");
   LIB_CHECK(!uri.text.empty() && uri.text.find('\0') == std::string::npos);
   if (uri.scheme != "file") {
     LIB_CHECK(uri.text.rfind(uri.scheme + "://", 0) == 0);
-    LIB_CHECK(uri.display().find('?') == std::string::npos);
+    LIB_CHECK(uri.scheme == "s3" || uri.display().find('?') == std::string::npos);
     LIB_CHECK(uri.origin().find('@') == std::string::npos);
     // Normal already: reading it again changes nothing.
     LIB_CHECK(parse_uri(uri.text) == uri);

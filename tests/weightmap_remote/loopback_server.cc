@@ -1,5 +1,7 @@
 #include "loopback_server.h"
 
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -8,6 +10,7 @@
 #include <utility>
 // <utility> must come first: see base/CMakeLists.txt.
 #include <boost/asio.hpp>
+#include <boost/asio/ssl.hpp>
 
 #include "base/error.h"
 
@@ -35,6 +38,7 @@ std::string trimmed_lower(std::string text, bool make_lower) {
 HttpRequest parse_request(const std::string& text) {
   HttpRequest request;
   const std::size_t first_space = text.find(' ');
+  request.method = text.substr(0, first_space);
   request.target = text.substr(first_space + 1, text.find(' ', first_space + 1) - first_space - 1);
   std::size_t at = text.find("\r\n") + 2;
   while (at < text.size()) {
@@ -61,22 +65,30 @@ HttpRequest parse_request(const std::string& text) {
 
 class LoopbackServer::Impl {
  public:
-  explicit Impl(Script script)
+  Impl(Script script, ServerOptions options)
       : script_(std::move(script)),
-        acceptor_(context_, tcp::endpoint(asio::ip::address_v4::loopback(), 0)),
-        port_(acceptor_.local_endpoint().port()),
-        accepting_([this] { accept(); }) {}
+        options_(std::move(options)),
+        acceptor_(context_, tcp::endpoint(asio::ip::make_address(options_.address), 0)),
+        port_(acceptor_.local_endpoint().port()) {
+    if (options_.tls != nullptr) {
+      LIB_CHECK(SSL_CTX_use_certificate(tls_.native_handle(), options_.tls->certificate.get()) ==
+                1);
+      LIB_CHECK(SSL_CTX_use_PrivateKey(tls_.native_handle(), options_.tls->key.get()) == 1);
+    }
+    accepting_ = std::thread([this] { accept(); });
+  }
 
   ~Impl() {
     {
       const std::lock_guard guard(mutex_);
       stopping_ = true;
-      // Wakes threads that wait in accept and read; closing alone would not.
+      // Wakes threads that wait in accept, read and write; closing alone would not.
       ::shutdown(acceptor_.native_handle(), SHUT_RDWR);
-      for (const auto& socket : sockets_) {
-        ::shutdown(socket->native_handle(), SHUT_RDWR);
+      for (const auto& stream : streams_) {
+        ::shutdown(stream->next_layer().native_handle(), SHUT_RDWR);
       }
     }
+    changed_.notify_all();
     accepting_.join();
     for (std::thread& thread : threads_) {
       thread.join();
@@ -84,6 +96,10 @@ class LoopbackServer::Impl {
   }
 
   unsigned short port() const { return port_; }
+  bool is_tls() const { return options_.tls != nullptr; }
+  std::string origin() const {
+    return (is_tls() ? "https://" : "http://") + options_.address + ":" + std::to_string(port_);
+  }
 
   std::vector<HttpRequest> requests() const {
     const std::lock_guard guard(mutex_);
@@ -98,28 +114,45 @@ class LoopbackServer::Impl {
   int abandoned_ = 0;
 
  private:
+  // Without TLS only its next_layer() is used.
+  using Stream = asio::ssl::stream<tcp::socket>;
+
   void accept() {
     while (true) {
-      auto socket = std::make_shared<tcp::socket>(context_);
+      tcp::socket socket(context_);
       boost::system::error_code failed;
-      acceptor_.accept(*socket, failed);
+      acceptor_.accept(socket, failed);
       const std::lock_guard guard(mutex_);
       if (failed || stopping_) {
         return;
       }
-      sockets_.push_back(socket);
-      threads_.emplace_back([this, socket, number = connections_++] { serve(*socket, number); });
+      auto stream = std::make_shared<Stream>(std::move(socket), tls_);
+      streams_.push_back(stream);
+      threads_.emplace_back([this, stream, number = connections_++] {
+        boost::system::error_code broken;
+        if (is_tls()) {
+          stream->handshake(Stream::server, broken);
+        }
+        if (!broken) {
+          is_tls() ? serve(*stream, number, *stream) : serve(stream->next_layer(), number, *stream);
+        }
+        close(*stream);
+      });
     }
   }
 
-  void serve(tcp::socket& socket, int connection) {
+  template <typename Wire>
+  void serve(Wire& wire, int connection, Stream& stream) {
     std::string buffer;
-    while (true) {
-      boost::system::error_code failed;
+    boost::system::error_code failed;
+    if (options_.greeting) {
+      asio::write(wire, asio::buffer(options_.greeting(connection)), failed);
+    }
+    for (int number = 0;; ++number) {
       const std::size_t bytes =
-          asio::read_until(socket, asio::dynamic_buffer(buffer), "\r\n\r\n", failed);
+          asio::read_until(wire, asio::dynamic_buffer(buffer), "\r\n\r\n", failed);
       if (failed) {
-        break;
+        return;
       }
       HttpRequest request = parse_request(buffer.substr(0, bytes));
       buffer.erase(0, bytes);
@@ -127,45 +160,87 @@ class LoopbackServer::Impl {
       {
         const std::lock_guard guard(mutex_);
         request.connection = connection;
+        request.on_connection = number;
         request.index = static_cast<int>(requests_.size());
         requests_.push_back(request);
         answer = script_(request);
       }
-      asio::write(socket, asio::buffer(answer.bytes), failed);
-      if (failed || answer.end == HttpAnswer::End::close) {
-        break;
-      }
-      if (answer.end == HttpAnswer::End::reset) {
-        socket.set_option(asio::socket_base::linger(true, 0), failed);
-        close(socket);
+      if (!send(wire, answer) || answer.end == HttpAnswer::End::close) {
         return;
       }
-      if (answer.end == HttpAnswer::End::hang) {
-        hang(socket);
-        break;
+      tcp::socket& socket = stream.next_layer();
+      switch (answer.end) {
+        case HttpAnswer::End::reset:
+          wait_until_delivered(socket.native_handle());
+          socket.set_option(asio::socket_base::linger(true, 0), failed);
+          {
+            // Without a shutdown, which would send a FIN first.
+            const std::lock_guard guard(mutex_);
+            if (!stopping_) {
+              socket.close(failed);
+            }
+          }
+          return;
+        case HttpAnswer::End::half_close:
+          ::shutdown(socket.native_handle(), SHUT_WR);
+          hang(wire);
+          return;
+        case HttpAnswer::End::hang:
+          hang(wire);
+          return;
+        default:
+          break;
       }
     }
-    boost::system::error_code ignored;
-    const std::lock_guard guard(mutex_);
-    if (!stopping_) {
-      socket.shutdown(tcp::socket::shutdown_both, ignored);
-      socket.close(ignored);
-      sockets_.erase(std::find_if(sockets_.begin(), sockets_.end(),
-                                  [&](const auto& other) { return other.get() == &socket; }));
+  }
+
+  // False: the client or the test went away first.
+  template <typename Wire>
+  bool send(Wire& wire, const HttpAnswer& answer) {
+    boost::system::error_code failed;
+    const std::size_t at_once = std::min(answer.at_once, answer.bytes.size());
+    asio::write(wire, asio::buffer(answer.bytes.data(), at_once), failed);
+    for (std::size_t at = at_once; !failed && at < answer.bytes.size(); ++at) {
+      if (!pause(answer.pause)) {
+        return false;
+      }
+      asio::write(wire, asio::buffer(answer.bytes.data() + at, 1), failed);
+    }
+    while (!failed && !answer.endless.empty()) {
+      if (!pause(answer.pause)) {
+        return false;
+      }
+      asio::write(wire, asio::buffer(answer.endless), failed);
+    }
+    return !failed;
+  }
+
+  bool pause(std::chrono::milliseconds time) {
+    std::unique_lock lock(mutex_);
+    return !changed_.wait_for(lock, time, [&] { return stopping_; });
+  }
+
+  // A reset throws away what the client's kernel does not have yet.
+  static void wait_until_delivered(int socket) {
+    int waiting = 1;
+    while (::ioctl(socket, SIOCOUTQ, &waiting) == 0 && waiting > 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
   }
 
-  void close(tcp::socket& socket) {
+  void close(Stream& stream) {
     boost::system::error_code ignored;
     const std::lock_guard guard(mutex_);
     if (!stopping_) {
-      socket.close(ignored);
-      sockets_.erase(std::find_if(sockets_.begin(), sockets_.end(),
-                                  [&](const auto& other) { return other.get() == &socket; }));
+      stream.next_layer().shutdown(tcp::socket::shutdown_both, ignored);
+      stream.next_layer().close(ignored);
+      streams_.erase(std::find_if(streams_.begin(), streams_.end(),
+                                  [&](const auto& other) { return other.get() == &stream; }));
     }
   }
 
-  void hang(tcp::socket& socket) {
+  template <typename Wire>
+  void hang(Wire& wire) {
     {
       const std::lock_guard guard(mutex_);
       ++hanging_;
@@ -173,7 +248,7 @@ class LoopbackServer::Impl {
     changed_.notify_all();
     char byte = 0;
     boost::system::error_code ended;
-    socket.read_some(asio::buffer(&byte, 1), ended);
+    wire.read_some(asio::buffer(&byte, 1), ended);
     {
       const std::lock_guard guard(mutex_);
       ++abandoned_;
@@ -182,7 +257,9 @@ class LoopbackServer::Impl {
   }
 
   const Script script_;
+  const ServerOptions options_;
   asio::io_context context_;
+  asio::ssl::context tls_{asio::ssl::context::tls_server};
   tcp::acceptor acceptor_;
   const unsigned short port_;
   mutable std::mutex mutex_;
@@ -190,17 +267,17 @@ class LoopbackServer::Impl {
   bool stopping_ = false;
   int connections_ = 0;
   std::vector<HttpRequest> requests_;
-  std::vector<std::shared_ptr<tcp::socket>> sockets_;
+  std::vector<std::shared_ptr<Stream>> streams_;
   std::vector<std::thread> threads_;
   std::thread accepting_;
 };
 
-LoopbackServer::LoopbackServer(Script script) : impl_(std::make_unique<Impl>(std::move(script))) {}
+LoopbackServer::LoopbackServer(Script script, ServerOptions options)
+    : impl_(std::make_unique<Impl>(std::move(script), std::move(options))) {}
 LoopbackServer::~LoopbackServer() = default;
 
-std::string LoopbackServer::url(const std::string& path) const {
-  return "http://127.0.0.1:" + std::to_string(impl_->port()) + path;
-}
+std::string LoopbackServer::url(const std::string& path) const { return impl_->origin() + path; }
+unsigned short LoopbackServer::port() const { return impl_->port(); }
 std::vector<HttpRequest> LoopbackServer::requests() const { return impl_->requests(); }
 void LoopbackServer::wait_for_hanging(int count) { impl_->wait_for(&Impl::hanging_, count); }
 void LoopbackServer::wait_for_abandoned(int count) { impl_->wait_for(&Impl::abandoned_, count); }

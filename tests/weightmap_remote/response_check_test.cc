@@ -20,14 +20,16 @@ ResponseHead parse(const std::string& text) {
   return head;
 }
 
-enum class Ask : std::uint8_t { open, opened, opened_weak, redirected };
+enum class Ask : std::uint8_t { open, opened, opened_weak, opened_dated, redirected };
 
 ResponseVerdict check(const std::string& text, Ask ask) {
   ResponseExpectation expectation;
   expectation.range = ask == Ask::open ? ByteRange{0, 100} : ByteRange{100, 200};
   expectation.redirected = ask == Ask::redirected;
   expectation.wall_now_s = 784111777;  // Sun, 06 Nov 1994 08:49:37 GMT
-  if (ask != Ask::open) {
+  if (ask == Ask::opened_dated) {
+    expectation.expected = ObjectInfo{1000, "last-modified:yesterday", false};
+  } else if (ask != Ask::open) {
     expectation.expected = ask == Ask::opened_weak ? ObjectInfo{1000, "W/\"a\"", false}
                                                    : ObjectInfo{1000, "\"a\"", true};
   }
@@ -107,6 +109,11 @@ const Row kRows[] = {
     {"weak for strong", Ask::opened,
      "HTTP/1.1 206 x\nETag: W/\"a\"\nContent-Range: bytes 100-199/1000", kChanged},
     {"no etag", Ask::opened, "HTTP/1.1 206 x\nContent-Range: bytes 100-199/1000", kRetry},
+    {"a date for an etag", Ask::opened,
+     "HTTP/1.1 206 x\nLast-Modified: today\nContent-Range: bytes 100-199/1000", kRetry},
+    {"an etag for a date", Ask::opened_dated, "+Content-Range: bytes 100-199/1000", kRetry},
+    {"another date", Ask::opened_dated,
+     "HTTP/1.1 206 x\nLast-Modified: today\nContent-Range: bytes 100-199/1000", kChanged},
     {"weak the same",
      Ask::opened_weak,
      "HTTP/1.1 206 x\nETag: W/\"a\"\nContent-Range: bytes 100-199/1000",
@@ -122,7 +129,11 @@ const Row kRows[] = {
      kRetry},
     {"whole, no length", Ask::opened, "HTTP/1.1 200 OK\nETag: \"a\"\nTransfer-Encoding: chunked",
      kBad},
+    {"whole, an error as XML", Ask::opened,
+     "HTTP/1.1 200 OK\nContent-Type: application/xml\nContent-Length: 1000\nETag: \"a\"", kRetry},
     // Opening.
+    {"open, an error as XML", Ask::open,
+     "HTTP/1.1 200 OK\nContent-Type: Text/XML\nContent-Length: 100", kRetry},
     {"open", Ask::open, "+Content-Range: bytes 0-99/1000", {}},
     {"open a short one", Ask::open, "+Content-Range: bytes 0-41/42", {}},
     {"open, cut short", Ask::open, "+Content-Range: bytes 0-41/1000", kRetry},
@@ -147,6 +158,7 @@ const Row kRows[] = {
     {"403", Ask::opened, "HTTP/1.1 403 x", kBad},
     {"404", Ask::opened, "HTTP/1.1 404 x", ErrorCode::not_found},
     {"410", Ask::opened, "HTTP/1.1 410 x", ErrorCode::not_found},
+    {"407", Ask::opened, "HTTP/1.1 407 x", kBad},
     {"408", Ask::opened, "HTTP/1.1 408 x", kRetry},
     {"425", Ask::opened, "HTTP/1.1 425 x", kRetry},
     {"429", Ask::opened, "HTTP/1.1 429 x", kRetry},
@@ -236,6 +248,11 @@ TEST(ResponseHead, RefusesWhatIsNotHttpAndWhatIsTooLarge) {
   ResponseHead unnamed;
   ASSERT_TRUE(unnamed.add_line("HTTP/1.1 200 OK"));
   EXPECT_FALSE(unnamed.add_line("no name here"));
+  for (const char* line : {"Content-Length : 5", " Content-Range: bytes 0-1/2", ": x", "a\tb: c"}) {
+    ResponseHead folded;
+    ASSERT_TRUE(folded.add_line("HTTP/1.1 200 OK"));
+    EXPECT_FALSE(folded.add_line(line)) << line;
+  }
   ResponseHead many;
   ASSERT_TRUE(many.add_line("HTTP/1.1 200 OK"));
   int taken = 0;

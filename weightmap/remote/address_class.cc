@@ -74,6 +74,9 @@ bool is_public_address(const std::string& address) {
 
 bool names_private_host(const Uri& url) {
   std::string host = host_of(url);
+  if (host.ends_with('.')) {
+    host.pop_back();  // The root: the same name.
+  }
   if (host == "localhost" || host.ends_with(".localhost")) {
     return true;
   }

@@ -14,6 +14,7 @@
 #include "weightmap/remote/curl_loop.h"
 #include "weightmap/remote/curl_transfer.h"
 #include "weightmap/remote/hub_origin.h"
+#include "weightmap/remote/s3_origin.h"
 
 namespace librarian::weightmap::remote {
 
@@ -25,6 +26,7 @@ class CurlTransport::Impl {
         shared_{options_, proxy_is_set(options.environment), bandwidth_},
         plain_(options.headers, options.headers_origin),
         hub_({options_.environment, &wall_clock_s}),
+        s3_({options_.environment, options_.insecure_http, &wall_clock_s}),
         loop_(options.connections + kSpareConnections, bandwidth_) {}
 
   ~Impl() {
@@ -56,7 +58,10 @@ class CurlTransport::Impl {
   };
 
   HttpOrigin& origin_of(const Uri& uri) {
-    return uri.scheme == "hf" ? static_cast<HttpOrigin&>(hub_) : plain_;
+    if (uri.scheme == "hf") {
+      return hub_;
+    }
+    return uri.scheme == "s3" ? static_cast<HttpOrigin&>(s3_) : plain_;
   }
 
   // All below: on the loop's thread.
@@ -136,6 +141,7 @@ class CurlTransport::Impl {
   CurlTransfer::Shared shared_;
   PlainOrigin plain_;
   HubOrigin hub_;
+  S3Origin s3_;
   CurlLoop loop_;  // Last member: its thread ends before anything it uses is destroyed.
 };
 

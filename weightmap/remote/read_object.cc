@@ -15,7 +15,7 @@ Result<std::string> read_object(Fetcher& fetcher, const Uri& uri, std::uint64_t 
   if (opened.info.size > bytes_max) {
     return Error(ErrorCode::bad_input, uri.display() + " has " + std::to_string(opened.info.size) +
                                            " bytes, more than the " + std::to_string(bytes_max) +
-                                           " that make sense here");
+                                           " that make sense here; check the URL");
   }
   const std::uint64_t have = opened.head.size();
   if (have < opened.info.size) {

@@ -10,6 +10,7 @@
 namespace librarian::weightmap::remote {
 namespace {
 
+constexpr std::string_view kDatePrefix = "last-modified:";
 constexpr std::int64_t kRetryAfterSecondsMax = 365LL * 24 * 3600;
 
 std::string lower(std::string_view text) {
@@ -56,6 +57,9 @@ Error refused_status(int status, bool redirected) {
     case 404:
     case 410:
       return {ErrorCode::not_found, text + ": the server has no such file; check the URL"};
+    case 407:
+      return {ErrorCode::bad_input,
+              text + ": the proxy wants a login; check http_proxy and https_proxy"};
     case 408:
     case 425:
     case 429:
@@ -74,6 +78,12 @@ Error refused_status(int status, bool redirected) {
 bool is_html(const ResponseHead& head) {
   const std::string type = lower(head.find("content-type").value_or(""));
   return type.rfind("text/html", 0) == 0 || type.rfind("application/xhtml", 0) == 0;
+}
+
+// Object stores report errors as XML, under 200 too; no file of a checkpoint is XML.
+bool is_xml(const ResponseHead& head) {
+  const std::string type = lower(head.find("content-type").value_or(""));
+  return type.rfind("application/xml", 0) == 0 || type.rfind("text/xml", 0) == 0;
 }
 
 // Body codings would put other bytes in place than the object's.
@@ -102,15 +112,18 @@ ObjectInfo validator_of(const ResponseHead& head) {
     // One quoted string: a quote inside would turn If-Match into a list.
     info.strong = tag->size() >= 2 && tag->front() == '"' && tag->find('"', 1) == tag->size() - 1;
   } else if (const auto date = head.find("last-modified"); date && !date->empty()) {
-    info.validator = "last-modified:" + *date;
+    info.validator = std::string(kDatePrefix) + *date;
   }
   return info;
 }
 
 std::optional<Error> check_identity(const ObjectInfo& info, const ObjectInfo& expected) {
   if (info.validator != expected.validator && !expected.validator.empty()) {
-    if (info.validator.empty()) {
-      return retry("the server's answer lacks the ETag it gave before");
+    const bool was_tag = expected.validator.rfind(kDatePrefix, 0) != 0;
+    // Machines behind one name may differ in what they send: a date says nothing about a tag.
+    if (info.validator.empty() || (info.validator.rfind(kDatePrefix, 0) != 0) != was_tag) {
+      return retry(std::string("the server's answer lacks the ") +
+                   (was_tag ? "ETag" : "Last-Modified") + " it gave before");
     }
     return source_changed("the ETag is now " + info.validator + ", it was " + expected.validator);
   }
@@ -133,7 +146,7 @@ Error check_416(const ResponseHead& head, const ResponseExpectation& expectation
                           std::to_string(expectation.expected->size));
   }
   if (!expectation.expected && expectation.range.begin == 0 && size == 0U) {
-    return {ErrorCode::bad_input, "the file is empty"};
+    return {ErrorCode::bad_input, "the file is empty; check the URL"};
   }
   // Never an end of file: the range lies inside the object.
   return retry("HTTP 416 for a range inside the file");
@@ -146,7 +159,7 @@ ResponseVerdict check_document(ResponseVerdict verdict, int status,
   } else if (length.value_or(0) > room.end) {
     verdict.error = Error(ErrorCode::bad_input,
                           "the answer has " + std::to_string(*length) + " bytes, more than the " +
-                              std::to_string(room.end) + " that make sense here");
+                              std::to_string(room.end) + " that make sense here; check the URL");
   }
   verdict.length_known = length.has_value();
   verdict.wanted = {0, length.value_or(room.end)};
@@ -230,6 +243,9 @@ ResponseVerdict check_response(const ResponseHead& head, const ResponseExpectati
                       : Error(ErrorCode::bad_input,
                               "the server answers with a web page instead of the file; check the "
                               "URL, and whether it needs a login or an accepted licence"));
+  }
+  if (is_xml(head) && !expectation.document) {
+    return refuse(retry("the server answers with an XML error instead of the file"));
   }
   if (auto error = check_codings(head)) {
     return refuse(*std::move(error));

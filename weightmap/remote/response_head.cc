@@ -23,6 +23,15 @@ std::string_view trim(std::string_view text) {
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
+// RFC 9110 5.6.2. A space in a name or a folded line is how two readers are made to disagree.
+bool is_token(std::string_view text) {
+  constexpr std::string_view kSymbols = "!#$%&'*+-.^_`|~";
+  return !text.empty() && std::all_of(text.begin(), text.end(), [&](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 ||
+           kSymbols.find(c) != std::string_view::npos;
+  });
+}
+
 }  // namespace
 
 Result<void> ResponseHead::add_line(std::string_view line) {
@@ -53,8 +62,9 @@ Result<void> ResponseHead::add_line(std::string_view line) {
     return {};
   }
   const std::size_t colon = line.find(':');
-  if (colon == std::string_view::npos || colon == 0) {
-    return Error(ErrorCode::unavailable, "the server's response head has a line without a name");
+  if (colon == std::string_view::npos || !is_token(line.substr(0, colon))) {
+    return Error(ErrorCode::unavailable,
+                 "the server's response head has a line without a proper name");
   }
   std::string name(line.substr(0, colon));
   std::transform(name.begin(), name.end(), name.begin(),

@@ -28,10 +28,10 @@ struct ByteRange {
 /// Index of an object that a Fetcher has opened.
 using ObjectId = std::uint32_t;
 
-/// A parsed place: `https://host/dir/file`, `hf://org/name@revision`, `file:///path` or a plain
-/// path.
+/// A parsed place: `https://host/dir/file`, `hf://org/name@revision`, `s3://bucket/key`,
+/// `file:///path` or a plain path.
 struct Uri {
-  std::string scheme;  ///< "http", "https", "hf" or "file"
+  std::string scheme;  ///< "http", "https", "hf", "s3" or "file"
   std::string text;    ///< Normalised; for "file" the path. Never carries user or password.
   /// For messages and logs: without a query, which may be a signature.
   std::string display() const;

@@ -6,6 +6,7 @@
 
 #include "weightmap/remote/curl_handles.h"
 #include "weightmap/remote/hub_place.h"
+#include "weightmap/remote/s3_address.h"
 #include "weightmap/remote/transport.h"
 #include "weightmap/remote/uri_parts.h"
 
@@ -75,7 +76,8 @@ Result<Uri> http_uri(CURLU* url) {
   }
   if (url_part(url, CURLUPART_USER) || url_part(url, CURLUPART_PASSWORD)) {
     return Error(ErrorCode::invalid_argument,
-                 "a URL must not carry a user name or password: it would end up in logs");
+                 "a URL must not carry a user name or password: it would end up in logs; leave "
+                 "it out");
   }
   const auto host = url_part(url, CURLUPART_HOST);
   if (!host || host->empty()) {
@@ -117,8 +119,7 @@ Result<Uri> parse_uri(const std::string& text) {
     return Uri{"hf", place.text()};
   }
   if (scheme == "s3") {
-    return Error(ErrorCode::invalid_argument,
-                 scheme + ":// is not built yet; give a directory or https://host/dir/");
+    return s3_uri(std::string_view(text).substr(mark + 3));
   }
   if (has_control_byte(text)) {
     return not_a_place("the URL contains a control character");
@@ -139,7 +140,8 @@ Result<Uri> parse_uri(const std::string& text) {
 
 Result<Uri> resolve_location(const Uri& base, const std::string& location) {
   if (location.empty() || location.size() > kUriBytesMax || has_control_byte(location)) {
-    return Error(ErrorCode::bad_input, "the server redirects to an unusable Location");
+    return Error(ErrorCode::bad_input,
+                 "the server redirects to an unusable Location; check the URL");
   }
   const CurlUrl url(curl_url());
   LIB_CHECK(url != nullptr);
@@ -150,13 +152,20 @@ Result<Uri> resolve_location(const Uri& base, const std::string& location) {
     return Error(ErrorCode::bad_input, std::string("the server redirects to an unusable URL (") +
                                            curl_url_strerror(code) + ")");
   }
+  const auto scheme = url_part(url.get(), CURLUPART_SCHEME);
+  if (!scheme || (*scheme != "http" && *scheme != "https")) {
+    return Error(ErrorCode::bad_input, "the server redirects to " + scheme.value_or("no scheme") +
+                                           ":, and only http and https are followed; check the "
+                                           "URL");
+  }
   auto target = http_uri(url.get());
   if (!target) {
     return target.error().with_code(ErrorCode::bad_input).with_context("the server's redirect");
   }
   if (base.scheme == "https" && target->scheme != "https") {
     return Error(ErrorCode::bad_input, "the server redirects from https to plain http (" +
-                                           target->display() + "), which is refused");
+                                           target->display() +
+                                           "), which is refused; check the URL");
   }
   return target;
 }
@@ -191,7 +200,7 @@ Result<void> check_allowed(const Uri& uri, bool insecure_http) {
 }
 
 std::string Uri::display() const {
-  return scheme == "file" ? text : text.substr(0, text.find('?'));
+  return scheme == "file" || scheme == "s3" ? text : text.substr(0, text.find('?'));
 }
 
 std::string Uri::origin() const {
@@ -205,7 +214,8 @@ std::string Uri::origin() const {
 Uri Uri::child(const std::string& name) const {
   LIB_CHECK(!name.empty() && name != "." && name != ".." &&
             name.find_first_of(std::string_view("/\0", 2)) == std::string::npos);
-  if (scheme == "file" || scheme == "hf") {
+  // Not encoded, and without a query.
+  if (scheme == "file" || scheme == "hf" || scheme == "s3") {
     return {scheme, text.back() == '/' ? text + name : text + "/" + name};
   }
   const std::size_t mark = text.find('?');
