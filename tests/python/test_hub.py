@@ -272,9 +272,7 @@ def test_a_model_without_a_config_is_refused_by_the_files_name(hub, refuse, tmp_
 @pytest.mark.parametrize("place", ["hf://", "hf:///name", "hf://org/name/file.json",
                                    "hf://org/na me", "hf://org/../name", "hf://org/name@",
                                    "hf://org/name@../main", "hf://org/name@a\nb", "hf://a/b/c@main",
-                                   "hf://user:pw@org/name", pytest.param(
-                                       "hf://org/name?x=1", marks=pytest.mark.xfail(
-                                           strict=True, reason="the query is dropped"))], ids=ascii)
+                                   "hf://user:pw@org/name", "hf://org/name?x=1"], ids=ascii)
 def test_a_place_that_is_no_model_is_refused_before_anything_is_asked(place, hub, refuse):
     line = refuse(place, exit_code=USAGE)
     assert "hf://" in line
