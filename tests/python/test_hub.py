@@ -189,7 +189,6 @@ def test_a_job_that_is_resumed_keeps_its_commit(place, killed, hub, extract, sta
     assert commits_asked(hub) == {commit}
 
 
-@pytest.mark.xfail(strict=True, reason="the run that is refused leaves the wrong commit pinned")
 def test_parts_of_two_commits_never_stand_in_one_store(hub, extract, ragged_job, librarian,
                                                        memory_path):
     # Method: a part of a complete store is lost when the branch has moved.
@@ -336,8 +335,7 @@ def test_a_token_that_no_header_can_carry_is_refused_unseen(token, hub, refuse, 
 @pytest.mark.parametrize("path,change", [
     pytest.param("/api/models/*", rate_limited(1), id="of the API"),
     pytest.param(WEIGHTS, rate_limited(1), id="of the resolver"),
-    pytest.param(WEIGHTS, rate_limited(1, retry_after=False), id="in the hub's header alone",
-                 marks=pytest.mark.xfail(strict=True, reason="the header RateLimit is not read"))])
+    pytest.param(WEIGHTS, rate_limited(1, retry_after=False), id="in the hub's header alone")])
 def test_the_hubs_wish_to_wait_is_kept(path, change, hub, extract):
     hub.api.faults.append(Fault(change, path=path))
     extract()

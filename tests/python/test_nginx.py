@@ -114,7 +114,6 @@ def test_https_trusts_the_authorities_of_the_machine(ragged_job, ragged_digest, 
     assert last_run(store)["store_digest"] == ragged_digest
 
 
-@pytest.mark.xfail(strict=True, reason="no variable names the authorities yet")
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "CURL_CA_BUNDLE"])
 def test_https_trusts_the_file_that_the_environment_names(variable, extract_right, https,
                                                           authority):
