@@ -85,7 +85,6 @@ class LateAnswer:
         return response
 
 
-@pytest.mark.xfail(strict=True, reason="what the hub said of the file is forgotten with its link")
 def test_an_answer_that_comes_when_its_link_has_ended_is_good(hub, extract_right):
     late = LateAnswer()
     hub.cdn.faults.append(Fault(late.from_cdn, skip=FILES, times=ALWAYS))
