@@ -70,6 +70,11 @@ std::optional<std::pair<ByteRange, std::uint64_t>> parse_content_range(std::stri
 /// year.
 std::optional<Duration> parse_retry_after(const std::string& text, std::int64_t wall_now_s);
 
+/// How long a `RateLimit` field says that no request is left, as in `"resolvers";r=0;t=55`; none if
+/// some are left or it is unreadable.
+/// @source draft-ietf-httpapi-ratelimit-headers; the hub's documentation of its rate limits.
+std::optional<Duration> parse_rate_limit(std::string_view text);
+
 /// A strong validator as If-Match sends it; empty if there is none.
 /// @source RFC 9110 13.1.1: If-Match uses the strong comparison.
 std::string if_match_value(const std::optional<ObjectInfo>& expected);
