@@ -45,6 +45,15 @@ std::uint64_t parse_hex64(std::string_view text, bool& ok) {
   return value;
 }
 
+std::string hex_of(std::span<const unsigned char> bytes) {
+  std::string text;
+  for (const unsigned char byte : bytes) {
+    text += kHexDigits[byte >> 4U];
+    text += kHexDigits[byte & 0xFU];
+  }
+  return text;
+}
+
 Digest128 from_xxh(XXH128_hash_t hash) { return {hash.high64, hash.low64}; }
 
 }  // namespace
@@ -108,12 +117,26 @@ std::string sha256_hex(std::string_view bytes) {
   unsigned int digest_bytes = 0;
   LIB_CHECK(EVP_Digest(bytes.data(), bytes.size(), digest.data(), &digest_bytes, EVP_sha256(),
                        nullptr) == 1);
-  std::string text;
-  for (const unsigned char byte : digest) {
-    text += kHexDigits[byte >> 4U];
-    text += kHexDigits[byte & 0xFU];
-  }
-  return text;
+  return hex_of(digest);
+}
+
+StreamingSha256::StreamingSha256() : context_(EVP_MD_CTX_new()) {
+  LIB_CHECK(context_ && EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1);
+}
+
+void StreamingSha256::Free::operator()(EVP_MD_CTX* context) const noexcept {
+  EVP_MD_CTX_free(context);
+}
+
+void StreamingSha256::update(std::span<const std::byte> bytes) {
+  LIB_CHECK(EVP_DigestUpdate(context_.get(), bytes.data(), bytes.size()) == 1);
+}
+
+std::string StreamingSha256::finish() {
+  std::array<unsigned char, 32> digest{};
+  unsigned int digest_bytes = 0;
+  LIB_CHECK(EVP_DigestFinal_ex(context_.get(), digest.data(), &digest_bytes) == 1);
+  return hex_of(digest);
 }
 
 }  // namespace librarian

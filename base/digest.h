@@ -12,6 +12,8 @@
 
 #include "base/error.h"
 
+struct evp_md_ctx_st;  // OpenSSL's EVP_MD_CTX
+
 namespace librarian {
 
 /// CRC-32C (Castagnoli, reflected, as iSCSI and Zarr's `crc32c` codec use it) of `bytes`,
@@ -52,5 +54,22 @@ class StreamingXxh3 {
 
 /// SHA-256 as 64 lower-case hex digits.
 std::string sha256_hex(std::string_view bytes);
+
+/// SHA-256 of bytes that arrive in order, in pieces; at the speed of the processor's own
+/// instructions where it has them. Not thread-safe.
+class StreamingSha256 {
+ public:
+  StreamingSha256();
+
+  void update(std::span<const std::byte> bytes);
+  /// Digest of everything so far, as sha256_hex() writes it; nothing may follow.
+  std::string finish();
+
+ private:
+  struct Free {
+    void operator()(evp_md_ctx_st* context) const noexcept;
+  };
+  std::unique_ptr<evp_md_ctx_st, Free> context_;
+};
 
 }  // namespace librarian

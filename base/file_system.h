@@ -21,6 +21,7 @@ struct FileInfo {
   std::uint64_t size;        ///< Bytes.
   std::int64_t modified_ns;  ///< Wall-clock time of the last change, Unix epoch.
   std::uint64_t inode;
+  std::uint64_t device;  ///< Equal for everything on one file system.
 };
 
 /// One open file. Not thread-safe, except read_at(), which any number of threads may call.
@@ -32,7 +33,7 @@ class File {
   /// Appends all of `bytes`. @error no_space | io  names the path.
   virtual Result<void> append(std::span<const std::byte> bytes) = 0;
   /// Writes all of `bytes` at `offset`, growing the file if needed. Only for files opened by
-  /// create_sparse(): the others append wherever one writes.
+  /// create_sparse() or open_sparse(): the others append wherever one writes.
   virtual Result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) = 0;
   /// Reads from `offset`; fewer bytes than asked only at the end of the file.
   virtual Result<std::size_t> read_at(std::uint64_t offset, std::span<std::byte> into) const = 0;
@@ -41,10 +42,18 @@ class File {
   virtual Result<void> sync_data() = 0;
   virtual Result<std::uint64_t> size() const = 0;
   virtual Result<void> truncate(std::uint64_t size) = 0;
+  /// Grows the file to `size` bytes of zeros and takes the room for them, where the file system can
+  /// promise room; never shrinks it. @error no_space | io
+  virtual Result<void> reserve(std::uint64_t size) = 0;
   /// Sets the modification time to now.
   virtual Result<void> touch() = 0;
-  /// Tries to take the exclusive advisory lock; false if another open file holds it.
+  /// Tries to take the exclusive advisory lock; false if another open file holds any. A shared lock
+  /// that this file holds becomes exclusive, or is kept.
   virtual Result<bool> try_lock() = 0;
+  /// Tries to take a shared one, which any number of open files may hold; false if another holds
+  /// the exclusive one. An exclusive lock that this file holds becomes shared. Changing a lock
+  /// gives others a moment between: only who holds yet another lock may rely on it.
+  virtual Result<bool> try_lock_shared() = 0;
   /// Inode of the open file, to compare with what the path names now.
   virtual Result<std::uint64_t> inode() const = 0;
 };
@@ -58,6 +67,8 @@ class FileSystem {
   virtual Result<std::unique_ptr<File>> create(const std::string& path) = 0;
   /// Creates a new file for write_at() (O_EXCL). @error already_exists | no_space | io
   virtual Result<std::unique_ptr<File>> create_sparse(const std::string& path) = 0;
+  /// Opens an existing file for write_at() and read_at(). @error not_found | io
+  virtual Result<std::unique_ptr<File>> open_sparse(const std::string& path) = 0;
   /// Opens a regular file for reading. @error not_found (also a directory, a pipe) | io
   virtual Result<std::unique_ptr<File>> open(const std::string& path) = 0;
   /// Opens for reading and appending; creates it if `create_if_missing`. @error not_found | io
@@ -69,6 +80,8 @@ class FileSystem {
   virtual Result<std::vector<std::string>> list(const std::string& path) = 0;
   /// Creates one directory; an existing one, or a link to one, is fine. @error not_found | io
   virtual Result<void> make_directory(const std::string& path) = 0;
+  /// As make_directory(), and a new one is for this user alone (0700).
+  virtual Result<void> make_private_directory(const std::string& path) = 0;
   /// Replaces `to` if it is there. Durable only after sync_directory() of both parents.
   virtual Result<void> rename(const std::string& from, const std::string& to) = 0;
   /// Hard link: `to` gets the file only if nothing has that name. @error already_exists | io

@@ -18,6 +18,7 @@ namespace {
 
 constexpr mode_t kFileMode = 0644;
 constexpr mode_t kDirectoryMode = 0755;
+constexpr mode_t kPrivateDirectoryMode = 0700;
 
 struct DescriptorTraits {
   using Raw = int;
@@ -134,16 +135,35 @@ class PosixFile final : public File {
         "truncate");
   }
 
+  Result<void> reserve(std::uint64_t bytes) override {
+    LIB_TRY(const std::uint64_t now, size());
+    if (now >= bytes) {
+      return {};
+    }
+    const int status = retry_interrupted([&] {
+      return ::fallocate(descriptor_.get(), 0, static_cast<off_t>(now),
+                         static_cast<off_t>(bytes - now));
+    });
+    if (status != 0 && errno == EOPNOTSUPP) {
+      return truncate(bytes);
+    }
+    return checked(status, "reserve room for");
+  }
+
   Result<void> touch() override { return checked(::futimens(descriptor_.get(), nullptr), "touch"); }
 
   Result<bool> try_lock() override {
-    if (retry_interrupted([&] { return ::flock(descriptor_.get(), LOCK_EX | LOCK_NB); }) == 0) {
-      return true;
+    LIB_TRY(const bool locked, lock_as(LOCK_EX));
+    // The kernel drops a shared lock before it looks whether the exclusive one is free.
+    if (!locked && shared_) {
+      LIB_TRY(shared_, lock_as(LOCK_SH));
     }
-    if (errno == EWOULDBLOCK) {
-      return false;
-    }
-    return from_errno("lock", path_);
+    shared_ = shared_ && !locked;
+    return locked;
+  }
+  Result<bool> try_lock_shared() override {
+    LIB_TRY(shared_, lock_as(LOCK_SH));
+    return shared_;
   }
 
   Result<std::uint64_t> inode() const override {
@@ -162,8 +182,19 @@ class PosixFile final : public File {
     return {};
   }
 
+  Result<bool> lock_as(int kind) {
+    if (retry_interrupted([&] { return ::flock(descriptor_.get(), kind | LOCK_NB); }) == 0) {
+      return true;
+    }
+    if (errno == EWOULDBLOCK) {
+      return false;
+    }
+    return from_errno("lock", path_);
+  }
+
   Descriptor descriptor_;
   std::string path_;
+  bool shared_ = false;  // Holds the shared lock.
 };
 
 class PosixFileSystem final : public FileSystem {
@@ -173,6 +204,9 @@ class PosixFileSystem final : public FileSystem {
   }
   Result<std::unique_ptr<File>> create_sparse(const std::string& path) override {
     return open_with(path, O_RDWR | O_CREAT | O_EXCL, "create");
+  }
+  Result<std::unique_ptr<File>> open_sparse(const std::string& path) override {
+    return open_with(path, O_RDWR, "open");
   }
   Result<std::unique_ptr<File>> open(const std::string& path) override {
     // Without O_NONBLOCK, opening a pipe would wait for somebody to write to it.
@@ -208,6 +242,7 @@ class PosixFileSystem final : public FileSystem {
     result.modified_ns =
         static_cast<std::int64_t>(status.st_mtim.tv_sec) * 1'000'000'000 + status.st_mtim.tv_nsec;
     result.inode = static_cast<std::uint64_t>(status.st_ino);
+    result.device = static_cast<std::uint64_t>(status.st_dev);
     return result;
   }
 
@@ -233,7 +268,13 @@ class PosixFileSystem final : public FileSystem {
   }
 
   Result<void> make_directory(const std::string& path) override {
-    if (::mkdir(path.c_str(), kDirectoryMode) != 0) {
+    return make_directory(path, kDirectoryMode);
+  }
+  Result<void> make_private_directory(const std::string& path) override {
+    return make_directory(path, kPrivateDirectoryMode);
+  }
+  static Result<void> make_directory(const std::string& path, mode_t mode) {
+    if (::mkdir(path.c_str(), mode) != 0) {
       Error error = from_errno("create directory", path);
       if (error.code() != ErrorCode::already_exists) {
         return error;

@@ -11,6 +11,7 @@ namespace librarian::cli {
 
 Result<int> run_plan(const Options& options, const std::stop_token& stop);
 Result<int> run_extract(const Options& options, const std::stop_token& stop);
+Result<int> run_fetch(const Options& options, const std::stop_token& stop);
 Result<int> run_inspect(const Options& options, const std::stop_token& stop);
 Result<int> run_verify(const Options& options, const std::stop_token& stop);
 Result<int> run_diff(const Options& options, const std::stop_token& stop);

@@ -17,6 +17,8 @@ Result<int> dispatch(const Options& options, const std::stop_token& stop) {
       return run_plan(options, stop);
     case Command::extract:
       return run_extract(options, stop);
+    case Command::fetch:
+      return run_fetch(options, stop);
     case Command::inspect:
       return run_inspect(options, stop);
     case Command::verify:

@@ -33,6 +33,7 @@ constexpr const char* kFooter =
     "Examples:\n"
     "  librarian plan    http://127.0.0.1:8000/teacher/ --tokens tokens.safetensors\n"
     "  librarian extract ./teacher --tokens rows.jsonl --out acts --capture resid_post@spread:4\n"
+    "  librarian fetch   http://127.0.0.1:8000/teacher/ --weights-cache /ssd/weights\n"
     "  librarian inspect acts --capture blocks.3.resid_post --sample 0\n"
     "  librarian verify  acts\n"
     "Exit codes: 0 done, 2 usage, 3 bad model or input, 4 output busy or of another job,\n"
@@ -58,6 +59,7 @@ struct RawOptions {
   std::string header_file;
   std::string codec = "zstd";
   std::string staging = "auto";
+  std::optional<std::string> cache_limit;
   std::vector<std::string> captures;
 };
 
@@ -164,21 +166,28 @@ Result<void> apply_choices(const RawOptions& raw, ingest::JobOptions& job) {
   } else if (raw.codec != "zstd") {
     return usage("--codec " + raw.codec + ": must be zstd or none");
   }
-  if (raw.staging == "disk") {
-    return usage("--staging disk: not built yet; use auto or memory");
+  if (raw.staging == "memory" || raw.staging == "disk") {
+    job.staging = raw.staging == "disk" ? ingest::StagingMode::disk : ingest::StagingMode::memory;
+  } else if (raw.staging != "auto") {
+    return usage("--staging " + raw.staging + ": must be auto, memory or disk");
   }
-  if (raw.staging != "auto" && raw.staging != "memory") {
-    return usage("--staging " + raw.staging + ": must be auto or memory");
+  if (raw.staging == "memory" && !job.weights_cache.empty()) {
+    return usage(
+        "--weights-cache keeps staged files, and --staging memory stages none: leave one out");
   }
   return {};
 }
 
-Result<void> apply_numbers(const RawOptions& raw, ingest::JobOptions& job) {
+/// Options that fetch has, too.
+Result<void> apply_fetch_numbers(const RawOptions& raw, ingest::JobOptions& job) {
   if (raw.host_memory) {
     LIB_TRY(job.host_memory_bytes, named("--host-memory", parse_bytes(*raw.host_memory)));
   }
-  if (raw.disk_limit) {
-    LIB_TRY(job.disk_limit_bytes, named("--disk-limit", parse_bytes(*raw.disk_limit)));
+  if (raw.cache_limit) {
+    if (job.weights_cache.empty()) {
+      return usage("--cache-limit needs --weights-cache DIR");
+    }
+    LIB_TRY(job.cache_limit_bytes, named("--cache-limit", parse_bytes(*raw.cache_limit)));
   }
   if (raw.bandwidth_max) {
     std::string text = *raw.bandwidth_max;
@@ -192,6 +201,14 @@ Result<void> apply_numbers(const RawOptions& raw, ingest::JobOptions& job) {
   if (!raw.header_file.empty()) {
     LIB_TRY(job.headers, read_header_file(raw.header_file));
   }
+  return {};
+}
+
+Result<void> apply_numbers(const RawOptions& raw, ingest::JobOptions& job) {
+  LIB_TRY_VOID(apply_fetch_numbers(raw, job));
+  if (raw.disk_limit) {
+    LIB_TRY(job.disk_limit_bytes, named("--disk-limit", parse_bytes(*raw.disk_limit)));
+  }
   LIB_TRY(job.save_state_every, named("--save-state-every", parse_duration(raw.save_state_every)));
   LIB_TRY(job.part_tokens, auto_or_count("--part-tokens", raw.part_tokens));
   LIB_TRY(job.block_tokens, auto_or_count("--block-tokens", raw.block_tokens));
@@ -201,9 +218,47 @@ Result<void> apply_numbers(const RawOptions& raw, ingest::JobOptions& job) {
   return {};
 }
 
+const CLI::Validator& not_empty() {
+  static const CLI::Validator validator(
+      [](const std::string& text) { return text.empty() ? "must not be empty" : std::string(); },
+      "");
+  return validator;
+}
+
+/// Where weights come from, how, and what is kept of them.
+void add_fetch_options(CLI::App& app, ingest::JobOptions& job, RawOptions& raw) {
+  app.add_option("model,--model", job.model, kModelHelp)->required()->type_name("MODEL");
+  app.add_option("--host-memory", raw.host_memory,
+                 "Limit of all buffers, e.g. 4GiB. Default: half of RAM or of the cgroup limit")
+      ->type_name("SIZE");
+  app.add_option("--connections", job.connections,
+                 "Range requests at a time, at most; begins with fewer and grows while that helps")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  app.add_option("--max-bandwidth", raw.bandwidth_max,
+                 "Bytes per second from the network, at most, e.g. 100MB")
+      ->type_name("SIZE");
+  app.add_option("--hedge-budget", raw.hedge_budget,
+                 "Extra bytes for asking twice where an answer is late, of all bytes; 0: never")
+      ->capture_default_str();
+  app.add_option("--header-file", raw.header_file,
+                 "Lines 'Name: value' for the model's http(s) server alone; only you may read it")
+      ->type_name("FILE");
+  app.add_option("--weights-cache", job.weights_cache,
+                 "Keep whole weight files here for the next part, job or process")
+      ->check(not_empty())
+      ->type_name("DIR");
+  app.add_option(
+         "--cache-limit", raw.cache_limit,
+         "Most that the cache may take; what is used least recently goes. Default: what is\n"
+         "free on its disk, less a margin")
+      ->type_name("SIZE");
+  app.add_flag("--insecure-http", job.insecure_http, "Allow plain http from other machines");
+}
+
 void add_job_options(CLI::App& app, ingest::JobOptions& job, RawOptions& raw) {
   const auto counts = CLI::Range(std::uint64_t{1}, std::uint64_t{1} << 40U);
-  app.add_option("model,--model", job.model, kModelHelp)->required()->type_name("MODEL");
+  add_fetch_options(app, job, raw);
   app.add_option("--tokens", job.tokens,
                  "Samples: .safetensors {input_ids, offsets, loss_mask}, .jsonl or .npy")
       ->required()
@@ -219,9 +274,6 @@ void add_job_options(CLI::App& app, ingest::JobOptions& job, RawOptions& raw) {
       ->capture_default_str();
   app.add_option("--isa", raw.isa, "CPU path: " + isa_choices() + " (same bits per path)")
       ->capture_default_str();
-  app.add_option("--host-memory", raw.host_memory,
-                 "Limit of all buffers, e.g. 4GiB. Default: half of RAM or of the cgroup limit")
-      ->type_name("SIZE");
   app.add_option("--device-memory", raw.device_memory,
                  "With cuda:N: most of its memory to use, context included, e.g. 15GiB. Default: "
                  "what is free")
@@ -233,12 +285,14 @@ void add_job_options(CLI::App& app, ingest::JobOptions& job, RawOptions& raw) {
       ->capture_default_str();
   app.add_option("--state", raw.state, "Where the residual stream waits: auto, memory, disk")
       ->capture_default_str();
-  app.add_option("--scratch", job.scratch, "Directory for state. Default: OUT/scratch")
+  app.add_option("--scratch", job.scratch,
+                 "Directory for state and staged weights. Default: OUT/scratch")
       ->type_name("DIR");
   app.add_option("--save-state-every", raw.save_state_every,
                  "Save a memory state at layer borders at least this often; 0: at each")
       ->capture_default_str();
-  app.add_option("--disk-limit", raw.disk_limit, "Refuse a job that needs more disk")
+  app.add_option("--disk-limit", raw.disk_limit,
+                 "Refuse a job that needs more disk; also limits staging")
       ->type_name("SIZE");
   app.add_option("--max-length", job.max_length, "Cut longer samples to N tokens")->check(counts);
   app.add_option("--num-samples", job.num_samples, "Only the first N samples")->check(counts);
@@ -249,22 +303,12 @@ void add_job_options(CLI::App& app, ingest::JobOptions& job, RawOptions& raw) {
       ->check(counts);
   app.add_option("--threads", job.threads, "Default: the CPUs this process may use")
       ->check(CLI::Range(1, 1024));
-  app.add_option("--connections", job.connections,
-                 "Range requests at a time, at most; begins with fewer and grows while that helps")
-      ->check(CLI::Range(1, 256))
+  app.add_option(
+         "--staging", raw.staging,
+         "Where remote weights wait: memory (ranges), disk (whole files, hashed, kept over a\n"
+         "crash), auto (disk where its limit holds two layers' files and whole files add\n"
+         "at most 2 %)")
       ->capture_default_str();
-  app.add_option("--max-bandwidth", raw.bandwidth_max,
-                 "Bytes per second from the network, at most, e.g. 100MB")
-      ->type_name("SIZE");
-  app.add_option("--hedge-budget", raw.hedge_budget,
-                 "Extra bytes for asking twice where an answer is late, of all bytes; 0: never")
-      ->capture_default_str();
-  app.add_option("--header-file", raw.header_file,
-                 "Lines 'Name: value' for the model's http(s) server alone; only you may read it")
-      ->type_name("FILE");
-  app.add_option("--staging", raw.staging, "Where weights wait: auto, memory")
-      ->capture_default_str();
-  app.add_flag("--insecure-http", job.insecure_http, "Allow plain http from other machines");
   app.add_flag("--allow-nonfinite", job.allow_nonfinite, "Keep NaN and infinity");
 }
 
@@ -286,9 +330,10 @@ Result<std::vector<std::string>> arguments_with_config(const CLI::App& app, int 
           [&](const CLI::App* candidate) { return candidate->get_name() == argument; });
       command = found.empty() ? nullptr : found.front();
       if (command == nullptr) {
-        return usage("'" + argument +
-                     "' is not a command (plan, extract, inspect, verify, diff). Try 'librarian "
-                     "--help'");
+        return usage(
+            "'" + argument +
+            "' is not a command (plan, extract, fetch, inspect, verify, diff). Try 'librarian "
+            "--help'");
       }
     }
     given.insert(argument.substr(0, argument.find('=')));
@@ -337,11 +382,9 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
   Options options;
   RawOptions raw;
   std::string config_file;
-  const CLI::Validator not_empty(
-      [](const std::string& text) { return text.empty() ? "must not be empty" : std::string(); },
-      "");
   CLI::App* plan = app.add_subcommand("plan", "What a job would take; writes nothing");
   CLI::App* extract = app.add_subcommand("extract", "Run a job, or resume it: the same command");
+  CLI::App* fetch = app.add_subcommand("fetch", "Fetch and verify a model's weights; no job runs");
   CLI::App* inspect = app.add_subcommand("inspect", "Shapes, progress, statistics, values");
   CLI::App* verify = app.add_subcommand("verify", "Check every byte of a store");
   CLI::App* diff = app.add_subcommand("diff", "Compare two stores, sample by sample");
@@ -352,12 +395,15 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
                      "Options from a TOML file, under their names without dashes")
         ->type_name("FILE.toml");
   }
+  add_fetch_options(*fetch, options.job, raw);
+  fetch->add_flag("--verify-only", options.verify_only,
+                  "Read only heads: list what the source offers to verify against");
   plan->add_option("--out", options.job.out, "Store directory: take what its job fixed")
-      ->check(not_empty)
+      ->check(not_empty())
       ->type_name("DIR");
   extract->add_option("--out", options.job.out, "Store directory")
       ->required()
-      ->check(not_empty)
+      ->check(not_empty())
       ->type_name("DIR");
   inspect->add_option("directory", options.directories, "Store directory")
       ->required()
@@ -377,7 +423,7 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
       ->required()
       ->expected(2)
       ->type_name("DIR DIR");
-  for (CLI::App* command : {plan, extract, inspect, verify, diff}) {
+  for (CLI::App* command : {plan, extract, fetch, inspect, verify, diff}) {
     add_common_options(*command, options);
   }
 
@@ -397,12 +443,16 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
   }
   options.command = plan->parsed()      ? Command::plan
                     : extract->parsed() ? Command::extract
+                    : fetch->parsed()   ? Command::fetch
                     : inspect->parsed() ? Command::inspect
                     : verify->parsed()  ? Command::verify
                                         : Command::diff;
   if (options.command == Command::plan || options.command == Command::extract) {
     LIB_TRY_VOID(apply_choices(raw, options.job));
     LIB_TRY_VOID(apply_numbers(raw, options.job));
+  }
+  if (options.command == Command::fetch) {
+    LIB_TRY_VOID(apply_fetch_numbers(raw, options.job));
   }
   if (options.sample && options.capture.empty()) {
     return usage("--sample needs --capture NAME");

@@ -40,6 +40,7 @@ Json memory_to_json(const MemoryPlan& memory) {
           {"state_bytes", memory.state_bytes},
           {"encode_bytes", memory.encode_bytes},
           {"table_bytes", memory.table_bytes},
+          {"staging_bytes", memory.staging_bytes},
           {"block_tokens", memory.block_tokens},
           {"state", memory.state_in_memory ? "memory" : "disk"},
           {"whole_layer_prefetch", memory.whole_layer_prefetch}};
@@ -61,6 +62,17 @@ Json device_to_json(const ingest::DevicePlan& device) {
           {"stages", stages},
           {"upload_bytes", device.upload_bytes},
           {"download_bytes", device.download_bytes}};
+}
+
+Json staging_to_json(const ingest::StagingPlan& staging) {
+  return {{"on_disk", staging.on_disk},
+          {"reason", staging.reason},
+          {"directory", staging.on_disk ? Json(staging.directory) : Json()},
+          {"is_cache", staging.is_cache},
+          {"limit_bytes", staging.limit_bytes},
+          {"needed_bytes", staging.needed_bytes},
+          {"file_bytes", staging.file_bytes},
+          {"two_layers_bytes", staging.two_layers_bytes}};
 }
 
 Json plan_to_json(const PreparedJob& job, double flops_per_second) {
@@ -89,7 +101,7 @@ Json plan_to_json(const PreparedJob& job, double flops_per_second) {
           {"parts", job.parts().size()},
           {"captures", captures},
           {"fetch_bytes_per_part", job.part_fetch_bytes()},
-          {"fetch_bytes", job.part_fetch_bytes() * job.parts().size()},
+          {"fetch_bytes", job.fetch_bytes()},
           {"metadata_bytes", job.checkpoint().metadata_bytes()},
           {"flops", job.flops()},
           {"measured_flops_per_second", flops_per_second},
@@ -102,6 +114,7 @@ Json plan_to_json(const PreparedJob& job, double flops_per_second) {
             {"scratch_peak_bytes", disk.scratch_peak_bytes},
             {"peak_bytes", disk.peak_bytes},
             {"written_bytes", disk.written_bytes}}},
+          {"staging", staging_to_json(job.staging())},
           {"identity_sha256", job.identity_digest()},
           {"warnings", job.warnings()}};
 }
@@ -138,6 +151,9 @@ void print_memory(const MemoryPlan& memory) {
                           (memory.state_in_memory ? " (in memory)" : " (on disk)")));
   print(fact("encoding", format_bytes(memory.encode_bytes)));
   print(fact("tables", format_bytes(memory.table_bytes)));
+  if (memory.staging_bytes != 0) {
+    print(fact("weights, staging", format_bytes(memory.staging_bytes)));
+  }
   print(fact("total", format_bytes(memory.total_bytes) + " of " + format_bytes(memory.limit_bytes) +
                           "; code and libraries come on top, at most 150 MiB"));
 }
@@ -175,9 +191,20 @@ void print_disk(const PreparedJob& job) {
   print(fact("written to SSD", format_bytes(disk.written_bytes)));
 }
 
+void print_staging(const ingest::StagingPlan& staging) {
+  if (!staging.on_disk) {
+    print(fact("staging", "memory, by ranges: " + staging.reason));
+    return;
+  }
+  print(fact("staging", "disk: " + format_bytes(staging.file_bytes) + " of whole files for " +
+                            format_bytes(staging.needed_bytes) + " needed, " +
+                            format_bytes(staging.two_layers_bytes) + " at least and at most " +
+                            format_bytes(staging.limit_bytes) + " at a time; " + staging.reason));
+  print(fact("", (staging.is_cache ? "kept in " : "until the job ends in ") + staging.directory));
+}
+
 void print_time(const PreparedJob& job, double flops_per_second) {
-  const double fetch =
-      static_cast<double>(job.part_fetch_bytes()) * static_cast<double>(job.parts().size());
+  const auto fetch = static_cast<double>(job.fetch_bytes());
   const double compute = job.flops() / flops_per_second;
   const double slow = fetch / kSlowNetwork;
   const double fast = fetch / kFastNetwork;
@@ -253,8 +280,8 @@ Result<int> run_plan(const Options& options, const std::stop_token& stop) {
   print(fact("arithmetic",
              std::string(gpu_exec::dtype_name(job->dtype())) + " on " + job->device_kind()));
   print(fact("to fetch", format_bytes(job->part_fetch_bytes()) + " per part, " +
-                             format_bytes(job->part_fetch_bytes() * job->parts().size()) +
-                             " in all"));
+                             format_bytes(job->fetch_bytes()) + " in all"));
+  print_staging(job->staging());
   print_captures(*job);
   print_memory(job->memory());
   if (job->device_plan()) {

@@ -23,11 +23,14 @@
 #include "ingest/memory_plan.h"
 #include "ingest/part_journal.h"
 #include "ingest/run_report.h"
+#include "ingest/staging_plan.h"
 #include "ingest/token_file.h"
 #include "weightmap/checkpoint.h"
 #include "weightmap/remote/fetcher.h"
 #include "weightmap/remote/hub_revision.h"
+#include "weightmap/remote/staging_directory.h"
 #include "weightmap/remote/transport.h"
+#include "weightmap/weight_source.h"
 
 namespace librarian::ingest {
 
@@ -66,6 +69,7 @@ class PreparedJob {
   const std::vector<activation_store::PartRange>& parts() const { return parts_; }
   const MemoryPlan& memory() const { return memory_; }
   const DiskPlan& disk() const { return disk_; }
+  const StagingPlan& staging() const { return staging_; }
   gpu_exec::DType dtype() const { return dtype_; }
   std::uint64_t chunk_tokens() const { return chunk_tokens_; }
   std::uint64_t shard_tokens() const { return shard_tokens_; }
@@ -77,8 +81,11 @@ class PreparedJob {
   /// Nothing if the device works on host memory.
   const std::optional<DevicePlan>& device_plan() const { return device_plan_; }
 
-  /// Bytes of weights that one part fetches, from the embedding to the last captured layer.
+  /// Bytes that the first part fetches: the weights from the embedding to the last captured layer,
+  /// or the whole files that they lie in.
   std::uint64_t part_fetch_bytes() const;
+  /// Bytes that all parts together fetch, if this process does them all.
+  std::uint64_t fetch_bytes() const;
   /// Multiplications and additions of one pass over all tokens.
   double flops() const;
 
@@ -99,11 +106,17 @@ class PreparedJob {
   Result<void> prepare_partition();
   Result<void> prepare_geometry();
   Result<void> plan();
+  Result<void> plan_weight_staging();
+  Result<std::uint64_t> staging_limit_bytes() const;
+  Result<std::uint64_t> disk_needed_bytes() const;
   Result<void> check_disk();
+  Result<std::unique_ptr<weightmap::WeightSource>> open_weight_source(
+      std::unique_ptr<weightmap::remote::StagingDirectory>& directory);
   Result<void> remove_scratch();
   void write_report(const RunReport& report);
   SourceRecord source_record() const;
   std::string scratch_root() const;
+  std::string staging_path() const;
   std::int32_t computed_layers() const;
 
   JobOptions options_;
@@ -121,6 +134,7 @@ class PreparedJob {
   std::uint64_t device_overhead_bytes_ = 0;  // Host memory that opening it took.
   std::optional<DevicePlan> device_plan_;
   DiskPlan disk_;
+  StagingPlan staging_;
   gpu_exec::DType dtype_{};
   std::uint64_t chunk_tokens_ = 0;
   std::uint64_t shard_tokens_ = 0;

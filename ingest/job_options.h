@@ -16,6 +16,8 @@
 namespace librarian::ingest {
 
 enum class StateMode : std::uint8_t { automatic, memory, disk };
+/// Where remote weights wait: as ranges in memory, or as whole files on a disk.
+enum class StagingMode : std::uint8_t { automatic, memory, disk };
 
 struct JobOptions {
   std::string model;   ///< Path or URI of the model directory.
@@ -32,8 +34,11 @@ struct JobOptions {
   std::string scratch;  ///< Empty: <out>/scratch.
   Duration save_state_every = std::chrono::minutes(10);
   std::optional<std::uint64_t> disk_limit_bytes;
-  std::uint64_t max_length = 0;   ///< 0: no limit.
-  std::uint64_t num_samples = 0;  ///< 0: all.
+  StagingMode staging = StagingMode::automatic;
+  std::string weights_cache;  ///< Directory that keeps staged files; empty: none.
+  std::optional<std::uint64_t> cache_limit_bytes;  ///< Absent: what its disk has, less a margin.
+  std::uint64_t max_length = 0;                    ///< 0: no limit.
+  std::uint64_t num_samples = 0;                   ///< 0: all.
   activation_store::Codec codec = activation_store::Codec::zstd;
   std::uint64_t chunk_tokens = 0;  ///< 0: from the row's size.
   std::uint64_t shard_tokens = 0;  ///< 0: 512 chunks.

@@ -140,7 +140,7 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   inputs.parts = &parts_;
   identity_ = make_identity(inputs);
   identity_digest_ = ingest::identity_digest(identity_);
-  return {};
+  return plan_weight_staging();
 }
 
 /// Sizes of chunks and shards: one number each for the whole job.
@@ -241,7 +241,14 @@ Result<void> PreparedJob::plan() {
   return {};
 }
 
+std::uint64_t PreparedJob::fetch_bytes() const {
+  return part_fetch_bytes() * (staging_.holds_all() ? 1 : parts_.size());
+}
+
 std::uint64_t PreparedJob::part_fetch_bytes() const {
+  if (staging_.on_disk) {
+    return staging_.file_bytes;
+  }
   std::uint64_t bytes = 0;
   for (std::int32_t layer = weightmap::kEmbeddingLayer; layer <= captures_.last_layer(); ++layer) {
     bytes += checkpoint_->layer(layer).bytes;

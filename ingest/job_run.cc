@@ -19,6 +19,7 @@ namespace {
 using namespace std::chrono_literals;
 using activation_store::EncodePool;
 using weightmap::VirtualWeightMap;
+using weightmap::remote::StagingDirectory;
 
 constexpr auto kLookAgain = 1s;
 
@@ -122,14 +123,6 @@ std::string outcome_name(ErrorCode code) {
   return code == ErrorCode::cancelled ? "stopped" : error_code_name(code);
 }
 
-/// The nearest directory above a path that exists: free space is asked there.
-std::string existing_ancestor(FileSystem& files, std::string path) {
-  while (!files.info(path) && path != "/" && path != ".") {
-    path = parent_path(path);
-  }
-  return path;
-}
-
 }  // namespace
 
 /// Claims, runs and publishes parts until there is nothing left to do.
@@ -174,6 +167,8 @@ class PartLoop {
       LIB_TRY(next_, PartRun::open(context_, *claimed.part, parts_[*claimed.part],
                                    std::move(claimed.lock)));
     }
+    const std::uint64_t ours = (running_ ? 1 : 0) + (next_ ? 1 : 0);
+    context_.weight_source.expect_another_pass(complete_ + ours < parts_.size());
     return {};
   }
 
@@ -222,25 +217,21 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   if (device_plan_) {
     LIB_TRY(ring, device_->allocate_host(weightmap::HostRing::slot_bytes(memory_.ring_bytes)));
   }
-  VirtualWeightMap weights(*fetcher_, clock, *checkpoint_,
+  std::unique_ptr<StagingDirectory> staging;
+  LIB_TRY(const std::unique_ptr<weightmap::WeightSource> source, open_weight_source(staging));
+  VirtualWeightMap weights(*source, clock, *checkpoint_,
                            {memory_.ring_bytes, kTablePieceBytes, {}, std::move(ring)});
   // Its end comes before that of the weights: a device may still read them when a run is cut short.
   LIB_TRY(const std::unique_ptr<gpu_exec::LayerExecutor> executor,
           gpu_exec::LayerExecutor::create(checkpoint_->spec(), memory_.executor, *device_));
 
-  PartContext context{clock,
-                      files,
-                      *checkpoint_,
-                      tokens_,
-                      captures_,
-                      known_weights,
-                      recorder,
-                      source_record(),
-                      identity_digest_,
-                      device_kind_,
-                      executor->products(),
-                      options_.out,
-                      scratch_root()};
+  PartContext context{clock,           files,
+                      *checkpoint_,    tokens_,
+                      captures_,       known_weights,
+                      recorder,        *source,
+                      source_record(), identity_digest_,
+                      device_kind_,    executor->products(),
+                      options_.out,    scratch_root()};
   context.dtype = dtype_;
   context.codec = options_.codec;
   context.chunk_tokens = chunk_tokens_;
@@ -274,7 +265,7 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   report.requests = after.requests - before.requests;
   report.retries = after.retries - before.retries;
   report.fetch_busy = after.busy - before.busy;
-  report.needed_bytes = weights.statistics().needed_bytes;
+  report.needed_bytes = source->needed_bytes();
   report.ring_wait = weights.statistics().ring_wait;
   const EncodePool::Statistics encoded = encoder.statistics();
   report.encode_busy = encoded.encode_busy;
@@ -294,6 +285,7 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   report.memory_planned_bytes = memory_.total_bytes;
   report.memory_limit_bytes = memory_.limit_bytes;
   report.resident_peak_bytes = ingest::resident_peak_bytes();
+  report.staging = staging ? "disk" : "memory";
   if (outcome) {
     LIB_TRY(report.store_digest, store_digest(files, options_.out, parts_.size()));
     LIB_TRY_VOID(remove_source_pin(files, options_.out));
@@ -331,15 +323,7 @@ Result<void> PreparedJob::check_disk() {
   FileSystem& files = *environment_.files;
   LIB_TRY(const std::optional<activation_store::JobFile> existing,
           read_existing_job(files, options_.out));
-  std::uint64_t left = 0;
-  for (std::uint64_t part = 0; part < parts_.size(); ++part) {
-    const std::string group =
-        options_.out + "/" + activation_store::part_directory_name(part) + "/zarr.json";
-    left += existing && files.info(group) ? 0 : parts_[part].tokens;
-  }
-  const auto needed =
-      static_cast<std::uint64_t>(static_cast<double>(disk_.peak_bytes) * static_cast<double>(left) /
-                                 static_cast<double>(tokens_.tokens()));
+  LIB_TRY(const std::uint64_t needed, disk_needed_bytes());
   const std::string where = existing_ancestor(files, options_.out);
   LIB_TRY(const std::uint64_t free, files.free_bytes(where));
   // A resumed part holds some of it already, which we cannot tell from here: only the first run,
@@ -364,24 +348,6 @@ SourceRecord PreparedJob::source_record() const {
     source.files[file.name] = {file.info.validator, file.info.strong};
   }
   return source;
-}
-
-/// State of a job that is given --scratch lies below a directory of its own there.
-std::string PreparedJob::scratch_root() const {
-  return (options_.scratch.empty() ? options_.out + "/scratch" : options_.scratch) + "/librarian-" +
-         identity_digest_.substr(0, 16);
-}
-
-/// Removes the job's scratch directories, which are empty once every part is published.
-Result<void> PreparedJob::remove_scratch() {
-  FileSystem& files = *environment_.files;
-  // Another process may still be at its last part's clean-up: then the directories are not empty
-  // and stay.
-  static_cast<void>(files.remove_directory(scratch_root()));
-  if (options_.scratch.empty()) {
-    static_cast<void>(files.remove_directory(options_.out + "/scratch"));
-  }
-  return {};
 }
 
 }  // namespace librarian::ingest

@@ -47,7 +47,8 @@ struct MemoryPlan {
   std::uint64_t ring_bytes = 0;           ///< Weights that arrive meanwhile.
   std::uint64_t state_bytes = 0;
   std::uint64_t encode_bytes = 0;
-  std::uint64_t table_bytes = 0;  ///< Tokens, tensor table, journal.
+  std::uint64_t table_bytes = 0;    ///< Tokens, tensor table, journal.
+  std::uint64_t staging_bytes = 0;  ///< Segments of whole files on their way to a disk.
   std::uint64_t total_bytes = 0;
   std::uint64_t limit_bytes = 0;
 

@@ -1,5 +1,6 @@
 // How what a part computed becomes durable: layer by layer, and in the end as a whole.
 #include <algorithm>
+#include <utility>
 
 #include "activation_store/blosc_chunk.h"
 #include "base/digest.h"
@@ -17,6 +18,7 @@ Result<void> PartRun::commit_now(LayerWork& work, const std::stop_token& stop) {
   record.layer = work.layer;
   record.weights = work.weights;
   record.state = work.place;
+  record.verified = weightmap::verification_name(context_.weight_source.verification(work.layer));
   LayerDone event;
   for (LayerWork::Output& output : work.outputs) {
     LIB_TRY(ArrayRecord array, output.writer.finish(stop));
@@ -39,6 +41,13 @@ Result<void> PartRun::commit_now(LayerWork& work, const std::stop_token& stop) {
   if (record.state.kind != StatePlace::Kind::none) {
     LIB_TRY_VOID(state_->drop_old_files(record.layer, record.state));
   }
+  // What a restart would compute again it would also read again.
+  not_saved_.push_back(work.layer);
+  if (record.state.kind != StatePlace::Kind::none || work.layer == last_layer_) {
+    for (const std::int32_t layer : std::exchange(not_saved_, {})) {
+      context_.weight_source.layer_is_durable(layer);
+    }
+  }
   progress_.layers.push_back(std::move(record));
   event.part = part_;
   event.layer = work.layer;
@@ -60,12 +69,21 @@ Result<FileRecord> PartRun::write_weights_file() {
   return FileRecord{kWeightsFileName, text.size(), crc32c(std::as_bytes(std::span(text)))};
 }
 
-/// The weakest of what is known of the sources that its layers came from.
+/// The weakest of what is known of its layers.
 const char* PartRun::verified() const {
+  const auto any_is = [&](const char* how) {
+    return std::any_of(progress_.layers.begin(), progress_.layers.end(),
+                       [&](const LayerRecord& layer) { return layer.verified == how; });
+  };
+  // Journals of before say only where layers came from.
+  const bool unsaid = any_is("");
   const bool local = std::any_of(
       progress_.sources.begin(), progress_.sources.end(),
       [](const SourceRecord& source) { return source.uri.find("://") == std::string::npos; });
-  return local ? "none" : "stream";
+  if (any_is("none") || (unsaid && local)) {
+    return "none";
+  }
+  return any_is("stream") || unsaid ? "stream" : "sha256";
 }
 
 Result<void> PartRun::publish(const std::stop_token& stop) {

@@ -147,6 +147,12 @@ Result<LayerRecord> layer_from_json(const Json& json, const std::string& what) {
     return damaged(what, state.error().message());
   }
   layer.state = *state;
+  if (json.contains("verified")) {
+    LIB_TRY(layer.verified, json_string(json, "verified", what));
+    if (layer.verified != "none" && layer.verified != "stream" && layer.verified != "sha256") {
+      return damaged(what, "verified '" + layer.verified + "'");
+    }
+  }
   return layer;
 }
 
@@ -214,11 +220,14 @@ std::string tokens_record_text(const std::vector<ArrayRecord>& arrays) {
 }
 
 std::string layer_record_text(const LayerRecord& layer) {
-  const Json json = {{"type", "layer"},
-                     {"layer", layer.layer},
-                     {"arrays", arrays_to_json(layer.arrays)},
-                     {"weights", weights_to_json(layer.weights)},
-                     {"state", layer.state.to_json()}};
+  Json json = {{"type", "layer"},
+               {"layer", layer.layer},
+               {"arrays", arrays_to_json(layer.arrays)},
+               {"weights", weights_to_json(layer.weights)},
+               {"state", layer.state.to_json()}};
+  if (!layer.verified.empty()) {
+    json["verified"] = layer.verified;
+  }
   return json.dump();
 }
 

@@ -41,6 +41,8 @@ struct LayerRecord {
   std::vector<activation_store::ArrayRecord> arrays;
   std::map<std::string, std::string> weights;  ///< Tensor name -> XXH3-128 in hex.
   StatePlace state;
+  /// How its weights were checked: none, stream or sha256; empty: a journal that does not say.
+  std::string verified;
 };
 
 /// Everything in a journal that is still true.

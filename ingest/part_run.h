@@ -27,6 +27,7 @@
 #include "ingest/token_file.h"
 #include "ingest/weight_loader.h"
 #include "weightmap/virtual_weight_map.h"
+#include "weightmap/weight_source.h"
 
 namespace librarian::ingest {
 
@@ -39,6 +40,7 @@ struct PartContext {
   const CaptureList& captures;
   KnownWeights& known_weights;
   JobObserver& observer;
+  weightmap::WeightSource& weight_source;
   SourceRecord source;
   std::string identity_digest;
   std::string device_kind;
@@ -144,6 +146,7 @@ class PartRun {
   std::optional<JournalWriter> journal_;
   std::unique_ptr<ResidualState> state_;
   TimePoint state_saved_{};
+  std::vector<std::int32_t> not_saved_;  // Committed layers behind the last durable state.
   std::function<Result<void>()> on_last_layer_;
 };
 

@@ -80,6 +80,7 @@ Json RunReport::to_json() const {
       {"tokens_done_here", tokens_done_here},
       {"layer_tokens", layer_tokens},
       {"wall_ns", wall.count()},
+      {"staging", staging},
       {"needed_bytes", needed_bytes},
       {"fetched_bytes", fetched_bytes},
       {"requests", requests},

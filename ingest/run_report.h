@@ -46,7 +46,9 @@ struct RunReport {
   std::uint64_t layer_tokens = 0;      ///< Tokens times layers that this process computed.
 
   Duration wall{};
-  std::uint64_t needed_bytes = 0;
+  std::string staging;  ///< "disk" or "memory": where weights waited.
+  std::uint64_t needed_bytes =
+      0;  ///< Of weights; of what whole files lacked, where staged on disk.
   std::uint64_t fetched_bytes = 0;  ///< Bodies that the wire carried for weights.
   std::uint64_t requests = 0;
   std::uint64_t retries = 0;

@@ -1,6 +1,7 @@
 #pragma once
 /// Which commit a job began with, where its command names a branch: `DIR/.source`, there from the
-/// job's first run to its end. Runs that resume take the commit from there.
+/// job's first run to its end. Runs that resume take the commit from there; runs that come to redo
+/// a part of a finished store, from its report.
 
 #include <optional>
 #include <string>

@@ -100,6 +100,13 @@ Result<void> claim_store(FileSystem& files, Clock& clock, const std::string& dir
   return replace_file(files, group, activation_store::store_group_text(job.identity));
 }
 
+std::string existing_ancestor(FileSystem& files, std::string path) {
+  while (!files.info(path) && path != "/" && path != ".") {
+    path = parent_path(path);
+  }
+  return path;
+}
+
 Result<void> clean_finished_part(FileSystem& files, const std::string& part_directory,
                                  const std::string& scratch_root, std::uint64_t part,
                                  DirectoryLock& lock) {

@@ -27,6 +27,9 @@ Result<std::optional<activation_store::JobFile>> read_existing_job(FileSystem& f
 Result<void> claim_store(FileSystem& files, Clock& clock, const std::string& directory,
                          const activation_store::JobFile& job, const std::stop_token& stop);
 
+/// The nearest directory above a path that exists: free space is asked there.
+std::string existing_ancestor(FileSystem& files, std::string path);
+
 /// What a look over the parts found.
 struct PartClaim {
   std::optional<std::uint64_t> part;

@@ -10,7 +10,7 @@
 #include "base/digest.h"
 #include "weightmap/remote/fetcher.h"
 #include "weightmap/tensor_names.h"
-#include "weightmap/weight_index.h"
+#include "weightmap/weight_files.h"
 
 namespace librarian::weightmap {
 namespace {
@@ -18,14 +18,10 @@ namespace {
 using gpu_exec::DType;
 
 constexpr std::uint64_t kConfigBytesMax = 16U << 20U;
-constexpr std::uint64_t kIndexBytesMax = 256U << 20U;
 // Enough for the whole header of nearly every published file, so one request opens it.
 constexpr std::uint64_t kHeadBytes = 128U << 10U;
-constexpr std::size_t kWeightFilesMax = 100'000;
 constexpr std::size_t kOpenTogether = 64;
 constexpr const char* kConfigName = "config.json";
-constexpr const char* kIndexName = "model.safetensors.index.json";
-constexpr const char* kSingleFileName = "model.safetensors";
 
 std::optional<DType> compute_dtype(const std::string& name) {
   if (name == "BF16") {
@@ -104,83 +100,48 @@ Result<void> Checkpoint::read_config(remote::Fetcher& fetcher, const std::stop_t
 }
 
 Result<void> Checkpoint::read_headers(remote::Fetcher& fetcher, const std::stop_token& stop) {
-  std::map<std::string, std::string> file_of;
-  std::set<std::string> names;
-  const remote::Uri index_uri = directory_.child(kIndexName);
-  auto index = remote::read_object(fetcher, index_uri, kIndexBytesMax, stop);
-  if (index) {
-    metadata_bytes_ += index->size();
-    index_sha256_ = sha256_hex(*index);
-    LIB_TRY(file_of, parse_weight_index(*index, index_uri.display()));
-    for (const auto& [tensor, file] : file_of) {
-      names.insert(file);
-    }
-  } else if (index.error().code() == ErrorCode::not_found) {
-    names.insert(kSingleFileName);
-  } else {
-    return index.error();
-  }
-  if (names.size() > kWeightFilesMax) {
-    return Error(ErrorCode::bad_input,
-                 index_uri.display() + ": names " + std::to_string(names.size()) + " files");
-  }
+  LIB_TRY(WeightFileList list, list_weight_files(fetcher, directory_, stop));
+  index_sha256_ = list.index_sha256;
+  metadata_bytes_ += list.index_bytes;
 
   std::vector<std::pair<std::uint32_t, TensorInfo>> tensors;
-  const std::vector<std::string> ordered(names.begin(), names.end());
+  const std::vector<std::string> ordered(list.names.begin(), list.names.end());
   for (std::size_t begin = 0; begin < ordered.size(); begin += kOpenTogether) {
     const std::size_t end = std::min(ordered.size(), begin + kOpenTogether);
-    LIB_TRY_VOID(read_headers_of(fetcher, std::span(ordered).subspan(begin, end - begin), file_of,
+    LIB_TRY_VOID(read_headers_of(fetcher, std::span(ordered).subspan(begin, end - begin), list,
                                  tensors, stop));
   }
-  if (!index_sha256_.empty() && !file_of.empty()) {
-    return Error(ErrorCode::bad_input, index_uri.display() + ": says tensor '" +
-                                           file_of.begin()->first + "' is in " +
-                                           file_of.begin()->second + ", and it is not");
+  if (!index_sha256_.empty() && !list.file_of.empty()) {
+    return Error(ErrorCode::bad_input, directory_.display() + ": the index says tensor '" +
+                                           list.file_of.begin()->first + "' is in " +
+                                           list.file_of.begin()->second + ", and it is not");
   }
   return plan_layers(std::move(tensors));
 }
 
 /// Opens files side by side and reads their headers.
-/// @param file_of  What the index says; tensors that are found leave it.
+/// @param list  Tensors that are found leave it.
 Result<void> Checkpoint::read_headers_of(remote::Fetcher& fetcher,
-                                         std::span<const std::string> names,
-                                         std::map<std::string, std::string>& file_of,
+                                         std::span<const std::string> names, WeightFileList& list,
                                          std::vector<std::pair<std::uint32_t, TensorInfo>>& tensors,
                                          const std::stop_token& stop) {
-  std::vector<remote::Uri> uris;
-  for (const std::string& name : names) {
-    uris.push_back(directory_.child(name));
-  }
-  const std::vector<Result<remote::Fetcher::Opened>> all = fetcher.open_all(uris, kHeadBytes, stop);
-  const auto cause = std::find_if(all.begin(), all.end(), [](const auto& opened) {
-    return !opened && opened.error().code() != ErrorCode::cancelled;
-  });
-  const std::size_t first = cause == all.end() ? 0 : cause - all.begin();
-  for (std::size_t i = first; i < names.size(); ++i) {
-    const std::string uri = uris[i].display();
-    const Result<remote::Fetcher::Opened>& opened = all[i];
-    if (!opened) {
-      return opened.error().code() == ErrorCode::not_found
-                 ? Error(ErrorCode::bad_input, index_sha256_.empty()
-                                                   ? directory_.display() + ": neither " +
-                                                         kIndexName + " nor " + kSingleFileName +
-                                                         " is there: no weights to read"
-                                                   : uri + ": not there, though the index names it")
-                 : opened.error();
-    }
-    LIB_TRY(const std::string header, read_header(fetcher, *opened, uri, stop));
+  LIB_TRY(const std::vector<remote::Fetcher::Opened> all,
+          open_weight_files(fetcher, directory_, list, names, kHeadBytes, stop));
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    const std::string uri = directory_.child(names[i]).display();
+    const remote::Fetcher::Opened& opened = all[i];
+    LIB_TRY(const std::string header, read_header(fetcher, opened, uri, stop));
     metadata_bytes_ += kHeaderPrefixBytes + header.size();
-    LIB_TRY(std::vector<TensorInfo> found,
-            parse_safetensors_header(header, opened->info.size, uri));
+    LIB_TRY(std::vector<TensorInfo> found, parse_safetensors_header(header, opened.info.size, uri));
     const auto file = static_cast<std::uint32_t>(files_.size());
-    files_.push_back({names[i], opened->id, opened->info, sha256_hex(header)});
+    files_.push_back({names[i], opened.id, opened.info, sha256_hex(header)});
     for (TensorInfo& tensor : found) {
-      const auto listed = file_of.find(tensor.name);
-      if (!index_sha256_.empty() && (listed == file_of.end() || listed->second != names[i])) {
+      const auto listed = list.file_of.find(tensor.name);
+      if (!index_sha256_.empty() && (listed == list.file_of.end() || listed->second != names[i])) {
         return Error(ErrorCode::bad_input, uri + ": holds tensor '" + tensor.name +
                                                "', which the index does not expect there");
       }
-      file_of.erase(tensor.name);
+      list.file_of.erase(tensor.name);
       tensors.emplace_back(file, std::move(tensor));
     }
   }

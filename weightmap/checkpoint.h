@@ -14,6 +14,7 @@
 #include "weightmap/model_config.h"
 #include "weightmap/remote/fetcher.h"
 #include "weightmap/safetensors_header.h"
+#include "weightmap/weight_files.h"
 
 namespace librarian::weightmap {
 
@@ -80,7 +81,7 @@ class Checkpoint {
   Result<void> read_config(remote::Fetcher& fetcher, const std::stop_token& stop);
   Result<void> read_headers(remote::Fetcher& fetcher, const std::stop_token& stop);
   Result<void> read_headers_of(remote::Fetcher& fetcher, std::span<const std::string> names,
-                               std::map<std::string, std::string>& file_of,
+                               WeightFileList& list,
                                std::vector<std::pair<std::uint32_t, TensorInfo>>& tensors,
                                const std::stop_token& stop);
   const gpu_exec::LayerSpec& layer_spec(std::int32_t layer) const;

@@ -27,9 +27,8 @@ class VirtualWeightMap::Impl {
  public:
   using Stream = Lease::Stream;
 
-  Impl(remote::Fetcher& fetcher, Clock& clock, const Checkpoint& checkpoint,
-       WeightMapOptions options)
-      : fetcher_(fetcher),
+  Impl(WeightSource& source, Clock& clock, const Checkpoint& checkpoint, WeightMapOptions options)
+      : source_(source),
         checkpoint_(checkpoint),
         options_(std::move(options)),
         ring_(options_.ring_bytes, std::move(options_.ring)),
@@ -39,7 +38,7 @@ class VirtualWeightMap::Impl {
   ~Impl() {
     thread_.request_stop();
     thread_.join();
-    fetcher_.cancel_all();
+    source_.cancel_all();
     // Requests hold pointers into the ring: wait until the last one is done with it.
     auto lock = monitor_.lock();
     monitor_.wait(lock, {}, [&] { return in_flight_ == 0; });
@@ -50,6 +49,7 @@ class VirtualWeightMap::Impl {
     stream->plan = &checkpoint_.layer(layer);
     stream->pieces = plan_pieces(*stream->plan, options_.table_piece_bytes);
     stream->slots.reserve(stream->pieces.size());
+    source_.announce(layer);
     auto lock = monitor_.lock();
     to_fill_.push_back(stream);
     to_lease_.push_back(stream);
@@ -117,7 +117,7 @@ class VirtualWeightMap::Impl {
       // Nothing of this stream is queued any more, so no request can escape. Those of layers behind
       // it are cancelled too: a lease ends early only when the job does.
       lock.unlock();
-      fetcher_.cancel_all();
+      source_.cancel_all();
       lock.lock();
     }
     monitor_.wait(lock, {}, [&] { return stream.in_flight == 0; });
@@ -135,8 +135,9 @@ class VirtualWeightMap::Impl {
  private:
   /// Requests being put together: adjacent pieces of one file share one.
   struct Batch {
-    remote::FetchRequest request;
-    std::vector<std::size_t> slots;  // Index of the slot that each piece of the request fills.
+    std::uint32_t file = 0;
+    std::vector<remote::FetchPiece> pieces;
+    std::vector<std::size_t> slots;  // Index of the slot that each piece fills.
   };
 
   static bool has_arrived(const Stream& stream, std::size_t index) {
@@ -208,24 +209,22 @@ class VirtualWeightMap::Impl {
 
   void add_to_batch(const std::shared_ptr<Stream>& stream, std::size_t index, Batch& batch) {
     const Piece& piece = stream->pieces[index];
-    const WeightFile& file = checkpoint_.files()[stream->plan->tensors[piece.tensor].file];
+    const std::uint32_t file = stream->plan->tensors[piece.tensor].file;
     std::byte* const memory = stream->slots[index].memory.data();
     for (std::uint64_t at = piece.bytes.begin; at < piece.bytes.end;) {
       if (!batch.slots.empty()) {
-        const std::uint64_t begin = batch.request.pieces.front().range.begin;
-        const std::uint64_t end = batch.request.pieces.back().range.end;
-        if (batch.request.object != file.object || at < end ||
-            at - end > options_.requests.hole_bytes_max ||
+        const std::uint64_t begin = batch.pieces.front().range.begin;
+        const std::uint64_t end = batch.pieces.back().range.end;
+        if (batch.file != file || at < end || at - end > options_.requests.hole_bytes_max ||
             at - begin >= options_.requests.request_bytes_max) {
           submit(stream, batch);
         }
       }
-      const std::uint64_t begin =
-          batch.slots.empty() ? at : batch.request.pieces.front().range.begin;
+      const std::uint64_t begin = batch.slots.empty() ? at : batch.pieces.front().range.begin;
       const std::uint64_t end =
           std::min(piece.bytes.end, begin + options_.requests.request_bytes_max);
-      batch.request.object = file.object;
-      batch.request.pieces.push_back({{at, end}, memory + (at - piece.bytes.begin)});
+      batch.file = file;
+      batch.pieces.push_back({{at, end}, memory + (at - piece.bytes.begin)});
       batch.slots.push_back(index);
       {
         auto lock = monitor_.lock();
@@ -245,10 +244,10 @@ class VirtualWeightMap::Impl {
       ++in_flight_;
       ++stream->in_flight;
     }
-    fetcher_.submit(std::move(batch.request),
-                    [this, stream, slots = std::move(batch.slots)](const Result<void>& result) {
-                      finish(*stream, slots, result);
-                    });
+    source_.submit(batch.file, std::move(batch.pieces),
+                   [this, stream, slots = std::move(batch.slots)](const Result<void>& result) {
+                     finish(*stream, slots, result);
+                   });
     batch = {};
   }
 
@@ -265,7 +264,7 @@ class VirtualWeightMap::Impl {
     monitor_.notify_all(lock);
   }
 
-  remote::Fetcher& fetcher_;
+  WeightSource& source_;
   const Checkpoint& checkpoint_;
   WeightMapOptions options_;
   HostRing ring_;
@@ -332,9 +331,9 @@ ArrivedPiece Lease::take_next() {
   return {&tensor, piece.bytes.begin - tensor.bytes.begin, bytes};
 }
 
-VirtualWeightMap::VirtualWeightMap(remote::Fetcher& fetcher, Clock& clock,
-                                   const Checkpoint& checkpoint, WeightMapOptions options)
-    : impl_(std::make_unique<Impl>(fetcher, clock, checkpoint, std::move(options))) {}
+VirtualWeightMap::VirtualWeightMap(WeightSource& source, Clock& clock, const Checkpoint& checkpoint,
+                                   WeightMapOptions options)
+    : impl_(std::make_unique<Impl>(source, clock, checkpoint, std::move(options))) {}
 
 VirtualWeightMap::~VirtualWeightMap() = default;
 

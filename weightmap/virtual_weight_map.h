@@ -17,6 +17,7 @@
 #include "gpu_exec/device.h"
 #include "weightmap/checkpoint.h"
 #include "weightmap/request_plan.h"
+#include "weightmap/weight_source.h"
 
 namespace librarian::weightmap {
 
@@ -61,7 +62,8 @@ class Lease {
   ~Lease();
 
   /// Waits for the next piece; nothing means the layer is complete.
-  /// @error unavailable | source_changed | bad_input | cancelled
+  /// @error unavailable | source_changed | bad_input | cancelled; from staged files also corrupt |
+  ///        no_space | io
   Result<std::optional<ArrivedPiece>> next(const std::stop_token& stop);
   /// The next piece if it is there already.
   Result<std::optional<ArrivedPiece>> next_if_there();
@@ -89,8 +91,8 @@ class Lease {
 /// consumer thread; statistics() for any. Destruction stops the fetching.
 class VirtualWeightMap {
  public:
-  /// @param fetcher, checkpoint  Must outlive the map.
-  VirtualWeightMap(remote::Fetcher& fetcher, Clock& clock, const Checkpoint& checkpoint,
+  /// @param source, checkpoint  Must outlive the map.
+  VirtualWeightMap(WeightSource& source, Clock& clock, const Checkpoint& checkpoint,
                    WeightMapOptions options);
   ~VirtualWeightMap();
   VirtualWeightMap(const VirtualWeightMap&) = delete;

@@ -2,8 +2,10 @@
 /// Where the bytes of weight files come from: straight from their origin, or from files that were
 /// staged on a local disk before.
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -11,6 +13,15 @@
 #include "weightmap/remote/fetcher.h"
 
 namespace librarian::weightmap {
+
+/// What was done to make sure that weights are the origin's, weakest first.
+enum class Verification : std::uint8_t {
+  none,    ///< Local files, read as they are.
+  stream,  ///< Ranges whose answers were checked.
+  sha256,  ///< Every byte of the file was hashed, and the origin states the same SHA-256.
+};
+/// "none", "stream" or "sha256", as the store says it.
+const char* verification_name(Verification verification);
 
 /// Thread-safe. Must outlive the VirtualWeightMap that reads from it.
 class WeightSource {
@@ -20,7 +31,8 @@ class WeightSource {
   /// A layer will be asked for behind those announced before; its files may come meanwhile.
   virtual void announce(std::int32_t layer) = 0;
   /// Brings pieces of weight file `file` (index into Checkpoint::files) to their places, as
-  /// Fetcher::submit(). Only for files of announced layers.
+  /// Fetcher::submit(). Layers are asked for in the order they were announced, each for exactly the
+  /// bytes of its plan.
   virtual void submit(std::uint32_t file, std::vector<remote::FetchPiece> pieces,
                       std::function<void(Result<void>)> done) = 0;
   /// Ends everything that was submitted so far with `cancelled`.
@@ -28,6 +40,13 @@ class WeightSource {
   /// Nothing of the layer's weights will be read again for the announcement that is oldest: what it
   /// left is durable. In the order of announce().
   virtual void layer_is_durable(std::int32_t layer) = 0;
+  /// Whether another pass over the layers may follow those that are announced.
+  virtual void expect_another_pass(bool expected) = 0;
+
+  /// How the layer came, for its oldest announcement that is not durable; once all of it has.
+  virtual Verification verification(std::int32_t layer) const = 0;
+  /// Bytes that had to be fetched so far: ranges, or what whole files lacked.
+  virtual std::uint64_t needed_bytes() const = 0;
 };
 
 /// Ranges straight from the origin; nothing is kept.
@@ -37,17 +56,23 @@ class DirectSource final : public WeightSource {
   DirectSource(remote::Fetcher& fetcher, const Checkpoint& checkpoint)
       : fetcher_(fetcher), checkpoint_(checkpoint) {}
 
-  void announce(std::int32_t /*layer*/) override {}
+  void announce(std::int32_t layer) override { needed_bytes_ += checkpoint_.layer(layer).bytes; }
   void submit(std::uint32_t file, std::vector<remote::FetchPiece> pieces,
               std::function<void(Result<void>)> done) override {
     fetcher_.submit({checkpoint_.files()[file].object, std::move(pieces)}, std::move(done));
   }
   void cancel_all() override { fetcher_.cancel_all(); }
   void layer_is_durable(std::int32_t /*layer*/) override {}
+  void expect_another_pass(bool /*expected*/) override {}
+  Verification verification(std::int32_t /*layer*/) const override {
+    return checkpoint_.directory().scheme == "file" ? Verification::none : Verification::stream;
+  }
+  std::uint64_t needed_bytes() const override { return needed_bytes_; }
 
  private:
   remote::Fetcher& fetcher_;
   const Checkpoint& checkpoint_;
+  std::atomic<std::uint64_t> needed_bytes_{0};
 };
 
 }  // namespace librarian::weightmap

@@ -23,6 +23,9 @@ class HookedFileSystem final : public FileSystem {
   Result<std::unique_ptr<File>> create_sparse(const std::string& path) override {
     return files_.create_sparse(path);
   }
+  Result<std::unique_ptr<File>> open_sparse(const std::string& path) override {
+    return files_.open_sparse(path);
+  }
   Result<std::unique_ptr<File>> open(const std::string& path) override { return files_.open(path); }
   Result<std::unique_ptr<File>> open_append(const std::string& path, bool create) override {
     return files_.open_append(path, create);
@@ -33,6 +36,9 @@ class HookedFileSystem final : public FileSystem {
   }
   Result<void> make_directory(const std::string& path) override {
     return files_.make_directory(path);
+  }
+  Result<void> make_private_directory(const std::string& path) override {
+    return files_.make_private_directory(path);
   }
   Result<void> rename(const std::string& from, const std::string& to) override {
     return files_.rename(from, to);
@@ -70,7 +76,9 @@ class HookedFileSystem final : public FileSystem {
     Result<std::uint64_t> size() const override { return file_->size(); }
     Result<void> truncate(std::uint64_t size) override { return file_->truncate(size); }
     Result<void> touch() override { return file_->touch(); }
+    Result<void> reserve(std::uint64_t size) override { return file_->reserve(size); }
     Result<bool> try_lock() override { return file_->try_lock(); }
+    Result<bool> try_lock_shared() override { return file_->try_lock_shared(); }
     Result<std::uint64_t> inode() const override { return file_->inode(); }
 
    private:

@@ -53,5 +53,15 @@ TEST(Sha256, MatchesTheStandardVector) {
   EXPECT_EQ(sha256_hex("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
 }
 
+TEST(Sha256, StreamedEqualsWholeOverAnySplit) {
+  const std::string text = "whole weight files, hashed in the order of their bytes";
+  for (std::size_t at = 0; at <= text.size(); ++at) {
+    StreamingSha256 streaming;
+    streaming.update(bytes_of(text.substr(0, at)));
+    streaming.update(bytes_of(text.substr(at)));
+    EXPECT_EQ(streaming.finish(), sha256_hex(text));
+  }
+}
+
 }  // namespace
 }  // namespace librarian

@@ -89,8 +89,62 @@ TEST_P(FileSystemConformance, ALockBelongsToOneOpenFile) {
   EXPECT_TRUE(second->try_lock().value());
 }
 
+TEST_P(FileSystemConformance, ASharedLockBelongsToManyAndExcludesTheExclusiveOne) {
+  auto first = files_->open_append(path("lock"), true).value();
+  auto second = files_->open_append(path("lock"), true).value();
+  auto third = files_->open_append(path("lock"), true).value();
+  EXPECT_TRUE(first->try_lock_shared().value());
+  EXPECT_TRUE(second->try_lock_shared().value());
+  EXPECT_FALSE(third->try_lock().value());
+  EXPECT_FALSE(first->try_lock().value());
+  second.reset();
+  // A refused exchange must not have cost the first its own lock.
+  EXPECT_FALSE(third->try_lock().value());
+  EXPECT_TRUE(first->try_lock().value());
+  EXPECT_FALSE(third->try_lock_shared().value());
+  EXPECT_TRUE(first->try_lock_shared().value());
+  EXPECT_TRUE(third->try_lock_shared().value());
+  third.reset();
+  first.reset();
+  EXPECT_TRUE(files_->open_append(path("lock"), false).value()->try_lock().value());
+}
+
+TEST_P(FileSystemConformance, ReservesRoomAndWritesInTheMiddleOfAnExistingFile) {
+  {
+    auto file = files_->create_sparse(path("big")).value();
+    ASSERT_TRUE(file->reserve(10));
+    EXPECT_EQ(file->size().value(), 10U);
+    ASSERT_TRUE(file->reserve(4));
+    EXPECT_EQ(file->size().value(), 10U) << "never shrinks";
+  }
+  EXPECT_EQ(files_->open_sparse(path("other")).error().code(), ErrorCode::not_found);
+  auto file = files_->open_sparse(path("big")).value();
+  ASSERT_TRUE(file->write_at(3, bytes_of("abc")));
+  EXPECT_EQ(read_small_file(*files_, path("big"), 100).value(),
+            std::string(3, '\0') + "abc" + std::string(4, '\0'));
+}
+
+TEST_P(FileSystemConformance, SaysWhatLiesOnOneDiskAndWhatWasTouchedLast) {
+  auto older = files_->open_append(path("older"), true).value();
+  auto newer = files_->open_append(path("newer"), true).value();
+  ASSERT_TRUE(older->touch());
+  ASSERT_TRUE(newer->touch());
+  EXPECT_LE(files_->info(path("older"))->modified_ns, files_->info(path("newer"))->modified_ns);
+  EXPECT_EQ(files_->info(path("older"))->device, files_->info(path("newer"))->device);
+}
+
 INSTANTIATE_TEST_SUITE_P(RealAndDouble, FileSystemConformance, ::testing::Bool(),
                          [](const auto& param) { return param.param ? "posix" : "memory"; });
+
+TEST(PosixFileSystem, MakesPrivateDirectories) {
+  const std::string root =
+      std::filesystem::temp_directory_path() / ("librarian-fs-" + random_hex(12));
+  ASSERT_TRUE(posix_file_system().make_private_directory(root));
+  struct stat status {};
+  ASSERT_EQ(::stat(root.c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777U, 0700U);
+  std::filesystem::remove_all(root);
+}
 
 TEST(PosixFileSystem, ReadsThroughALinkButNeverWritesThroughOne) {
   const std::string root =

@@ -31,7 +31,9 @@ class PacedFile final : public File {
   Result<std::uint64_t> size() const override { return inner_->size(); }
   Result<void> truncate(std::uint64_t size) override { return inner_->truncate(size); }
   Result<void> touch() override { return inner_->touch(); }
+  Result<void> reserve(std::uint64_t size) override { return inner_->reserve(size); }
   Result<bool> try_lock() override { return inner_->try_lock(); }
+  Result<bool> try_lock_shared() override { return inner_->try_lock_shared(); }
   Result<std::uint64_t> inode() const override { return inner_->inode(); }
 
  private:

@@ -109,6 +109,9 @@ class PacedFileSystem final : public FileSystem {
   Result<std::unique_ptr<File>> create_sparse(const std::string& path) override {
     return inner_.create_sparse(path);
   }
+  Result<std::unique_ptr<File>> open_sparse(const std::string& path) override {
+    return inner_.open_sparse(path);
+  }
   Result<std::unique_ptr<File>> open(const std::string& path) override { return inner_.open(path); }
   Result<std::unique_ptr<File>> open_append(const std::string& path, bool create) override {
     return inner_.open_append(path, create);
@@ -119,6 +122,9 @@ class PacedFileSystem final : public FileSystem {
   }
   Result<void> make_directory(const std::string& path) override {
     return inner_.make_directory(path);
+  }
+  Result<void> make_private_directory(const std::string& path) override {
+    return inner_.make_private_directory(path);
   }
   Result<void> rename(const std::string& from, const std::string& to) override {
     return inner_.rename(from, to);

@@ -62,7 +62,8 @@ constexpr auto kFile = StatePlace::Kind::file;
 constexpr auto kArray = StatePlace::Kind::array;
 
 TEST(PartJournal, SaysAgainWhatItWasTold) {
-  const PartProgress wanted = progress_of({kFile, kArray, kNone});
+  PartProgress wanted = progress_of({kFile, kArray, kNone});
+  wanted.layers[1].verified = "sha256";
   const std::vector<std::string> records = journal_records(wanted);
   const auto got = read(records);
   ASSERT_TRUE(got) << got.error().message();
@@ -77,6 +78,8 @@ TEST(PartJournal, SaysAgainWhatItWasTold) {
   EXPECT_EQ(got->layers[0].state.kind, kFile);
   EXPECT_EQ(got->layers[1].arrays[0].files, wanted.layers[1].arrays[0].files);
   EXPECT_EQ(got->layers[1].arrays[0].stored_bytes, ~0ULL);
+  EXPECT_EQ(got->layers[0].verified, "") << "as journals of before";
+  EXPECT_EQ(got->layers[1].verified, "sha256");
   const auto fresh = read(journal_records(progress_of({})));
   ASSERT_TRUE(fresh);
   EXPECT_TRUE(fresh->layers.empty());
@@ -108,6 +111,7 @@ TEST(PartJournal, WithARecordThatNobodyWritesIsCorrupt) {
       {"a type that is a number", {header, R"({"type": 1})"}},
       {"layers out of order", {header, embedding, layer_record_text(layer_record(1, kNone))}},
       {"a layer twice", {header, embedding, embedding}},
+      {"an unknown verification", {header, changed(embedding, "verified", "md5")}},
       {"no embedding", {header, layer_record_text(layer_record(0, kNone))}},
       {"a layer that wraps to -1", {header, changed(embedding, "layer", 4294967295U)}},
       {"a layer of text", {header, changed(embedding, "layer", "-1")}},

@@ -46,10 +46,14 @@ double layer_flops_without_attention() {
 /// One raw capture of a layer: --codec none, so that its size is known beforehand.
 double capture_bytes() { return 2.0 * kTokens * kHidden; }
 
-class ScheduleTest : public ::testing::TestWithParam<Pace> {};
+struct Timed {
+  double wall_seconds;
+  RunReport report;
+  std::vector<double> file_seconds;  ///< On the wire, of each whole file.
+};
 
-TEST_P(ScheduleTest, TheWallIsTheBoundWithinTwoPercent) {
-  const Pace& pace = GetParam();
+/// Runs the job at this pace, on virtual time.
+Result<Timed> run_job(const Pace& pace, StagingMode staging) {
   testing::TinyModelOptions model_options;
   model_options.layers = kLayers;
   model_options.hidden = kHidden;
@@ -58,7 +62,7 @@ TEST_P(ScheduleTest, TheWallIsTheBoundWithinTwoPercent) {
   FakeClock clock;
   const Activity test_thread(clock);
   MemoryFileSystem memory;
-  ASSERT_TRUE(
+  LIB_TRY_VOID(
       replace_file(memory, "/tokens.safetensors", testing::token_file({40, 30, 26}, 32, 5)));
   testing::PacedFileSystem files(clock, memory, capture_bytes() / pace.write_seconds);
 
@@ -72,6 +76,7 @@ TEST_P(ScheduleTest, TheWallIsTheBoundWithinTwoPercent) {
   options.shard_tokens = 32;
   options.host_memory_bytes = 1U << 30U;
   options.threads = 2;
+  options.staging = staging;
   const double network = layer_bytes() / pace.fetch_seconds;
   JobEnvironment environment = JobEnvironment::real();
   environment.clock = &clock;
@@ -91,18 +96,32 @@ TEST_P(ScheduleTest, TheWallIsTheBoundWithinTwoPercent) {
     }
     return std::make_unique<testing::PacedDevice>(clock, std::move(inner), flops_per_second);
   };
-  auto job = PreparedJob::create(options, environment, {});
-  ASSERT_TRUE(job) << job.error().message();
+  LIB_TRY(const auto job, PreparedJob::create(options, environment, {}));
   JobObserver nobody;
   const TimePoint begin = clock.now();
-  const auto report = (*job)->run(nobody, {});
-  ASSERT_TRUE(report) << report.error().message();
-  const double wall = std::chrono::duration<double>(clock.now() - begin).count();
+  LIB_TRY(RunReport report, job->run(nobody, {}));
+  Timed timed{std::chrono::duration<double>(clock.now() - begin).count(), std::move(report), {}};
+  for (const auto& [name, text] : model) {
+    if (name.ends_with(".safetensors")) {
+      timed.file_seconds.push_back(static_cast<double>(text.size()) / network);
+    }
+  }
+  return timed;
+}
 
-  const double embedding_fetch = 32.0 * kHidden * 2 / network;
+class ScheduleTest : public ::testing::TestWithParam<Pace> {};
+
+TEST_P(ScheduleTest, TheWallIsTheBoundWithinTwoPercent) {
+  const Pace& pace = GetParam();
+  const auto timed = run_job(pace, StagingMode::memory);
+  ASSERT_TRUE(timed) << timed.error().message();
+  const double wall = timed->wall_seconds;
+  const RunReport& report = timed->report;
+
+  const double embedding_fetch = 32.0 * kHidden * 2 * pace.fetch_seconds / layer_bytes();
   // Checksums, index and the padding of the last chunk are written too.
   const double write =
-      pace.write_seconds * static_cast<double>(report->stored_bytes) / (kLayers * capture_bytes());
+      pace.write_seconds * static_cast<double>(report.stored_bytes) / (kLayers * capture_bytes());
   const double slowest =
       std::max({pace.fetch_seconds, pace.compute_seconds, write, pace.load_seconds});
   // The embedding only waits for the first layer; the last layer has nothing to fetch behind it.
@@ -114,11 +133,30 @@ TEST_P(ScheduleTest, TheWallIsTheBoundWithinTwoPercent) {
     return;
   }
   // What the run says of itself is the same.
-  const double reported = std::chrono::duration<double>(report->bound.bound).count();
+  const double reported = std::chrono::duration<double>(report.bound.bound).count();
   EXPECT_NEAR(reported, bound, 0.03 * bound);
-  EXPECT_EQ(report->bound.pacemaker(), slowest == pace.fetch_seconds     ? "network"
-                                       : slowest == pace.compute_seconds ? "compute"
-                                                                         : "encode+write");
+  EXPECT_EQ(report.bound.pacemaker(), slowest == pace.fetch_seconds     ? "network"
+                                      : slowest == pace.compute_seconds ? "compute"
+                                                                        : "encode+write");
+}
+
+// Goal: files come while the layers of those before run: nothing but the first file is waited for
+// where the processor is slow, nothing but the last one's layers follow where the network is.
+TEST(StagedSchedule, OnlyTheFirstFileOrTheLastLayersStandAlone) {
+  for (const Pace& pace : {Pace{"network", 10, 4, 2, 0}, Pace{"compute", 2, 10, 3, 0}}) {
+    SCOPED_TRACE(pace.name);
+    const auto timed = run_job(pace, StagingMode::disk);
+    ASSERT_TRUE(timed) << timed.error().message();
+    ASSERT_EQ(timed->report.staging, "disk");
+    ASSERT_EQ(timed->file_seconds.size(), 2U);
+    const double first = timed->file_seconds[0];
+    const double both = first + timed->file_seconds[1];
+    const double after_network = both + kLayers / 2.0 * pace.compute_seconds;
+    const double after_compute = first + kLayers * pace.compute_seconds;
+    const double bound = std::max(after_network, after_compute);
+    EXPECT_LE(timed->wall_seconds, 1.02 * (bound + 1.2 * pace.write_seconds));
+    EXPECT_GE(timed->wall_seconds, bound);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <random>
 
+#include "base/digest.h"
 #include "base/json.h"
 
 namespace librarian::ingest::testing {
@@ -143,7 +144,8 @@ TransferResult MapTransport::answer(const TransferRequest& request) {
     return result;
   }
   const std::string& data = found->second;
-  result.info = {data.size(), "\"" + tag_ + "\"", strong_};
+  result.info = {data.size(), "\"" + tag_ + "\"", strong_,
+                 offers_sha256_ ? sha256_hex(data) : std::string()};
   if (request.expected && !(*request.expected == *result.info)) {
     result.error = Error(ErrorCode::source_changed, "changed");
     return result;
@@ -160,8 +162,33 @@ TransferResult MapTransport::answer(const TransferRequest& request) {
   result.bytes_in_order = range.size();
   result.body_bytes = range.size();
   const std::lock_guard<std::mutex> guard(mutex_);
+  if (range.size() > bytes_left_) {
+    TransferResult failed;
+    failed.error = Error(ErrorCode::bad_input, "the origin says no");
+    return failed;
+  }
+  bytes_left_ -= range.size();
   served_.push_back({name, range});
+  for (const FetchPiece& piece : request.pieces) {
+    if (flips_left_ > 0 && name == flipped_name_ && piece.range.begin <= flipped_offset_ &&
+        flipped_offset_ < std::min(piece.range.end, range.end)) {
+      piece.destination[flipped_offset_ - piece.range.begin] ^= std::byte{1};
+      --flips_left_;
+    }
+  }
   return result;
+}
+
+void MapTransport::flip(const std::string& name, std::uint64_t offset, int times) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  flipped_name_ = name;
+  flipped_offset_ = offset;
+  flips_left_ = times;
+}
+
+void MapTransport::fail_after(std::uint64_t bytes) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  bytes_left_ = bytes;
 }
 
 void MapTransport::start(TransferRequest request, std::function<void(TransferResult)> done) {

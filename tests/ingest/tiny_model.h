@@ -1,6 +1,7 @@
 #pragma once
 /// A checkpoint small enough to run hundreds of times, and a transport that serves it from memory.
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <mutex>
@@ -42,6 +43,12 @@ class MapTransport final : public weightmap::remote::Transport {
   void start(weightmap::remote::TransferRequest request,
              std::function<void(weightmap::remote::TransferResult)> done) override;
   std::vector<ServedRange> served() const;
+  /// From now on every file's SHA-256 is stated, as it is without flipped bits.
+  void offer_sha256() { offers_sha256_ = true; }
+  /// The lowest bit of this byte arrives flipped, the next `times` times.
+  void flip(const std::string& name, std::uint64_t offset, int times);
+  /// Requests for files fail once this many bytes have been served; they may succeed later.
+  void fail_after(std::uint64_t bytes);
 
   /// The answer to a request, pieces filled; for transports that only add delays.
   weightmap::remote::TransferResult answer(const weightmap::remote::TransferRequest& request);
@@ -52,6 +59,11 @@ class MapTransport final : public weightmap::remote::Transport {
   const bool strong_;
   mutable std::mutex mutex_;
   std::vector<ServedRange> served_;
+  std::atomic<bool> offers_sha256_{false};
+  std::string flipped_name_;
+  std::uint64_t flipped_offset_ = 0;
+  int flips_left_ = 0;
+  std::uint64_t bytes_left_ = ~std::uint64_t{0};
 };
 
 /// The directory that MapTransport serves.

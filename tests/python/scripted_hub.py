@@ -18,6 +18,7 @@ error codes, and recorded answers of 2025 and 2026.
 
 import base64
 import email.utils
+import fnmatch
 import hashlib
 import json
 import pathlib
@@ -313,6 +314,11 @@ class ScriptedHub:
             server.requests  # Waits for the running ones.
         with self.seen_lock:
             return list(self.seen)
+
+    def resolves(self, pattern="*"):
+        """The requests for a file's place, for files of this shell pattern."""
+        return [request for request in self.requests if request.origin == "hub"
+                and fnmatch.fnmatch(request.path, "*/resolve/" + pattern)]
 
     def foreign_server(self, name, bind="127.0.0.3", tls=None):
         """Another origin, in the record under `name`, that serves each file as /PATH."""

@@ -206,7 +206,7 @@ def test_a_server_that_never_recovers_ends_the_job_and_another_source_finishes_i
 
 
 @pytest.mark.parametrize("url,word", [
-    ("s3://No_Bucket/model", "bucket's name"), ("hf://org/name", "hf"), ("ftp://host/model/", "ftp"),
+    ("s3://No_Bucket/model", "bucket's name"), ("hf://org/na me", "hf"), ("ftp://host/model/", "ftp"),
     ("gs://bucket/model", "gs"), ("http:///model/", "http"), ("http://", "http"),
     ("http://192.0.2.1/model/", "--insecure-http"), ("http://127.0.0.1.example.com/", "http"),
     ("http://127.0.0.1:99999/model/", "URL"), ("http://127.0.0.1:x/model/", "URL"),

@@ -27,9 +27,9 @@ MODEL, TOKENS = FAMILY / "model", FAMILY / "tokens.safetensors"
 JOB = (MODEL, "--tokens", TOKENS)
 LAYERS = layer_count(MODEL)
 HAS_AMX = "amx_bf16" in Path("/proc/cpuinfo").read_text()
-COMMANDS = ["plan", "extract", "inspect", "verify", "diff"]
+COMMANDS = ["plan", "extract", "fetch", "inspect", "verify", "diff"]
 EVENTS = {"part_started", "layer_done", "part_done", "waiting", "warning", "report", "error",
-          "plan", "verify", "diff", "inspect", "inspect_capture", "inspect_sample"}
+          "plan", "fetch_file", "fetch", "verify", "diff", "inspect", "inspect_capture", "inspect_sample"}
 
 
 def events(text):
@@ -82,7 +82,7 @@ def test_help_lists_every_command(librarian):
 def test_help_says_nothing_about_what_is_refused(librarian):
     """Every choice that help offers works: none of them is "not built yet"."""
     text = librarian("extract", "--help").stdout
-    for word in ("logits.topk", "s3://", "hf://", *([] if HAS_AMX else ["amx"])):
+    for word in ("logits.topk", *([] if HAS_AMX else ["amx"])):
         assert word not in text
 
 
@@ -101,8 +101,11 @@ WRONG_OPTIONS = {
     "an unknown dtype": (["--dtype", "f8"], "--dtype f8"),
     "an unknown codec": (["--codec", "gzip"], "--codec gzip"),
     "an unknown state": (["--state", "cloud"], "--state cloud"),
-    "staging on disk": (["--staging", "disk"], "--staging disk"),
     "unknown staging": (["--staging", "tape"], "--staging tape"),
+    "a cache that nothing fills": (["--staging", "memory", "--weights-cache", "c"],
+                                   "--weights-cache"),
+    "a limit of no cache": (["--cache-limit", "1GiB"], "--cache-limit"),
+    "a cache without a name": (["--weights-cache", ""], "--weights-cache"),
     "an unknown option": (["--banana"], "--banana"),
     "an option that is almost right": (["--host-mem", "4GiB"], "--host-mem"),
     "an option without its value": (["--dtype"], "--dtype"),

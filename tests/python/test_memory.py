@@ -104,7 +104,7 @@ def test_the_plan_said_so_before(shape, run_shape):
     memory = run["plan"]["memory"]
     assert memory["total_bytes"] <= memory["limit_bytes"] == LIMIT
     parts = ("packed_weight_bytes", "workspace_bytes", "ring_bytes", "state_bytes", "encode_bytes",
-             "table_bytes")
+             "table_bytes", "staging_bytes")
     assert memory["total_bytes"] == sum(memory[part] for part in parts)
     assert run["report"]["memory_planned_bytes"] == memory["total_bytes"]
     assert run["peak_bytes"] <= memory["total_bytes"] + ON_TOP

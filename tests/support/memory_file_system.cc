@@ -8,7 +8,8 @@ namespace librarian::testing {
 struct MemoryFileSystem::Node {
   std::uint64_t inode = 0;
   bool is_directory = false;
-  bool locked = false;
+  bool locked = false;              // Exclusively.
+  std::uint64_t locked_shared = 0;  // By so many.
   std::int64_t modified_ns = 0;
   std::string data;
   std::string durable_data;
@@ -17,6 +18,7 @@ struct MemoryFileSystem::Node {
 
   void restart(Survival survival) {
     locked = false;
+    locked_shared = 0;
     if (survival == Survival::durable_only) {
       data = durable_data;
       entries = durable_entries;
@@ -53,8 +55,8 @@ class MemoryFileSystem::OpenFile final : public File {
 
   ~OpenFile() override {
     const std::lock_guard<std::mutex> guard(files_.mutex_);
-    if (holds_lock_ && boot_ == files_.boot_) {
-      node_->locked = false;
+    if (boot_ == files_.boot_) {
+      unlock();
     }
   }
 
@@ -107,15 +109,42 @@ class MemoryFileSystem::OpenFile final : public File {
     node_->data.resize(static_cast<std::size_t>(size));
     return {};
   }
-  Result<void> touch() override { return {}; }
+  Result<void> reserve(std::uint64_t size) override {
+    const std::lock_guard<std::mutex> guard(files_.mutex_);
+    LIB_TRY_VOID(change());
+    if (size <= node_->data.size()) {
+      return {};
+    }
+    const std::uint64_t growth = size - node_->data.size();
+    if (growth > files_.free_bytes_) {
+      return Error(ErrorCode::no_space, "cannot reserve room for " + path_ + ": no space left");
+    }
+    files_.free_bytes_ -= growth;
+    node_->data.resize(static_cast<std::size_t>(size));
+    return {};
+  }
+  Result<void> touch() override {
+    const std::lock_guard<std::mutex> guard(files_.mutex_);
+    node_->modified_ns = ++files_.now_ns_;
+    return {};
+  }
   Result<bool> try_lock() override {
+    const std::lock_guard<std::mutex> guard(files_.mutex_);
+    if ((node_->locked && !holds_lock_) || node_->locked_shared > (holds_shared_ ? 1U : 0U)) {
+      return false;
+    }
+    unlock();
+    node_->locked = holds_lock_ = true;
+    return true;
+  }
+  Result<bool> try_lock_shared() override {
     const std::lock_guard<std::mutex> guard(files_.mutex_);
     if (node_->locked && !holds_lock_) {
       return false;
     }
-    node_->locked = true;
-    holds_lock_ = true;
-    return true;
+    unlock();
+    ++node_->locked_shared;
+    return holds_shared_ = true;
   }
   Result<std::uint64_t> inode() const override { return node_->inode; }
 
@@ -128,11 +157,18 @@ class MemoryFileSystem::OpenFile final : public File {
     return files_.count_operation();
   }
 
+  void unlock() {
+    node_->locked = node_->locked && !holds_lock_;
+    node_->locked_shared -= holds_shared_ ? 1 : 0;
+    holds_lock_ = holds_shared_ = false;
+  }
+
   MemoryFileSystem& files_;
   std::shared_ptr<Node> node_;
   std::string path_;
   bool writable_;
   bool holds_lock_ = false;
+  bool holds_shared_ = false;
   std::uint64_t boot_;
 };
 
@@ -229,6 +265,10 @@ Result<std::unique_ptr<File>> MemoryFileSystem::create_sparse(const std::string&
   return create(path);
 }
 
+Result<std::unique_ptr<File>> MemoryFileSystem::open_sparse(const std::string& path) {
+  return open_append(path, false);
+}
+
 Result<std::unique_ptr<File>> MemoryFileSystem::open(const std::string& path) {
   const std::lock_guard<std::mutex> guard(mutex_);
   LIB_TRY(const Place place, find(path));
@@ -260,7 +300,7 @@ Result<FileInfo> MemoryFileSystem::info(const std::string& path) {
     return Error(ErrorCode::not_found, path + ": no such file");
   }
   return FileInfo{place.node->is_directory ? FileKind::directory : FileKind::file,
-                  place.node->data.size(), place.node->modified_ns, place.node->inode};
+                  place.node->data.size(), place.node->modified_ns, place.node->inode, 0};
 }
 
 Result<std::vector<std::string>> MemoryFileSystem::list(const std::string& path) {
@@ -288,6 +328,10 @@ Result<void> MemoryFileSystem::make_directory(const std::string& path) {
   LIB_TRY_VOID(count_operation());
   place.directory->entries[place.name] = make_node(true);
   return {};
+}
+
+Result<void> MemoryFileSystem::make_private_directory(const std::string& path) {
+  return make_directory(path);
 }
 
 Result<void> MemoryFileSystem::rename(const std::string& from, const std::string& to) {

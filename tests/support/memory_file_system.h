@@ -43,12 +43,14 @@ class MemoryFileSystem final : public FileSystem {
 
   Result<std::unique_ptr<File>> create(const std::string& path) override;
   Result<std::unique_ptr<File>> create_sparse(const std::string& path) override;
+  Result<std::unique_ptr<File>> open_sparse(const std::string& path) override;
   Result<std::unique_ptr<File>> open(const std::string& path) override;
   Result<std::unique_ptr<File>> open_append(const std::string& path,
                                             bool create_if_missing) override;
   Result<FileInfo> info(const std::string& path) override;
   Result<std::vector<std::string>> list(const std::string& path) override;
   Result<void> make_directory(const std::string& path) override;
+  Result<void> make_private_directory(const std::string& path) override;
   Result<void> rename(const std::string& from, const std::string& to) override;
   Result<void> link(const std::string& from, const std::string& to) override;
   Result<void> remove_file(const std::string& path) override;
@@ -75,7 +77,8 @@ class MemoryFileSystem final : public FileSystem {
   std::optional<std::uint64_t> crash_at_;
   std::uint64_t free_bytes_ = 1ULL << 40U;
   std::uint64_t next_inode_ = 1;
-  std::uint64_t boot_ = 0;  // files opened before a restart are dead
+  std::int64_t now_ns_ = 0;  // Counts touches.
+  std::uint64_t boot_ = 0;   // files opened before a restart are dead
 };
 
 }  // namespace librarian::testing

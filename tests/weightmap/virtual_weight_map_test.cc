@@ -96,6 +96,7 @@ struct World {
   HoldingTransport transport;
   remote::Fetcher fetcher;
   Checkpoint checkpoint;
+  DirectSource source{fetcher, checkpoint};
 };
 
 /// Reads a whole layer and compares it with the files, digests included.
@@ -153,7 +154,7 @@ TEST(RequestPlan, CutsTheTableIntoRowsAndNothingElse) {
 // Catches: wrong destinations when requests are cut, merged over holes or split over slots; slots
 // given back too early; a ring that overlaps itself or gets stuck.
 TEST(VirtualWeightMap, BringsEveryByteForEveryRingAndRequestSize) {
-  const World world;
+  World world;
   const std::uint64_t smallest = largest_piece_bytes(world.checkpoint, 96);
   std::vector<std::uint64_t> rings;
   for (std::uint64_t ring = smallest; ring <= 4 * smallest; ring += 64) {
@@ -170,8 +171,7 @@ TEST(VirtualWeightMap, BringsEveryByteForEveryRingAndRequestSize) {
       SCOPED_TRACE("ring " + std::to_string(ring) + " request " +
                    std::to_string(requests.request_bytes_max));
       const std::int32_t last = requests.request_bytes_max == 1 ? 0 : 6;
-      auto& fetcher = const_cast<remote::Fetcher&>(world.fetcher);
-      VirtualWeightMap map(fetcher, real_clock(), world.checkpoint, {ring, 96, requests});
+      VirtualWeightMap map(world.source, real_clock(), world.checkpoint, {ring, 96, requests});
       map.prefetch(kEmbeddingLayer);
       for (std::int32_t layer = kEmbeddingLayer; layer <= last; ++layer) {
         if (layer < last) {
@@ -187,7 +187,7 @@ TEST(VirtualWeightMap, BringsEveryByteForEveryRingAndRequestSize) {
 TEST(VirtualWeightMap, NeverAsksForMoreThanTheRingHolds) {
   World world;
   for (const std::uint64_t ring : {1024U, 1536U, 3000U, 6000U}) {
-    VirtualWeightMap map(world.fetcher, real_clock(), world.checkpoint,
+    VirtualWeightMap map(world.source, real_clock(), world.checkpoint,
                          {ring, 96, RequestLimits{0, 1U << 20U}});
     const std::uint64_t before = world.transport.started_bytes();
     std::uint64_t used = 0;
@@ -214,7 +214,7 @@ TEST(VirtualWeightMap, NeverAsksForMoreThanTheRingHolds) {
 TEST(VirtualWeightMap, SaysWhatItNeededAndMakesFewRequests) {
   World world;
   const std::uint64_t opened = world.transport.started();
-  VirtualWeightMap map(world.fetcher, real_clock(), world.checkpoint, {1U << 20U, 1U << 20U, {}});
+  VirtualWeightMap map(world.source, real_clock(), world.checkpoint, {1U << 20U, 1U << 20U, {}});
   expect_layer(world, map, 1);
   EXPECT_EQ(world.transport.started() - opened, 1U) << "a layer that lies together is one request";
   EXPECT_EQ(map.statistics().needed_bytes, world.checkpoint.layer(1).bytes);
@@ -223,7 +223,7 @@ TEST(VirtualWeightMap, SaysWhatItNeededAndMakesFewRequests) {
 // Catches: a failure that is swallowed, or a wait that never ends because of it.
 TEST(VirtualWeightMap, PassesAFailureOnToWhoWaits) {
   World world;
-  VirtualWeightMap map(world.fetcher, real_clock(), world.checkpoint, {4096, 96, {}});
+  VirtualWeightMap map(world.source, real_clock(), world.checkpoint, {4096, 96, {}});
   ASSERT_NO_FATAL_FAILURE(expect_layer(world, map, kEmbeddingLayer));
   world.transport.fail_from_now();
   map.prefetch(0);
@@ -239,7 +239,7 @@ TEST(VirtualWeightMap, PassesAFailureOnToWhoWaits) {
 TEST(VirtualWeightMap, EndsAWaitWhenAStopIsRequested) {
   World world;
   world.transport.hold();
-  VirtualWeightMap map(world.fetcher, real_clock(), world.checkpoint, {4096, 96, {}});
+  VirtualWeightMap map(world.source, real_clock(), world.checkpoint, {4096, 96, {}});
   std::stop_source stop;
   Lease lease = map.acquire(0);
   std::jthread stopper([&] { stop.request_stop(); });
@@ -256,7 +256,7 @@ TEST(VirtualWeightMap, EndsWithRequestsHeldLeasesOpenAndLayersQueued) {
     for (const bool hold : {true, false}) {
       for (const std::int32_t read : {0, 1, 5}) {
         World world;
-        VirtualWeightMap map(world.fetcher, real_clock(), world.checkpoint, {1024, 96, {}});
+        VirtualWeightMap map(world.source, real_clock(), world.checkpoint, {1024, 96, {}});
         map.prefetch(0);
         map.prefetch(1);
         Lease lease = map.acquire(0);
@@ -278,7 +278,7 @@ TEST(VirtualWeightMap, EndsWithRequestsHeldLeasesOpenAndLayersQueued) {
 TEST(VirtualWeightMap, GoesOnAfterALeaseThatWasAbandoned) {
   for (const std::int32_t read : {0, 1, 4}) {
     World world;
-    VirtualWeightMap map(world.fetcher, real_clock(), world.checkpoint, {1024, 96, {}});
+    VirtualWeightMap map(world.source, real_clock(), world.checkpoint, {1024, 96, {}});
     {
       Lease lease = map.acquire(0);
       for (std::int32_t i = 0; i < read; ++i) {

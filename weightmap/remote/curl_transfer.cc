@@ -308,6 +308,11 @@ Error CurlTransfer::failure(CURLcode code) const {
   if (head_error_) {
     return *head_error_;
   }
+  if (overrun_ && request_.document) {
+    return {ErrorCode::bad_input, "the answer has more than the " +
+                                      std::to_string(request_.range.end) +
+                                      " bytes that make sense here; check the URL"};
+  }
   if (overrun_) {
     return {ErrorCode::unavailable, "the server sent more bytes than it announced"};
   }
@@ -315,6 +320,11 @@ Error CurlTransfer::failure(CURLcode code) const {
     return {ErrorCode::unavailable,
             "no byte came for " + format_duration(shared_.options.stall_time) + ", after " +
                 std::to_string(scatter_.position() - request_.range.begin) + " bytes"};
+  }
+  long proxy_status = 0;
+  curl_easy_getinfo(easy_, CURLINFO_HTTP_CONNECTCODE, &proxy_status);
+  if (proxy_status == 407) {
+    return proxy_wants_login();
   }
   const std::string text =
       curl_message_[0] != '\0' ? std::string(curl_message_) : curl_easy_strerror(code);
@@ -331,6 +341,9 @@ Error CurlTransfer::failure(CURLcode code) const {
       return {ErrorCode::bad_input, "the server's certificate is not trusted (" + text +
                                         "); check the host name and "
                                         "the machine's certificates"};
+    case CURLE_OUT_OF_MEMORY:
+      // What libcurl says of a field above its own limit, too.
+      return {ErrorCode::unavailable, "the server sends a header field larger than libcurl takes"};
     case CURLE_URL_MALFORMAT:
     case CURLE_NOT_BUILT_IN:
       return {ErrorCode::invalid_argument, text};

@@ -18,16 +18,30 @@
 
 namespace librarian::weightmap::remote {
 
+namespace {
+
+/// The library asks no variable for the trusted authorities; its command-line tool, and people, do.
+TransportOptions with_authorities(TransportOptions options) {
+  for (const char* name : {"CURL_CA_BUNDLE", "SSL_CERT_FILE"}) {
+    if (options.ca_file.empty()) {
+      options.ca_file = options.environment(name).value_or("");
+    }
+  }
+  return options;
+}
+
+}  // namespace
+
 class CurlTransport::Impl {
  public:
-  explicit Impl(const TransportOptions& options)
-      : options_(options),
-        bandwidth_(options.bandwidth_max),
-        shared_{options_, proxy_is_set(options.environment), bandwidth_},
-        plain_(options.headers, options.headers_origin),
+  explicit Impl(TransportOptions options)
+      : options_(with_authorities(std::move(options))),
+        bandwidth_(options_.bandwidth_max),
+        shared_{options_, proxy_is_set(options_.environment), bandwidth_},
+        plain_(options_.headers, options_.headers_origin),
         hub_({options_.environment, &wall_clock_s}),
         s3_({options_.environment, options_.insecure_http, &wall_clock_s}),
-        loop_(options.connections + kSpareConnections, bandwidth_) {}
+        loop_(options_.connections + kSpareConnections, bandwidth_) {}
 
   ~Impl() {
     loop_.post([this] {

@@ -61,7 +61,8 @@ Result<ObjectInfo> describe(int descriptor) {
       std::int64_t{status.st_mtim.tv_sec} * 1'000'000'000 + status.st_mtim.tv_nsec;
   return ObjectInfo{
       static_cast<std::uint64_t>(status.st_size),
-      "mtime:" + std::to_string(modified_ns) + ":inode:" + std::to_string(status.st_ino), false};
+      "mtime:" + std::to_string(modified_ns) + ":inode:" + std::to_string(status.st_ino), false,
+      ""};
 }
 
 Result<void> read_pieces(int descriptor, const TransferRequest& request, std::uint64_t size,

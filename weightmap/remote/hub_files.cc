@@ -5,11 +5,16 @@
 #include <algorithm>
 #include <cctype>
 #include <fstream>
+#include <iterator>
+#include <set>
+
+#include "base/json.h"
 
 namespace librarian::weightmap::remote {
 namespace {
 
 constexpr std::streamsize kSmallFileBytesMax = 4096;
+constexpr std::size_t kIndexBytesMax = 256U << 20U;
 
 std::string value(const Environment& environment, const char* name) {
   return environment(name).value_or("");
@@ -55,6 +60,36 @@ std::string repository_directory(const Environment& environment, const HubPlace&
   return cache + "/models--" + name;
 }
 
+/// Follows the links that the cache is made of.
+bool is_there(const std::string& path) {
+  struct stat status {};
+  return ::stat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode);
+}
+
+/// The weight files that a snapshot must have. What is wrong with an index is found when the model
+/// is read.
+std::set<std::string> weight_file_names(const std::string& directory) {
+  const std::string index = directory + "/model.safetensors.index.json";
+  std::ifstream file(index, std::ios::binary);
+  if (!file) {
+    return {"model.safetensors"};
+  }
+  std::string text{std::istreambuf_iterator<char>(file), {}};
+  JsonLimits limits;
+  limits.text_bytes_max = kIndexBytesMax;
+  limits.values_max = kIndexBytesMax;
+  const auto json = parse_json(text, index, limits);
+  std::set<std::string> names;
+  if (json && json->contains("weight_map") && (*json)["weight_map"].is_object()) {
+    for (const auto& [tensor, name] : (*json)["weight_map"].items()) {
+      if (name.is_string()) {
+        names.insert(name.get<std::string>());
+      }
+    }
+  }
+  return names;
+}
+
 }  // namespace
 
 Result<std::string> find_hub_token(const Environment& environment) {
@@ -87,12 +122,14 @@ std::optional<std::string> cached_commit(const Environment& environment, const H
 
 std::optional<std::string> cached_snapshot(const Environment& environment, const HubPlace& place) {
   std::string directory = repository_directory(environment, place) + "/snapshots/" + place.revision;
-  struct stat status {};
-  // Follows the links that the cache is made of.
-  if (::stat((directory + "/config.json").c_str(), &status) != 0 || !S_ISREG(status.st_mode)) {
+  if (!is_there(directory + "/config.json")) {
     return std::nullopt;
   }
-  return directory;
+  const auto names = weight_file_names(directory);
+  const bool whole = std::all_of(names.begin(), names.end(), [&](const std::string& name) {
+    return is_there(directory + "/" + name);
+  });
+  return whole ? std::optional(std::move(directory)) : std::nullopt;
 }
 
 }  // namespace librarian::weightmap::remote

@@ -19,7 +19,8 @@ Result<std::string> find_hub_token(const Environment& environment);
 std::optional<std::string> cached_commit(const Environment& environment, const HubPlace& place);
 
 /// The directory of `place`, which is pinned, in the cache of the hub's own client (HF_HUB_CACHE,
-/// HF_HOME/hub, ~/.cache/huggingface/hub), if config.json is there. Nothing is written there, ever.
+/// HF_HOME/hub, ~/.cache/huggingface/hub), if config.json and all weight files are there: who only
+/// looked at a model has some of it. Nothing is written there, ever.
 std::optional<std::string> cached_snapshot(const Environment& environment, const HubPlace& place);
 
 }  // namespace librarian::weightmap::remote

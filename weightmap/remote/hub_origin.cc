@@ -144,7 +144,8 @@ ResponseVerdict HubOrigin::judge(const HttpAnswer& answer) {
   ResponseVerdict verdict = judge_answer(answer, expected);
   if (verdict.error && verdict.error->code() == ErrorCode::source_changed) {
     verdict.error = verdict.error->with_code(ErrorCode::unavailable);
-    resolutions_.erase(found);
+    resolution.etag.reset();
+    resolution.refresh_at_s = 0;
     return verdict;
   }
   if (!verdict.error && verdict.location.empty()) {
@@ -201,7 +202,8 @@ Result<std::optional<HttpHop>> HubOrigin::after(const HttpAnswer& answer,
       return std::optional(found->second.hop);
     }
     if (found != resolutions_.end()) {
-      resolutions_.erase(found);
+      // What the hub said of the file stands: answers from the old URL may still be under way.
+      found->second.refresh_at_s = 0;
     }
     return std::optional(hub_hop(place, answer.request));
   }

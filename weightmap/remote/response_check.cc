@@ -58,8 +58,7 @@ Error refused_status(int status, bool redirected) {
     case 410:
       return {ErrorCode::not_found, text + ": the server has no such file; check the URL"};
     case 407:
-      return {ErrorCode::bad_input,
-              text + ": the proxy wants a login; check http_proxy and https_proxy"};
+      return proxy_wants_login();
     case 408:
     case 425:
     case 429:
@@ -169,6 +168,11 @@ ResponseVerdict check_document(ResponseVerdict verdict, int status,
 
 }  // namespace
 
+Error proxy_wants_login() {
+  return {ErrorCode::bad_input,
+          "HTTP 407: the proxy wants a login; check http_proxy and https_proxy"};
+}
+
 std::optional<std::pair<ByteRange, std::uint64_t>> parse_content_range(std::string_view text) {
   constexpr std::string_view kUnit = "bytes ";
   if (lower(text.substr(0, kUnit.size())) != kUnit) {
@@ -209,6 +213,28 @@ std::optional<Duration> parse_retry_after(const std::string& text, std::int64_t 
   return std::chrono::seconds(seconds);
 }
 
+std::optional<Duration> parse_rate_limit(std::string_view text) {
+  std::optional<std::uint64_t> left;
+  std::optional<std::uint64_t> seconds;
+  while (!text.empty()) {
+    std::string_view part = text.substr(0, text.find(';'));
+    text.remove_prefix(std::min(text.size(), part.size() + 1));
+    while (part.starts_with(' ')) {
+      part.remove_prefix(1);
+    }
+    if (part.starts_with("r=")) {
+      left = parse_u64(part.substr(2));
+    } else if (part.starts_with("t=")) {
+      seconds = parse_u64(part.substr(2));
+    }
+  }
+  if (left != 0U || !seconds || *seconds > static_cast<std::uint64_t>(kRetryAfterSecondsMax)) {
+    return std::nullopt;
+  }
+  // It counts whole seconds: one more, or the request comes just before the window's end.
+  return std::chrono::seconds(*seconds + 1);
+}
+
 std::string if_match_value(const std::optional<ObjectInfo>& expected) {
   return expected && expected->strong ? expected->validator : std::string();
 }
@@ -222,6 +248,8 @@ ResponseVerdict check_response(const ResponseHead& head, const ResponseExpectati
   const int status = head.status();
   if (const auto after = head.find("retry-after"); after && status >= 400) {
     verdict.retry_after = parse_retry_after(*after, expectation.wall_now_s);
+  } else if (const auto limit = head.find("ratelimit"); limit && status >= 400) {
+    verdict.retry_after = parse_rate_limit(*limit);
   }
   if (status == 301 || status == 302 || status == 303 || status == 307 || status == 308) {
     if (head.contradicts_itself("location") || head.find("location").value_or("").empty()) {

@@ -59,6 +59,9 @@ struct ResponseVerdict {
 
 ResponseVerdict check_response(const ResponseHead& head, const ResponseExpectation& expectation);
 
+/// What a 407 means, from a server or while a tunnel is opened.
+Error proxy_wants_login();
+
 /// "bytes 0-99/1000" as {0, 100} and 1000. None if it is anything else, "*" included.
 /// @source RFC 9110 14.4; the last byte is counted inclusively there.
 std::optional<std::pair<ByteRange, std::uint64_t>> parse_content_range(std::string_view text);
@@ -66,6 +69,11 @@ std::optional<std::pair<ByteRange, std::uint64_t>> parse_content_range(std::stri
 /// Seconds or an HTTP date, as a time from now; none if negative, past or unreadable. At most a
 /// year.
 std::optional<Duration> parse_retry_after(const std::string& text, std::int64_t wall_now_s);
+
+/// How long a `RateLimit` field says that no request is left, as in `"resolvers";r=0;t=55`; none if
+/// some are left or it is unreadable.
+/// @source draft-ietf-httpapi-ratelimit-headers; the hub's documentation of its rate limits.
+std::optional<Duration> parse_rate_limit(std::string_view text);
 
 /// A strong validator as If-Match sends it; empty if there is none.
 /// @source RFC 9110 13.1.1: If-Match uses the strong comparison.

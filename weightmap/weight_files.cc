@@ -1,0 +1,74 @@
+#include "weightmap/weight_files.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/digest.h"
+#include "weightmap/weight_index.h"
+
+namespace librarian::weightmap {
+namespace {
+
+constexpr std::uint64_t kIndexBytesMax = 256U << 20U;
+constexpr std::size_t kWeightFilesMax = 100'000;
+constexpr const char* kIndexName = "model.safetensors.index.json";
+constexpr const char* kSingleFileName = "model.safetensors";
+
+}  // namespace
+
+Result<WeightFileList> list_weight_files(remote::Fetcher& fetcher, const remote::Uri& directory,
+                                         const std::stop_token& stop) {
+  WeightFileList list;
+  const remote::Uri uri = directory.child(kIndexName);
+  auto index = remote::read_object(fetcher, uri, kIndexBytesMax, stop);
+  if (index) {
+    list.index_bytes = index->size();
+    list.index_sha256 = sha256_hex(*index);
+    LIB_TRY(list.file_of, parse_weight_index(*index, uri.display()));
+    for (const auto& [tensor, file] : list.file_of) {
+      list.names.insert(file);
+    }
+  } else if (index.error().code() == ErrorCode::not_found) {
+    list.names.insert(kSingleFileName);
+  } else {
+    return index.error();
+  }
+  if (list.names.size() > kWeightFilesMax) {
+    return Error(ErrorCode::bad_input,
+                 uri.display() + ": names " + std::to_string(list.names.size()) + " files");
+  }
+  return list;
+}
+
+Result<std::vector<remote::Fetcher::Opened>> open_weight_files(
+    remote::Fetcher& fetcher, const remote::Uri& directory, const WeightFileList& list,
+    std::span<const std::string> names, std::uint64_t head_bytes, const std::stop_token& stop) {
+  std::vector<remote::Uri> uris;
+  for (const std::string& name : names) {
+    uris.push_back(directory.child(name));
+  }
+  std::vector<Result<remote::Fetcher::Opened>> all = fetcher.open_all(uris, head_bytes, stop);
+  // When one fails the others are cancelled: the one that failed says why.
+  const auto cause = std::find_if(all.begin(), all.end(), [](const auto& opened) {
+    return !opened && opened.error().code() != ErrorCode::cancelled;
+  });
+  if (cause != all.end() && cause->error().code() == ErrorCode::not_found) {
+    const auto index = static_cast<std::size_t>(cause - all.begin());
+    return Error(ErrorCode::bad_input,
+                 list.index_sha256.empty()
+                     ? directory.display() + ": neither " + kIndexName + " nor " + kSingleFileName +
+                           " is there: no weights to read"
+                     : uris[index].display() + ": not there, though the index names it");
+  }
+  if (cause != all.end()) {
+    return cause->error();
+  }
+  std::vector<remote::Fetcher::Opened> opened;
+  for (Result<remote::Fetcher::Opened>& one : all) {
+    LIB_TRY(remote::Fetcher::Opened file, std::move(one));
+    opened.push_back(std::move(file));
+  }
+  return opened;
+}
+
+}  // namespace librarian::weightmap

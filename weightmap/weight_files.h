@@ -1,0 +1,36 @@
+#pragma once
+/// Which weight files a model directory has, whatever model it is.
+
+#include <cstdint>
+#include <map>
+#include <set>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "weightmap/remote/fetcher.h"
+
+namespace librarian::weightmap {
+
+struct WeightFileList {
+  std::set<std::string> names;
+  std::map<std::string, std::string> file_of;  ///< Tensor -> file, as the index says.
+  std::string index_sha256;                    ///< Empty: one file without an index.
+  std::uint64_t index_bytes = 0;
+};
+
+/// Reads `model.safetensors.index.json`, or takes the one `model.safetensors` where there is none.
+/// @error bad_input | unavailable | cancelled
+Result<WeightFileList> list_weight_files(remote::Fetcher& fetcher, const remote::Uri& directory,
+                                         const std::stop_token& stop);
+
+/// Opens some of them side by side and reads their first bytes, in the order of `names`.
+/// @error bad_input  One is not there, so this is no model, or not the one the index speaks of.
+///        Else as Fetcher::open(), of the first that failed.
+Result<std::vector<remote::Fetcher::Opened>> open_weight_files(
+    remote::Fetcher& fetcher, const remote::Uri& directory, const WeightFileList& list,
+    std::span<const std::string> names, std::uint64_t head_bytes, const std::stop_token& stop);
+
+}  // namespace librarian::weightmap
