@@ -21,9 +21,11 @@ std::vector<Piece> plan_pieces(const LayerPlan& layer, std::uint64_t table_piece
 /// Bytes of the largest piece over all layers: the smallest ring that works.
 std::uint64_t largest_piece_bytes(const Checkpoint& checkpoint, std::uint64_t table_piece_bytes);
 
+/// The most that requests may be; where they come from says what suits it within that.
 struct RequestLimits {
-  std::uint64_t hole_bytes_max = 64U << 10U;     ///< Unwanted bytes we accept to save a request.
-  std::uint64_t request_bytes_max = 16U << 20U;  ///< One request, holes included.
+  std::uint64_t hole_bytes_max = 1U << 20U;      ///< Unwanted bytes we accept to save a request.
+  std::uint64_t request_bytes_max = 64U << 20U;  ///< One request, holes included.
+  std::uint32_t together = 8;                    ///< Requests that are likely under way at a time.
 };
 
 }  // namespace librarian::weightmap

@@ -22,6 +22,10 @@ const char* verification_name(Verification verification) {
 
 namespace {
 
+// Of a local disk.
+constexpr std::uint64_t kReadBytes = 16U << 20U;
+constexpr std::uint64_t kReadHoleBytes = 64U << 10U;
+
 Error stopped() { return {ErrorCode::cancelled, "stopped while waiting for staged weights"}; }
 
 std::uint64_t size_of(const std::vector<remote::FetchPiece>& pieces) {
@@ -215,9 +219,12 @@ StagedSource::StagedSource(remote::Fetcher& fetcher, const Checkpoint& checkpoin
 StagedSource::~StagedSource() = default;
 
 void StagedSource::announce(std::int32_t layer) { impl_->announce(layer); }
-void StagedSource::submit(std::uint32_t file, std::vector<remote::FetchPiece> pieces,
-                          std::function<void(Result<void>)> done) {
-  impl_->submit(file, std::move(pieces), std::move(done));
+void StagedSource::submit(WeightRequest request, std::function<void(Result<void>)> done) {
+  impl_->submit(request.file, std::move(request.pieces), std::move(done));
+}
+
+remote::RequestSizes StagedSource::sizes(std::uint32_t /*file*/) const {
+  return {kReadBytes, kReadHoleBytes};
 }
 void StagedSource::cancel_all() { impl_->cancel_all(); }
 void StagedSource::layer_is_durable(std::int32_t layer) { impl_->layer_is_durable(layer); }

@@ -46,8 +46,8 @@ class StagedSource final : public WeightSource {
   StagedSource& operator=(const StagedSource&) = delete;
 
   void announce(std::int32_t layer) override;
-  void submit(std::uint32_t file, std::vector<remote::FetchPiece> pieces,
-              std::function<void(Result<void>)> done) override;
+  void submit(WeightRequest request, std::function<void(Result<void>)> done) override;
+  remote::RequestSizes sizes(std::uint32_t file) const override;
   void cancel_all() override;
   void layer_is_durable(std::int32_t layer) override;
   void expect_another_pass(bool expected) override;

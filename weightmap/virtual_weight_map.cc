@@ -6,11 +6,21 @@
 #include "weightmap/host_ring.h"
 
 namespace librarian::weightmap {
+namespace {
+
+constexpr std::uint64_t kTailRequestBytes = 4U << 20U;
+constexpr std::uint64_t kSmallHoleBytes = 64U << 10U;
+constexpr std::uint64_t kHolesPerByte = 100;  // Larger holes: 1 % of the layer in all.
+
+}  // namespace
 
 /// One queued layer. Everything mutable is guarded by the map's monitor.
 struct Lease::Stream {
   const LayerPlan* plan = nullptr;
+  std::uint64_t number = 0;  // Counts queued layers.
   std::vector<Piece> pieces;
+  std::uint64_t batched_bytes = 0;  // Of the plan, put into requests.
+  std::uint64_t hole_bytes = 0;     // Fetched besides.
   struct Slot {
     std::span<std::byte> memory;
     std::uint32_t requests_left = 0;  // Requests that still bring bytes of this piece.
@@ -51,6 +61,7 @@ class VirtualWeightMap::Impl {
     stream->slots.reserve(stream->pieces.size());
     source_.announce(layer);
     auto lock = monitor_.lock();
+    stream->number = queued_++;
     to_fill_.push_back(stream);
     to_lease_.push_back(stream);
     statistics_.needed_bytes += stream->plan->bytes;
@@ -136,6 +147,7 @@ class VirtualWeightMap::Impl {
   /// Requests being put together: adjacent pieces of one file share one.
   struct Batch {
     std::uint32_t file = 0;
+    std::uint64_t bytes_max = 0;
     std::vector<remote::FetchPiece> pieces;
     std::vector<std::size_t> slots;  // Index of the slot that each piece fills.
   };
@@ -207,25 +219,51 @@ class VirtualWeightMap::Impl {
     return true;
   }
 
+  /// How large the next request for `file` should be at most.
+  std::uint64_t request_bytes(const Stream& stream, std::uint64_t suits) {
+    const std::uint64_t most = std::min(suits, options_.requests.request_bytes_max);
+    auto lock = monitor_.lock();
+    if (!to_fill_.empty()) {
+      return most;
+    }
+    // Nothing follows: what is left is shared out, so that no connection idles while others end.
+    const std::uint64_t left = stream.plan->bytes - stream.batched_bytes;
+    return std::min(most, std::max(left / options_.requests.together, kTailRequestBytes));
+  }
+
+  /// Whether fetching `gap` unwanted bytes is better than another request.
+  bool accepts_hole(const Stream& stream, std::uint64_t gap, std::uint64_t suits) const {
+    // Large ones only as long as they do not add up.
+    return gap <= std::min(options_.requests.hole_bytes_max, kSmallHoleBytes) ||
+           (gap <= std::min(suits, options_.requests.hole_bytes_max) &&
+            (stream.hole_bytes + gap) * kHolesPerByte <= stream.plan->bytes);
+  }
+
   void add_to_batch(const std::shared_ptr<Stream>& stream, std::size_t index, Batch& batch) {
     const Piece& piece = stream->pieces[index];
     const std::uint32_t file = stream->plan->tensors[piece.tensor].file;
     std::byte* const memory = stream->slots[index].memory.data();
+    const remote::RequestSizes sizes = source_.sizes(file);
     for (std::uint64_t at = piece.bytes.begin; at < piece.bytes.end;) {
       if (!batch.slots.empty()) {
         const std::uint64_t begin = batch.pieces.front().range.begin;
         const std::uint64_t end = batch.pieces.back().range.end;
-        if (batch.file != file || at < end || at - end > options_.requests.hole_bytes_max ||
-            at - begin >= options_.requests.request_bytes_max) {
+        if (batch.file != file || at < end || at - begin >= batch.bytes_max ||
+            !accepts_hole(*stream, at - end, sizes.hole_bytes)) {
           submit(stream, batch);
+        } else {
+          stream->hole_bytes += at - end;
         }
       }
+      if (batch.slots.empty()) {
+        batch.bytes_max = request_bytes(*stream, sizes.request_bytes);
+      }
       const std::uint64_t begin = batch.slots.empty() ? at : batch.pieces.front().range.begin;
-      const std::uint64_t end =
-          std::min(piece.bytes.end, begin + options_.requests.request_bytes_max);
+      const std::uint64_t end = std::min(piece.bytes.end, begin + batch.bytes_max);
       batch.file = file;
       batch.pieces.push_back({{at, end}, memory + (at - piece.bytes.begin)});
       batch.slots.push_back(index);
+      stream->batched_bytes += end - at;
       {
         auto lock = monitor_.lock();
         ++stream->slots[index].requests_left;
@@ -244,7 +282,7 @@ class VirtualWeightMap::Impl {
       ++in_flight_;
       ++stream->in_flight;
     }
-    source_.submit(batch.file, std::move(batch.pieces),
+    source_.submit({batch.file, std::move(batch.pieces), stream->number},
                    [this, stream, slots = std::move(batch.slots)](const Result<void>& result) {
                      finish(*stream, slots, result);
                    });
@@ -272,6 +310,7 @@ class VirtualWeightMap::Impl {
   std::deque<std::shared_ptr<Stream>> to_fill_;
   std::deque<std::shared_ptr<Stream>> to_lease_;
   const Stream* filling_ = nullptr;
+  std::uint64_t queued_ = 0;
   std::uint32_t in_flight_ = 0;
   WeightMapStatistics statistics_;
   std::jthread thread_;  // Last: it stops before anything it uses is gone.

@@ -23,6 +23,13 @@ enum class Verification : std::uint8_t {
 /// "none", "stream" or "sha256", as the store says it.
 const char* verification_name(Verification verification);
 
+/// Pieces of one weight file, for one request.
+struct WeightRequest {
+  std::uint32_t file = 0;  ///< Index into Checkpoint::files.
+  std::vector<remote::FetchPiece> pieces;
+  std::uint64_t layer_number = 0;  ///< Counts announcements: which of them this is for.
+};
+
 /// Thread-safe. Must outlive the VirtualWeightMap that reads from it.
 class WeightSource {
  public:
@@ -30,11 +37,11 @@ class WeightSource {
 
   /// A layer will be asked for behind those announced before; its files may come meanwhile.
   virtual void announce(std::int32_t layer) = 0;
-  /// Brings pieces of weight file `file` (index into Checkpoint::files) to their places, as
-  /// Fetcher::submit(). Layers are asked for in the order they were announced, each for exactly the
-  /// bytes of its plan.
-  virtual void submit(std::uint32_t file, std::vector<remote::FetchPiece> pieces,
-                      std::function<void(Result<void>)> done) = 0;
+  /// Brings pieces to their places, as Fetcher::submit(). Layers are asked for in the order they
+  /// were announced, each for exactly the bytes of its plan.
+  virtual void submit(WeightRequest request, std::function<void(Result<void>)> done) = 0;
+  /// Sizes of requests that suit where the file's bytes come from, as far as that is known by now.
+  virtual remote::RequestSizes sizes(std::uint32_t file) const = 0;
   /// Ends everything that was submitted so far with `cancelled`.
   virtual void cancel_all() = 0;
   /// Nothing of the layer's weights will be read again for the announcement that is oldest: what it
@@ -57,9 +64,13 @@ class DirectSource final : public WeightSource {
       : fetcher_(fetcher), checkpoint_(checkpoint) {}
 
   void announce(std::int32_t layer) override { needed_bytes_ += checkpoint_.layer(layer).bytes; }
-  void submit(std::uint32_t file, std::vector<remote::FetchPiece> pieces,
-              std::function<void(Result<void>)> done) override {
-    fetcher_.submit({checkpoint_.files()[file].object, std::move(pieces)}, std::move(done));
+  void submit(WeightRequest request, std::function<void(Result<void>)> done) override {
+    fetcher_.submit(
+        {checkpoint_.files()[request.file].object, std::move(request.pieces), request.layer_number},
+        std::move(done));
+  }
+  remote::RequestSizes sizes(std::uint32_t file) const override {
+    return fetcher_.sizes(checkpoint_.files()[file].object);
   }
   void cancel_all() override { fetcher_.cancel_all(); }
   void layer_is_durable(std::int32_t /*layer*/) override {}

@@ -163,8 +163,8 @@ TEST(VirtualWeightMap, BringsEveryByteForEveryRingAndRequestSize) {
   rings.push_back(1U << 20U);
   for (const std::uint64_t ring : rings) {
     for (const RequestLimits requests :
-         {RequestLimits{}, RequestLimits{0, 1}, RequestLimits{0, 100}, RequestLimits{40, 777},
-          RequestLimits{1U << 20U, 1U << 30U}}) {
+         {RequestLimits{}, RequestLimits{0, 1, 8}, RequestLimits{0, 100, 8},
+          RequestLimits{40, 777, 8}, RequestLimits{1U << 20U, 1U << 30U, 8}}) {
       if (requests.request_bytes_max == 1 && ring % 512 != 0) {
         continue;  // A request a byte is slow; a few rings will do.
       }
@@ -188,7 +188,7 @@ TEST(VirtualWeightMap, NeverAsksForMoreThanTheRingHolds) {
   World world;
   for (const std::uint64_t ring : {1024U, 1536U, 3000U, 6000U}) {
     VirtualWeightMap map(world.source, real_clock(), world.checkpoint,
-                         {ring, 96, RequestLimits{0, 1U << 20U}});
+                         {ring, 96, RequestLimits{0, 1U << 20U, 8}});
     const std::uint64_t before = world.transport.started_bytes();
     std::uint64_t used = 0;
     for (std::int32_t layer = 0; layer < 6; ++layer) {
