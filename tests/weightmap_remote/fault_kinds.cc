@@ -71,4 +71,14 @@ const std::vector<FaultKind>& fault_kinds() {
   return kinds;
 }
 
+std::vector<const FaultKind*> faults_for_digests() {
+  std::vector<const FaultKind*> found;
+  for (const FaultKind& kind : fault_kinds()) {
+    if (kind.required == FaultOutcome::undetectable) {
+      found.push_back(&kind);
+    }
+  }
+  return found;
+}
+
 }  // namespace librarian::weightmap::remote::testing

@@ -80,6 +80,10 @@ struct FaultKind {
 /// with, in that order.
 const std::vector<FaultKind>& fault_kinds();
 
+/// Those that only a digest reveals, to be played where one is on offer: their `strike` goes into
+/// any server's script.
+std::vector<const FaultKind*> faults_for_digests();
+
 // By file:
 std::vector<FaultKind> compared_faults();
 std::vector<FaultKind> status_faults();

@@ -19,15 +19,18 @@ FaultKind once(const std::string& name, const std::string& fault,
 }
 
 FaultKind always(const std::string& name, const std::string& fault,
-                 std::function<HttpAnswer(const Blow&)> strike) {
-  return {name,
-          fault,
-          kCapped,
-          Target::part,
-          kAlways,
-          kError,
-          ErrorCode::unavailable,
-          std::move(strike)};
+                 std::function<HttpAnswer(const Blow&)> strike,
+                 const std::string& says = "head is larger than 64 KiB") {
+  FaultKind kind{name,
+                 fault,
+                 kCapped,
+                 Target::part,
+                 kAlways,
+                 kError,
+                 ErrorCode::unavailable,
+                 std::move(strike)};
+  kind.setup.says = says;
+  return kind;
 }
 
 // The answer with another text for its length.
@@ -76,12 +79,14 @@ std::vector<FaultKind> sizes() {
                answer.endless = "X-Filler: " + std::string(1000, 'x') + "\r\n";
                return answer;
              }),
-      always("EndlessHeaderField", "one header field without end",
-             [](const Blow&) -> HttpAnswer {
-               HttpAnswer answer{"HTTP/1.1 206 x\r\nX-Filler: "};
-               answer.endless = std::string(4096, 'x');
-               return answer;
-             }),
+      always(
+          "EndlessHeaderField", "one header field without end",
+          [](const Blow&) -> HttpAnswer {
+            HttpAnswer answer{"HTTP/1.1 206 x\r\nX-Filler: "};
+            answer.endless = std::string(4096, 'x');
+            return answer;
+          },
+          "response head"),
       once("ManyHeaderFields", "10,000 header fields",
            [](const Blow& blow) {
              std::string fields;

@@ -17,7 +17,7 @@ constexpr const char* kEnds = "ends at once: asking again would not help";
 constexpr const char* kRetryAfterCut = "waits no longer than the longest wait, asks again";
 
 constexpr const char* kS3Error =
-    "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>InternalError</Code></Error>";
+    R"(<?xml version="1.0" encoding="UTF-8"?><Error><Code>InternalError</Code></Error>)";
 
 HttpAnswer s3_error(const Blow&) {
   return {head("200 OK", {"Content-Type: application/xml",

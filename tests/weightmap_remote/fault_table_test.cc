@@ -23,7 +23,7 @@ void PrintTo(const FaultKind& kind, std::ostream* out) { *out << kind.name; }
 namespace {
 
 constexpr unsigned kThreads = 8;  // Most runs wait for a server most of the time.
-constexpr long kMemoryKib = 64 * 1024;
+constexpr long kMemoryKib = 64L * 1024;
 constexpr std::uint64_t kHeadRoomBytes = 64U << 10U;
 
 // Resident memory at its highest; 0 where a sanitizer keeps freed memory.

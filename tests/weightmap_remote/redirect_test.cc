@@ -178,7 +178,7 @@ TEST_F(RedirectTest, NoSecretLeavesTls) {
 // Method: 127.0.0.2 plays the public Internet; all else is what it is.
 TEST_F(RedirectTest, APublicServerCannotSendUsInside) {
   options_.is_public = [](const std::string& address) { return address == "127.0.0.2"; };
-  const char* const kPlaces[] = {
+  const char* const places[] = {
       "http://127.0.0.1:{port}/x",
       "http://localhost:{port}/x",
       "http://sub.localhost:{port}/x",
@@ -198,7 +198,7 @@ TEST_F(RedirectTest, APublicServerCannotSendUsInside) {
       "http://[fc00::1]:{port}/x",
       "https://127.0.0.1:{port}/x",
   };
-  for (const char* place : kPlaces) {
+  for (const char* place : places) {
     SCOPED_TRACE(place);
     const LoopbackServer inside(
         [this](const HttpRequest& request) { return honest(object_, request); });

@@ -43,10 +43,10 @@ struct Row {
   std::optional<ErrorCode> code;  // None: accepted.
 };
 
-const char* const kGood206 = "HTTP/1.1 206 Partial Content\nETag: \"a\"\n";
+constexpr const char* kGood206 = "HTTP/1.1 206 Partial Content\nETag: \"a\"\n";
 
 std::string expand(std::string head) {
-  if (head.rfind("+", 0) == 0) {
+  if (head.front() == '+') {
     head.replace(0, 1, kGood206);
   }
   return head;
@@ -57,7 +57,7 @@ constexpr auto kChanged = ErrorCode::source_changed;
 constexpr auto kBad = ErrorCode::bad_input;
 
 // "+" stands for a 206 with the pinned ETag.
-const Row kRows[] = {
+constexpr Row kRows[] = {
     // A range of the opened object.
     {"exact", Ask::opened, "+Content-Range: bytes 100-199/1000", {}},
     {"exact with length",
