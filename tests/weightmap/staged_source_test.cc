@@ -30,9 +30,10 @@ constexpr std::uint64_t kSegment = 1000;
 
 /// The tiny model, its tensors sorted into a file per layer; the embedding is in "layer--1".
 std::map<std::string, std::string> model_with_a_file_per_layer() {
-  testing::CheckpointFiles tiny = testing::CheckpointFiles::tiny();
-  testing::CheckpointFiles sorted;
-  sorted.config = tiny.config;
+  const testing::CheckpointFiles tiny = testing::CheckpointFiles::tiny();
+  testing::CheckpointFiles sorted = tiny;
+  sorted.files.clear();
+  sorted.index.clear();
   for (const auto& [file, tensors] : tiny.files) {
     for (const testing::FileTensor& tensor : tensors) {
       const std::string prefix = "model.layers.";
@@ -239,7 +240,8 @@ TEST(StagedSource, FilesStayUntilTheirLayersAreDurable) {
   EXPECT_GE(process.directory->used_bytes().value(),
             process.file_bytes(-1) + 3 * process.file_bytes(0));
   const auto is_there = [&](std::int32_t layer) {
-    const auto info = process.checkpoint.files()[static_cast<std::size_t>(layer + 1)].info;
+    const auto index = static_cast<std::size_t>(std::int64_t{layer} + 1);
+    const auto info = process.checkpoint.files()[index].info;
     return files
         .info(std::string(testing::kStagingPath) + "/" + remote::staging_key({}, info) + ".weights")
         .has_value();
