@@ -86,7 +86,7 @@ std::vector<FaultKind> sizes() {
             answer.endless = std::string(4096, 'x');
             return answer;
           },
-          "response head"),
+          "header field larger"),
       once("ManyHeaderFields", "10,000 header fields",
            [](const Blow& blow) {
              std::string fields;
