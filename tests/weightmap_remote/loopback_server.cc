@@ -206,7 +206,8 @@ class LoopbackServer::Impl {
       }
       asio::write(wire, asio::buffer(answer.bytes.data() + at, 1), failed);
     }
-    while (!failed && !answer.endless.empty()) {
+    const std::uint64_t times = answer.endless.empty() ? 0 : answer.endless_times;
+    for (std::uint64_t sent = 0; !failed && sent < times; ++sent) {
       if (!pause(answer.pause)) {
         return false;
       }

@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -43,6 +44,7 @@ struct HttpAnswer {
   std::chrono::milliseconds pause{0};
   /// Sent again and again after `bytes` until the client goes away; empty: not at all.
   std::string endless{};
+  std::uint64_t endless_times = std::numeric_limits<std::uint64_t>::max();  ///< At most so often.
 };
 
 /// A request's head, which must be well-formed.
