@@ -35,6 +35,27 @@ std::uint32_t crc32c_portable(std::span<const std::byte> bytes, std::uint32_t st
   return state;
 }
 
+// Eight bytes at a time: table k holds the CRC of a byte that has k bytes behind it.
+using Crc64Tables = std::array<std::array<std::uint64_t, 256>, 8>;
+
+constexpr Crc64Tables make_crc64_tables() {
+  constexpr std::uint64_t kPolynomial = 0x9A6C9329AC4BC9B5;
+  Crc64Tables tables{};
+  for (std::uint64_t i = 0; i < 256; ++i) {
+    std::uint64_t value = i;
+    for (int bit = 0; bit < 8; ++bit) {
+      value = (value >> 1U) ^ ((value & 1U) != 0 ? kPolynomial : 0U);
+    }
+    tables[0][i] = value;
+  }
+  for (std::size_t k = 1; k < tables.size(); ++k) {
+    for (std::size_t i = 0; i < 256; ++i) {
+      tables[k][i] = (tables[k - 1][i] >> 8U) ^ tables[0][tables[k - 1][i] & 0xFFU];
+    }
+  }
+  return tables;
+}
+
 std::uint64_t parse_hex64(std::string_view text, bool& ok) {
   std::uint64_t value = 0;
   for (const char c : text) {
@@ -87,6 +108,26 @@ Result<Digest128> Digest128::from_hex(std::string_view text) {
                  "not a 128-bit digest in hex: '" + std::string(text.substr(0, 64)) + "'");
   }
   return digest;
+}
+
+std::uint64_t crc64_nvme(std::span<const std::byte> bytes, std::uint64_t previous) {
+  static constexpr Crc64Tables kTables = make_crc64_tables();
+  std::uint64_t state = ~previous;
+  while (bytes.size() >= 8) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, bytes.data(), 8);  // Little-endian, as every machine this runs on.
+    state ^= word;
+    std::uint64_t next = 0;
+    for (unsigned k = 0; k < 8; ++k) {
+      next ^= kTables[7 - k][state >> (8 * k) & 0xFFU];
+    }
+    state = next;
+    bytes = bytes.subspan(8);
+  }
+  for (const std::byte byte : bytes) {
+    state = kTables[0][(state ^ static_cast<std::uint64_t>(byte)) & 0xFFU] ^ (state >> 8U);
+  }
+  return ~state;
 }
 
 Digest128 xxh3_128(std::span<const std::byte> bytes) {

@@ -21,6 +21,11 @@ namespace librarian {
 /// @source RFC 3720 appendix B.4 gives the test vectors.
 std::uint32_t crc32c(std::span<const std::byte> bytes, std::uint32_t previous = 0);
 
+/// CRC-64/NVME of `bytes`, continuing from `previous` as crc32c() does: what S3 computes of
+/// uploads.
+/// @source NVM Express NVM Command Set specification 1.0, 5.2.1.3.4; S3's data integrity guide.
+std::uint64_t crc64_nvme(std::span<const std::byte> bytes, std::uint64_t previous = 0);
+
 /// 128 bits, compared and printed as 32 lower-case hex digits, high half first.
 struct Digest128 {
   std::uint64_t high = 0;

@@ -16,6 +16,9 @@ const char* offer(const FetchedFile& file) {
   if (!file.offered_sha256.empty()) {
     return "sha256";
   }
+  if (!file.offered_crc.empty()) {
+    return "crc";
+  }
   return file.validator_is_strong ? "strong ETag" : "nothing";
 }
 
@@ -27,6 +30,7 @@ void print_file_event(const FetchedFile& file) {
                              {"sha256", text_or_null(file.sha256)},
                              {"offers", offer(file)},
                              {"offered_sha256", text_or_null(file.offered_sha256)},
+                             {"offered_crc", text_or_null(file.offered_crc)},
                              {"validator", text_or_null(file.validator)},
                              {"verified", ingest::verified_name(file.verified)},
                              {"fetched", file.fetched},
@@ -39,8 +43,9 @@ void print_file(const FetchedFile& file) {
   if (!file.sha256.empty()) {
     print(fact("sha256", file.sha256));
   }
-  print(
-      fact("offered", file.offered_sha256.empty() ? offer(file) : "sha256 " + file.offered_sha256));
+  print(fact("offered", !file.offered_sha256.empty() ? "sha256 " + file.offered_sha256
+                        : !file.offered_crc.empty()  ? file.offered_crc
+                                                     : offer(file)));
   if (file.verified != FetchedFile::Verified::not_tried) {
     print(fact("verified", std::string(ingest::verified_name(file.verified)) +
                                (file.kept && !file.fetched ? " (was in the cache)"
@@ -68,8 +73,9 @@ Result<int> run_fetch(const Options& options, const std::stop_token& stop) {
       count([](const FetchedFile& file) { return file.verified == FetchedFile::Verified::no; });
   const std::uint64_t verified =
       count([](const FetchedFile& file) { return file.verified == FetchedFile::Verified::yes; });
-  const std::uint64_t offered =
-      count([](const FetchedFile& file) { return !file.offered_sha256.empty(); });
+  const std::uint64_t offered = count([](const FetchedFile& file) {
+    return !file.offered_sha256.empty() || !file.offered_crc.empty();
+  });
   if (options.json) {
     print_event("fetch", {{"files", files.size()},
                           {"bytes", bytes},
@@ -77,8 +83,8 @@ Result<int> run_fetch(const Options& options, const std::stop_token& stop) {
                           {"verified", verified},
                           {"wrong", wrong}});
   } else {
-    print(format_count(files.size()) + " files, " + format_bytes(bytes) + ": the source offers a " +
-          "sha256 of " + std::to_string(offered) +
+    print(format_count(files.size()) + " files, " + format_bytes(bytes) +
+          ": the source states digests of " + std::to_string(offered) +
           (options.verify_only ? ""
                                : ", " + std::to_string(verified) + " verified, " +
                                      std::to_string(wrong) + " wrong") +

@@ -12,6 +12,7 @@
 #include "ingest/store_directory.h"
 #include "weightmap/remote/file_staging.h"
 #include "weightmap/remote/staging_directory.h"
+#include "weightmap/remote/stated_digest.h"
 #include "weightmap/weight_files.h"
 
 namespace librarian::ingest {
@@ -29,6 +30,7 @@ constexpr auto kLookAgain = 200ms;
 
 struct OpenedFile {
   FetchedFile facts;
+  weightmap::remote::ObjectInfo info;
   ObjectId object = 0;
   std::string key;
 };
@@ -48,7 +50,9 @@ Result<std::vector<OpenedFile>> open_files(weightmap::remote::Fetcher& fetcher,
     OpenedFile file;
     file.facts.name = name;
     file.facts.bytes = opened.info.size;
+    file.info = opened.info;
     file.facts.offered_sha256 = opened.info.sha256;
+    file.facts.offered_crc = opened.info.crc;
     file.facts.validator = opened.info.validator;
     file.facts.validator_is_strong = opened.info.strong;
     file.object = opened.id;
@@ -74,10 +78,9 @@ Result<std::optional<StagedObject>> keep_file(OpenedFile& file, StagingDirectory
       }
       continue;
     }
-    const std::string& expected = file.facts.offered_sha256;
     if (taken.state == StagingDirectory::State::complete) {
       LIB_TRY(const StagedObject found, staging.check(*taken.hold, stop));
-      if (found.matches && (expected.empty() || expected == found.sha256)) {
+      if (found.matches && (file.info.sha256.empty() || file.info.sha256 == found.sha256)) {
         return std::optional(found);
       }
       const std::string path = taken.hold->data_path();
@@ -88,7 +91,7 @@ Result<std::optional<StagedObject>> keep_file(OpenedFile& file, StagingDirectory
       }
       continue;
     }
-    LIB_TRY(const StagedObject staged, staging.stage(file.object, expected, *taken.hold, stop));
+    LIB_TRY(const StagedObject staged, staging.stage(file.object, file.info, *taken.hold, stop));
     file.facts.fetched = true;
     if (staged.matches) {
       LIB_TRY_VOID(cache.completed(*taken.hold, stop));
@@ -109,11 +112,11 @@ Result<void> fetch_file(OpenedFile& file, StagingDirectory* cache, std::set<std:
     kept.insert(file.key);
   }
   if (!object) {
-    LIB_TRY(object, staging.hash(file.object, file.facts.bytes, file.facts.offered_sha256, stop));
+    LIB_TRY(object, staging.hash(file.object, file.info, stop));
     file.facts.fetched = true;
   }
   file.facts.sha256 = object->sha256;
-  file.facts.verified = file.facts.offered_sha256.empty()
+  file.facts.verified = !weightmap::remote::states_digest(file.info)
                             ? FetchedFile::Verified::nothing_to_compare
                         : object->matches ? FetchedFile::Verified::yes
                                           : FetchedFile::Verified::no;

@@ -17,14 +17,15 @@ namespace librarian::ingest {
 struct FetchedFile {
   enum class Verified : std::uint8_t {
     not_tried,           ///< Only the head was read.
-    yes,                 ///< Our SHA-256 is the one that the origin states.
-    no,                  ///< It is not, twice.
+    yes,                 ///< The bytes have the digests that the origin states.
+    no,                  ///< They have not, twice.
     nothing_to_compare,  ///< The origin states none.
   };
   std::string name;
   std::uint64_t bytes = 0;
   std::string sha256;          ///< By us; empty: not tried.
   std::string offered_sha256;  ///< By the origin; empty: none.
+  std::string offered_crc;     ///< As ObjectInfo::crc.
   std::string validator;       ///< ETag or the like; empty: none.
   bool validator_is_strong = false;
   Verified verified = Verified::not_tried;

@@ -5,6 +5,7 @@
 
 #include "base/digest.h"
 #include "base/log.h"
+#include "weightmap/remote/stated_digest.h"
 #include "weightmap/safetensors_header.h"
 
 namespace librarian::weightmap {
@@ -48,15 +49,15 @@ Result<ObjectStager::Brought> ObjectStager::bring(const WeightFile& file, const 
 
 Result<void> ObjectStager::stage(const WeightFile& file, StagingHold& hold,
                                  const std::stop_token& stop) {
-  LIB_TRY(const StagedObject staged, staging_.stage(file.object, file.info.sha256, hold, stop));
+  LIB_TRY(const StagedObject staged, staging_.stage(file.object, file.info, hold, stop));
   if (staged.matches) {
     return {};
   }
   LIB_TRY_VOID(directory_.remove(std::move(hold), stop));
   return Error(ErrorCode::corrupt,
-               uri_of(file) + ": the origin states SHA-256 " + file.info.sha256 +
-                   " and sent, twice, bytes with " + staged.sha256 +
-                   "; nothing was computed from them: try another mirror, or later");
+               uri_of(file) + ": the origin states " + remote::stated_digest_text(file.info) +
+                   " and sent, twice, other bytes (SHA-256 " + staged.sha256 +
+                   "); nothing was computed from them: try another mirror, or later");
 }
 
 /// The plan was made from a header that was fetched by itself.

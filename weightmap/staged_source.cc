@@ -86,10 +86,10 @@ void StagedSource::Impl::submit(std::uint32_t file, std::vector<remote::FetchPie
 void StagedSource::Impl::cancel_all() {
   auto lock = monitor_.lock();
   const std::deque<Job> jobs = std::exchange(jobs_, {});
-  const bool direct = direct_in_flight_ > 0;
+  const std::vector<remote::Fetcher::RequestId> direct = direct_requests_;
   lock.unlock();
-  if (direct) {
-    fetcher_.cancel_all();
+  for (const remote::Fetcher::RequestId request : direct) {
+    fetcher_.cancel(request);
   }
   for (const Job& job : jobs) {
     job.done(stopped());
@@ -194,19 +194,22 @@ void StagedSource::Impl::finish(Lock& lock, const Job& job, const Result<void>& 
 }
 
 void StagedSource::Impl::read_direct(Lock& lock, Job job) {
-  ++direct_in_flight_;
+  if (direct_in_flight_++ == 0) {
+    direct_requests_.clear();  // All of them have ended.
+  }
   direct_bytes_ += job.bytes;
   const remote::ObjectId id = checkpoint_.files()[job.file].object;
   std::vector<remote::FetchPiece> pieces = job.pieces;
   lock.unlock();
-  fetcher_.submit({id, std::move(pieces)},
-                  [this, job = std::move(job)](const Result<void>& result) {
-                    auto done_lock = monitor_.lock();
-                    finish(done_lock, job, result, Verification::stream);
-                    --direct_in_flight_;
-                    monitor_.notify_all(done_lock);
-                  });
+  const remote::Fetcher::RequestId request =
+      fetcher_.submit({id, std::move(pieces), job.number}, [this, job](const Result<void>& result) {
+        auto done_lock = monitor_.lock();
+        finish(done_lock, job, result, Verification::stream);
+        --direct_in_flight_;
+        monitor_.notify_all(done_lock);
+      });
   lock.lock();
+  direct_requests_.push_back(request);
 }
 
 StagedSource::StagedSource(remote::Fetcher& fetcher, const Checkpoint& checkpoint,

@@ -98,6 +98,7 @@ class StagedSource::Impl {
   std::deque<Job> jobs_;
   std::optional<Error> failure_;
   std::uint64_t direct_in_flight_ = 0;
+  std::vector<remote::Fetcher::RequestId> direct_requests_;
   std::uint64_t direct_bytes_ = 0;
   std::uint64_t changes_ = 0;      // Counts what may give a blocked object its room.
   bool blocked_ = false;           // Something could not be had when it was last tried,

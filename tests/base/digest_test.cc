@@ -20,6 +20,19 @@ TEST(Crc32c, MatchesThePublishedVectors) {
   EXPECT_EQ(crc32c(bytes_of("123456789")), 0xE3069283U);
 }
 
+// Goal: the CRC that S3 states, also of lengths that are no multiple of eight.
+TEST(Crc64Nvme, MatchesThePublishedVectorsAndContinues) {
+  EXPECT_EQ(crc64_nvme(bytes_of("123456789")), 0xAE8B14860A799888U);
+  EXPECT_EQ(crc64_nvme(bytes_of(std::string(4096, '\0'))), 0x6482D367EB22B64EU);
+  EXPECT_EQ(crc64_nvme(bytes_of(std::string(4096, '\xFF'))), 0xC0DDBA7302ECA3ACU);
+  EXPECT_EQ(crc64_nvme(bytes_of("")), 0U);
+  const std::string text = "one layer of weights, once per pass";
+  for (std::size_t at = 0; at <= text.size(); ++at) {
+    EXPECT_EQ(crc64_nvme(bytes_of(text.substr(at)), crc64_nvme(bytes_of(text.substr(0, at)))),
+              crc64_nvme(bytes_of(text)));
+  }
+}
+
 TEST(Crc32c, ContinuesOverAnySplit) {
   const std::string text = "one layer of weights, once per pass";
   const std::uint32_t whole = crc32c(bytes_of(text));

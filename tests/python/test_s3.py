@@ -4,6 +4,7 @@ Method: moto's S3 server with signature checking on, and jobs of the real progra
 is built from nothing, so that credentials of the machine's user play no part.
 """
 
+import json
 import os
 
 import pytest
@@ -174,3 +175,39 @@ def test_half_a_key_and_an_unknown_profile(store_of_models, ragged_job, refused,
             ["AWS_ACCESS_KEY_ID"])
     refusal(refused, ragged_job, "s3://models/model/", memory_path / "store",
             environment(AWS_PROFILE="nobody"), ["'nobody'"])
+
+
+# What the store states of its objects.
+
+
+def upload_with_checksums(server, folder, algorithm):
+    s3 = server.client("s3")
+    s3.create_bucket(Bucket="stated", CreateBucketConfiguration={"LocationConstraint": REGION})
+    for path in folder.iterdir():
+        s3.put_object(Bucket="stated", Key="model/" + path.name, Body=path.read_bytes(),
+                      ChecksumAlgorithm=algorithm)
+
+
+def test_checksums_that_the_store_states_are_checked(server, ragged_job, librarian, environment):
+    server.reset()
+    upload_with_checksums(server, ragged_job.original / "model", "SHA256")
+    reader = server.user("reader")
+    server.check_signatures(True)
+    done = librarian("fetch", "s3://stated/model/", "--json", env=environment(reader))
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    files = [event for event in events if event["event"] == "fetch_file"]
+    assert len(files) == 3
+    for file in files:
+        assert (file["offers"], file["verified"]) == ("sha256", "yes")
+
+
+def test_a_staged_part_whose_files_had_a_stated_sha256_says_so(server, ragged_job, librarian,
+                                                               environment, reference, tmp_path):
+    server.reset()
+    upload_with_checksums(server, ragged_job.original / "model", "SHA256")
+    reader, store = server.user("reader"), tmp_path / "store"
+    server.check_signatures(True)
+    librarian(*ragged_job.extract("s3://stated/model/", store), "--staging", "disk",
+              env=environment(reader))
+    assert differing_but_for_verified(reference, store) == []
+    assert part_attributes(store, 0)["verified"] == "sha256"

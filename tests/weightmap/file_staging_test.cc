@@ -5,9 +5,12 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <atomic>
 #include <condition_variable>
+#include <cstdio>
 #include <mutex>
+#include <span>
 #include <thread>
 
 #include "base/digest.h"
@@ -33,12 +36,14 @@ FileStagingOptions small(std::uint64_t segment_bytes, std::uint32_t slabs = 3,
   return options;
 }
 
+ObjectInfo nothing_stated(std::uint64_t size) { return {size, "\"v1\"", true}; }
+
 Result<StagedObject> stage(RemoteObject& object, FileSystem& files, StagingDirectory& directory,
-                           const FileStagingOptions& options, const std::string& expected) {
+                           const FileStagingOptions& options, const ObjectInfo& stated) {
   LIB_TRY(auto taken, directory.take(object.key, object.info.size, {}, {}));
   LIB_CHECK(taken.state == State::staging);
   FileStaging staging(object.fetcher, files, real_clock(), options);
-  return staging.stage(object.id, expected, *taken.hold, {});
+  return staging.stage(object.id, stated, *taken.hold, {});
 }
 
 std::string staged_bytes(MemoryFileSystem& files, const RemoteObject& object) {
@@ -69,7 +74,7 @@ TEST(FileStaging, BringsEveryByteForEverySizeAndTakesTheHash) {
         MemoryFileSystem files;
         const auto directory = open_staging(files, kLimit, 100);
         const auto staged =
-            stage(object, files, *directory, small(100, slabs, per_sync), object.info.sha256);
+            stage(object, files, *directory, small(100, slabs, per_sync), object.info);
         ASSERT_TRUE(staged) << staged.error().message();
         EXPECT_TRUE(staged->matches);
         EXPECT_EQ(staged->sha256, sha256_hex(object.bytes()));
@@ -79,7 +84,8 @@ TEST(FileStaging, BringsEveryByteForEverySizeAndTakesTheHash) {
         ASSERT_EQ(again->state, State::complete);
         FileStaging staging(object.fetcher, files, real_clock(), small(100));
         EXPECT_TRUE(staging.check(*again->hold, {})->matches);
-        EXPECT_EQ(staging.hash(object.id, size, "", {})->sha256, sha256_hex(object.bytes()));
+        EXPECT_EQ(staging.hash(object.id, nothing_stated(size), {})->sha256,
+                  sha256_hex(object.bytes()));
       }
     }
   }
@@ -93,7 +99,8 @@ TEST(FileStaging, ACrashAtAnyOperationCostsOnlyWhatWasNotDurable) {
   {
     RemoteObject object(kSize);
     MemoryFileSystem files;
-    ASSERT_TRUE(stage(object, files, *open_staging(files, kLimit, 100), small(100), ""));
+    ASSERT_TRUE(stage(object, files, *open_staging(files, kLimit, 100), small(100),
+                      nothing_stated(object.info.size)));
     operations = files.operations();
   }
   ASSERT_GT(operations, 30U);
@@ -109,7 +116,7 @@ TEST(FileStaging, ACrashAtAnyOperationCostsOnlyWhatWasNotDurable) {
         auto directory =
             StagingDirectory::open(files, real_clock(), {testing::kStagingPath, kLimit, 100});
         if (directory) {
-          static_cast<void>(stage(object, files, **directory, small(100), object.info.sha256));
+          static_cast<void>(stage(object, files, **directory, small(100), object.info));
         }
       }
       files.restart(survival);
@@ -120,7 +127,7 @@ TEST(FileStaging, ACrashAtAnyOperationCostsOnlyWhatWasNotDurable) {
       ASSERT_TRUE(taken) << taken.error().message();
       if (taken->state == State::staging) {
         FileStaging staging(object.fetcher, files, real_clock(), small(100));
-        const auto staged = staging.stage(object.id, object.info.sha256, *taken->hold, {});
+        const auto staged = staging.stage(object.id, object.info, *taken->hold, {});
         ASSERT_TRUE(staged) << staged.error().message();
         EXPECT_TRUE(staged->matches);
         ASSERT_EQ(object.served_bytes() - before, kSize - durable);
@@ -140,13 +147,13 @@ TEST(FileStaging, AJournalledSegmentThatRottedIsFetchedAgainAlone) {
   MemoryFileSystem files;
   const auto directory = open_staging(files, kLimit, 100);
   object.transport.fail_after(650);
-  EXPECT_FALSE(stage(object, files, *directory, small(100, 1, 1), object.info.sha256));
+  EXPECT_FALSE(stage(object, files, *directory, small(100, 1, 1), object.info));
   ASSERT_EQ(journalled_bytes(files, object, 100), 600U);
   files.corrupt(std::string(testing::kStagingPath) + "/" + object.key + ".weights", 250,
                 std::byte{4});
   object.transport.fail_after(~std::uint64_t{0});
   const std::uint64_t before = object.served_bytes();
-  const auto staged = stage(object, files, *directory, small(100), object.info.sha256);
+  const auto staged = stage(object, files, *directory, small(100), object.info);
   ASSERT_TRUE(staged) << staged.error().message();
   EXPECT_TRUE(staged->matches);
   EXPECT_EQ(staged_bytes(files, object), object.bytes());
@@ -159,7 +166,7 @@ TEST(FileStaging, AFlippedBitCostsOneMoreFetchAndAnOriginThatInsistsIsCaught) {
     MemoryFileSystem files;
     const auto directory = open_staging(files, kLimit, 100);
     object.transport.flip("object", 555, times);
-    const auto staged = stage(object, files, *directory, small(100), object.info.sha256);
+    const auto staged = stage(object, files, *directory, small(100), object.info);
     ASSERT_TRUE(staged) << staged.error().message();
     EXPECT_EQ(staged->matches, times < 2);
     EXPECT_EQ(object.served_bytes(), times == 0 ? 1000U : 2000U);
@@ -168,7 +175,31 @@ TEST(FileStaging, AFlippedBitCostsOneMoreFetchAndAnOriginThatInsistsIsCaught) {
     // The same through memory alone.
     object.transport.flip("object", 555, times);
     FileStaging staging(object.fetcher, files, real_clock(), small(100));
-    EXPECT_EQ(staging.hash(object.id, 1000, object.info.sha256, {})->matches, times < 2);
+    EXPECT_EQ(staging.hash(object.id, object.info, {})->matches, times < 2);
+  }
+}
+
+// Goal: the CRCs that S3 states are as good as a hash at finding what a network did.
+TEST(FileStaging, AFlippedBitShowsInAStatedCrc) {
+  for (const bool crc64 : {true, false}) {
+    for (const int times : {0, 1, 2}) {
+      RemoteObject object(1000);
+      MemoryFileSystem files;
+      const auto directory = open_staging(files, kLimit, 100);
+      const auto bytes = std::as_bytes(std::span(object.bytes()));
+      std::array<char, 32> crc{};
+      if (crc64) {
+        std::snprintf(crc.data(), crc.size(), "crc64nvme:%016lx", crc64_nvme(bytes));
+      } else {
+        std::snprintf(crc.data(), crc.size(), "crc32c:%08x", crc32c(bytes));
+      }
+      ObjectInfo stated = nothing_stated(1000);
+      stated.crc = crc.data();
+      object.transport.flip("object", 555, times);
+      const auto staged = stage(object, files, *directory, small(100), stated);
+      ASSERT_TRUE(staged) << staged.error().message();
+      EXPECT_EQ(staged->matches, times < 2) << stated.crc;
+    }
   }
 }
 
@@ -176,7 +207,7 @@ TEST(FileStaging, ACompleteFileThatRottedIsNoticed) {
   RemoteObject object(1000);
   MemoryFileSystem files;
   const auto directory = open_staging(files, kLimit, 100);
-  ASSERT_TRUE(stage(object, files, *directory, small(100), ""));
+  ASSERT_TRUE(stage(object, files, *directory, small(100), nothing_stated(1000)));
   files.corrupt(std::string(testing::kStagingPath) + "/" + object.key + ".weights", 999,
                 std::byte{1});
   const auto taken = directory->take(object.key, 1000, {}, {});
@@ -244,7 +275,7 @@ TEST(FileStaging, AsksForNoMoreThanItHasMemoryForAndStopsAtOnce) {
     in_flight = transport.in_flight_bytes();
     stop.request_stop();
   });
-  const auto staged = staging.stage(id, "", *taken->hold, stop.get_token());
+  const auto staged = staging.stage(id, nothing_stated(5000), *taken->hold, stop.get_token());
   stopper.join();
   ASSERT_FALSE(staged);
   EXPECT_EQ(staged.error().code(), ErrorCode::cancelled);
@@ -254,7 +285,8 @@ TEST(FileStaging, AsksForNoMoreThanItHasMemoryForAndStopsAtOnce) {
     transport.wait_for_bytes(600);
     stop_hash.request_stop();
   });
-  EXPECT_EQ(staging.hash(id, 5000, "", stop_hash.get_token()).error().code(), ErrorCode::cancelled);
+  EXPECT_EQ(staging.hash(id, nothing_stated(5000), stop_hash.get_token()).error().code(),
+            ErrorCode::cancelled);
   EXPECT_EQ(transport.in_flight_bytes(), 600U);
 }
 

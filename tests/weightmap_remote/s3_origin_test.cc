@@ -186,7 +186,7 @@ TEST_F(S3OriginTest, SignsWhatItAsksFor) {
   environment_["AWS_REGION"] = "us-east-1";
   environment_["AWS_ENDPOINT_URL_S3"] = "http://127.0.0.1:5000";
   origin_ = make_s3_origin(options());
-  request_.expected = ObjectInfo{1000, "\"a\"", true, ""};
+  request_.expected = ObjectInfo{1000, "\"a\"", true};
   ask("s3://bucket/a b/model.safetensors");
   EXPECT_EQ(first().if_match, "\"a\"");
   EXPECT_EQ(field("x-amz-security-token"), "token/with+signs==");
@@ -248,7 +248,7 @@ TEST_F(S3OriginTest, TakesNoOtherAnswerForAnObject) {
     EXPECT_EQ(verdict.error->code(), row.code) << row.head;
     EXPECT_EQ(verdict.location, "");
   }
-  request_.expected = ObjectInfo{1000, "\"a\"", true, ""};
+  request_.expected = ObjectInfo{1000, "\"a\"", true};
   EXPECT_FALSE(judge(kGood206).error);
   EXPECT_EQ(judge("HTTP/1.1 206 Partial Content\nContent-Range: bytes 0-99/1000\n"
                   "Last-Modified: Tue, 03 Feb 2026 04:05:06 GMT\n")
@@ -256,27 +256,57 @@ TEST_F(S3OriginTest, TakesNoOtherAnswerForAnObject) {
             ErrorCode::unavailable);
 }
 
-TEST_F(S3OriginTest, TakesTheWholeObjectsChecksumOnly) {
-  first();
+// Goal: what a store states of whole objects is learned with HEAD, the only place where it does.
+TEST_F(S3OriginTest, TakesTheWholeObjectsChecksumsOnly) {
+  const std::string head = "HTTP/1.1 200 OK\nContent-Length: 1000\nETag: \"a\"\n";
   const std::string sha256 = "x-amz-checksum-sha256: 47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+  const std::string hex = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
   const std::string type = "\nx-amz-checksum-type: ";
-  EXPECT_EQ(judge(kGood206 + sha256 + type + "FULL_OBJECT").info.sha256,
-            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+  int number = 0;
+  // What the object is said to be after the answer `text` to HEAD.
+  const auto stated = [&](const std::string& text) {
+    ask("s3://my-models/model/" + std::to_string(number++) + ".safetensors");
+    EXPECT_TRUE(first().head_only);
+    EXPECT_TRUE(goes_on(text, ""));
+    EXPECT_FALSE(hop_.head_only);
+    const ResponseVerdict verdict = judge(kGood206);
+    EXPECT_FALSE(verdict.error);
+    EXPECT_FALSE(first().head_only) << "asked once";
+    return verdict.info;
+  };
+  EXPECT_EQ(stated(head + sha256).sha256, hex);
+  EXPECT_EQ(stated(head + sha256 + type + "FULL_OBJECT").sha256, hex);
+  EXPECT_EQ(stated(head + "x-amz-checksum-crc32c: AAAAAQ==").crc, "crc32c:00000001");
+  EXPECT_EQ(stated(head + "x-amz-checksum-crc64nvme: AAAAAAAAAAE=").crc,
+            "crc64nvme:0000000000000001");
   const std::string others[] = {
-      sha256,
-      sha256 + type + "COMPOSITE",
-      sha256 + "-2" + type + "FULL_OBJECT",
-      sha256.substr(0, sha256.size() - 1) + type + "FULL_OBJECT",
-      sha256.substr(0, sha256.size() - 1) + " " + type + "FULL_OBJECT",
+      head,
+      head + sha256 + type + "COMPOSITE",
+      head + sha256 + "-2" + type + "FULL_OBJECT",
+      head + sha256.substr(0, sha256.size() - 1) + type + "FULL_OBJECT",
+      head + sha256.substr(0, sha256.size() - 1) + " " + type + "FULL_OBJECT",
       // The last letter has two bits that say nothing: they must not be set.
-      sha256.substr(0, sha256.size() - 2) + "V=" + type + "FULL_OBJECT",
-      "x-amz-checksum-crc32c: AAAAAA==" + type + "FULL_OBJECT",
+      head + sha256.substr(0, sha256.size() - 2) + "V=" + type + "FULL_OBJECT",
+      // Of another version of the object, or of none.
+      "HTTP/1.1 200 OK\nContent-Length: 1000\nETag: \"b\"\n" + sha256,
+      "HTTP/1.1 200 OK\nContent-Length: 999\nETag: \"a\"\n" + sha256,
+      "HTTP/1.1 404 Not Found\nContent-Length: 0\n" + sha256,
+      "HTTP/1.1 405 Method Not Allowed\nContent-Length: 0\n",
   };
   for (const std::string& other : others) {
-    const ResponseVerdict verdict = judge(kGood206 + other);
-    EXPECT_FALSE(verdict.error);
-    EXPECT_EQ(verdict.info.sha256, "") << other;
+    const ObjectInfo info = stated(other);
+    EXPECT_EQ(info.sha256, "") << other;
+    EXPECT_EQ(info.crc, "") << other;
+    EXPECT_EQ(info.validator, "\"a\"") << other;
   }
+}
+
+TEST_F(S3OriginTest, AsksForChecksumsInTheBucketsRegion) {
+  ask("s3://my-models/model/model.safetensors");
+  EXPECT_TRUE(first().head_only);
+  EXPECT_TRUE(goes_on("HTTP/1.1 301 Moved Permanently\nx-amz-bucket-region: us-west-2\n", ""));
+  EXPECT_TRUE(hop_.head_only);
+  EXPECT_THAT(hop_.url.text, HasSubstr("us-west-2"));
 }
 
 // Goal: a bucket in another region is found there, once, and never outside of AWS.

@@ -94,7 +94,9 @@ void CurlTransfer::set_request(CURL* easy) {
   set(easy, CURLOPT_HTTP_CONTENT_DECODING, 0L);
   headers_.reset();
   append(headers_, "Accept-Encoding: identity");
-  if (!request_.document) {
+  if (hop_.head_only) {
+    set(easy, CURLOPT_NOBODY, 1L);
+  } else if (!request_.document) {
     const std::string range = std::to_string(request_.range.begin) + "-" +
                               std::to_string(request_.range.end - 1);  // The last byte, inclusive.
     set(easy, CURLOPT_RANGE, range.c_str());
@@ -281,7 +283,7 @@ std::optional<TransferResult> CurlTransfer::ended(CURLcode code) {
   if (private_refused_) {
     return ended_with(private_refused());
   }
-  if (verdict_ && (!verdict_->location.empty() || verdict_->error)) {
+  if (verdict_ && (!verdict_->location.empty() || verdict_->error || hop_.head_only)) {
     auto next = next_hop();
     if (!next) {
       return ended_with(std::move(next).error());
@@ -292,7 +294,7 @@ std::optional<TransferResult> CurlTransfer::ended(CURLcode code) {
       return std::nullopt;
     }
     if (!verdict_->error) {
-      return ended_with(Error(ErrorCode::bad_input, "the server redirects where it should not"));
+      return ended_with(Error(ErrorCode::bad_input, "the server leads nowhere; check the URL"));
     }
     return ended_with(*verdict_->error);
   }

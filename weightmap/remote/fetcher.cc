@@ -164,13 +164,15 @@ Result<Fetcher::Document> Fetcher::read_document(const Uri& uri, std::uint64_t b
   return impl_->read_document(uri, bytes_max, stop);
 }
 
-void Fetcher::submit(FetchRequest request, std::function<void(Result<void>)> done) {
+Fetcher::RequestId Fetcher::submit(FetchRequest request, std::function<void(Result<void>)> done) {
   FetchJob job = impl_->job_for(std::move(request));
   job.done = [done = std::move(done)](Result<FetchJob::Landed> result) {
     done(result ? Result<void>() : Result<void>(std::move(result).error()));
   };
-  impl_->loop().add(std::move(job));
+  return impl_->loop().add(std::move(job));
 }
+
+void Fetcher::cancel(RequestId request) { impl_->loop().cancel(request); }
 
 Result<void> Fetcher::fetch(FetchRequest request, const std::stop_token& stop) {
   auto result = impl_->run_and_wait(impl_->job_for(std::move(request)), stop);

@@ -95,10 +95,14 @@ class Fetcher {
   Result<Document> read_document(const Uri& uri, std::uint64_t bytes_max,
                                  const std::stop_token& stop);
 
+  /// Names a request that was submitted.
+  using RequestId = std::uint64_t;
   /// Queues a request; requests start in the order they are queued. `done` is called once, on the
   /// fetcher's thread, and must not block: void, or unavailable | source_changed | bad_input |
   /// cancelled. Each message names URI and byte range.
-  void submit(FetchRequest request, std::function<void(Result<void>)> done);
+  RequestId submit(FetchRequest request, std::function<void(Result<void>)> done);
+  /// Ends a request with `cancelled`, unless it is ending already; its `done` is still called.
+  void cancel(RequestId request);
 
   /// submit() and wait for it. After a `stop` it waits until the destinations are left alone
   /// (within a second). Not from `done`.

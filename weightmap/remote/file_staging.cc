@@ -9,6 +9,7 @@
 #include "base/digest.h"
 #include "base/journal.h"
 #include "base/log.h"
+#include "weightmap/remote/stated_digest.h"
 
 namespace librarian::weightmap::remote {
 namespace {
@@ -29,8 +30,9 @@ ByteRange segment_range(std::uint64_t segment, std::uint64_t bytes, std::uint64_
 /// keeper's makes it durable, journals it, and reads it back for the hash.
 class FileStaging::Staging {
  public:
-  Staging(FileStaging& owner, ObjectId object, const StagingHold& hold, StagingJournal& known,
-          JournalWriter journal, std::unique_ptr<File> writing, std::unique_ptr<File> keeping)
+  Staging(FileStaging& owner, ObjectId object, const ObjectInfo& stated, const StagingHold& hold,
+          StagingJournal& known, JournalWriter journal, std::unique_ptr<File> writing,
+          std::unique_ptr<File> keeping)
       : owner_(owner),
         object_(object),
         hold_(hold),
@@ -38,6 +40,8 @@ class FileStaging::Staging {
         journal_(std::move(journal)),
         writing_(std::move(writing)),
         keeping_(std::move(keeping)),
+        digest_(stated),
+        request_of_slab_(owner.options_.slabs),
         monitor_(owner.clock_),
         there_(known.segment_crcs.size()),
         bad_reads_(known.segment_crcs.size()) {
@@ -52,8 +56,7 @@ class FileStaging::Staging {
     }
   }
 
-  /// @return the hash of all bytes.
-  Result<std::string> run(const std::stop_token& stop) {
+  Result<StagedObject> run(const std::stop_token& stop) {
     {
       const std::jthread keeper = start_thread(
           owner_.clock_, [this](const std::stop_token& /*ended*/) { keep_until_done(); });
@@ -66,7 +69,8 @@ class FileStaging::Staging {
       return *failure_;
     }
     LIB_CHECK(hashed_ == there_.size());
-    return sha256_.finish();
+    std::string sha256 = digest_.finish();
+    return StagedObject{std::move(sha256), digest_.matches()};
   }
 
   JournalWriter& journal() { return journal_; }
@@ -100,7 +104,7 @@ class FileStaging::Staging {
       if (!awake) {
         fail(lock, stopped());
         lock.unlock();
-        owner_.fetcher_.cancel_all();
+        cancel_requests();
         lock.lock();
         continue;
       }
@@ -128,13 +132,14 @@ class FileStaging::Staging {
       auto count_lock = owner_.monitor_.lock();
       owner_.needed_bytes_ += range.size();
     }
-    owner_.fetcher_.submit({object_, {{range, owner_.slab(slab).data()}}},
-                           [this, segment, slab](Result<void> result) {
-                             auto done_lock = monitor_.lock();
-                             --in_flight_;
-                             arrived_.push_back({segment, slab, std::move(result)});
-                             monitor_.notify_all(done_lock);
-                           });
+    request_of_slab_[slab] =
+        owner_.fetcher_.submit({object_, {{range, owner_.slab(slab).data()}}, 0},
+                               [this, segment, slab](Result<void> result) {
+                                 auto done_lock = monitor_.lock();
+                                 --in_flight_;
+                                 arrived_.push_back({segment, slab, std::move(result)});
+                                 monitor_.notify_all(done_lock);
+                               });
     lock.lock();
   }
 
@@ -158,11 +163,17 @@ class FileStaging::Staging {
       fail(lock, arrived.result.error());
       if (first) {
         lock.unlock();
-        owner_.fetcher_.cancel_all();
+        cancel_requests();
         lock.lock();
       }
     }
     monitor_.notify_all(lock);
+  }
+
+  void cancel_requests() {
+    for (const Fetcher::RequestId request : request_of_slab_) {
+      owner_.fetcher_.cancel(request);  // One that has ended is not there any more.
+    }
   }
 
   bool sync_is_due() const {
@@ -210,7 +221,7 @@ class FileStaging::Staging {
     const Result<void> read = read_exactly(*keeping_, hold_.data_path(), range.begin, bytes);
     const bool same = read && crc32c(bytes) == expected;
     if (same) {
-      sha256_.update(bytes);
+      digest_.update(bytes);
     }
     lock.lock();
     if (!read) {
@@ -237,7 +248,8 @@ class FileStaging::Staging {
   JournalWriter journal_;
   const std::unique_ptr<File> writing_;  // The caller's.
   const std::unique_ptr<File> keeping_;  // The keeper's.
-  StreamingSha256 sha256_;
+  StatedDigest digest_;
+  std::vector<Fetcher::RequestId> request_of_slab_;  // The latest one; the caller's.
   Monitor monitor_;
   // Guarded by monitor_:
   std::vector<bool> there_;  // Written; maybe not durable yet.
@@ -269,26 +281,28 @@ std::uint64_t FileStaging::needed_bytes() const {
   return needed_bytes_;
 }
 
-Result<StagedObject> FileStaging::stage(ObjectId object, const std::string& expected,
+Result<StagedObject> FileStaging::stage(ObjectId object, const ObjectInfo& stated,
                                         const StagingHold& hold, const std::stop_token& stop) {
   StagingJournal nothing;
   nothing.segment_crcs.resize(segment_count(hold.bytes(), options_.segment_bytes));
   LIB_TRY(const auto before,
           read_staging_journal(files_, hold.journal_path(), hold.bytes(), options_.segment_bytes));
   StagingJournal known = before ? *before : nothing;
-  LIB_TRY(std::string sha256, stage_once(object, hold, known, expected, stop));
-  if (!expected.empty() && sha256 != expected) {
+  LIB_TRY(StagedObject staged, stage_once(object, hold, known, stated, stop));
+  if (!staged.matches) {
     log(LogLevel::warning, "staged_file_is_wrong",
-        {{"path", hold.data_path()}, {"expected", expected}, {"got", sha256}});
+        {{"path", hold.data_path()},
+         {"stated", stated_digest_text(stated)},
+         {"sha256", staged.sha256}});
     known = nothing;
-    LIB_TRY(sha256, stage_once(object, hold, known, expected, stop));
+    LIB_TRY(staged, stage_once(object, hold, known, stated, stop));
   }
-  return StagedObject{sha256, expected.empty() || sha256 == expected};
+  return staged;
 }
 
-Result<std::string> FileStaging::stage_once(ObjectId object, const StagingHold& hold,
-                                            StagingJournal& known, const std::string& expected,
-                                            const std::stop_token& stop) {
+Result<StagedObject> FileStaging::stage_once(ObjectId object, const StagingHold& hold,
+                                             StagingJournal& known, const ObjectInfo& stated,
+                                             const std::stop_token& stop) {
   std::vector<std::string> records{staging_header_record(hold.bytes(), options_.segment_bytes)};
   std::vector<std::pair<std::uint64_t, std::uint32_t>> durable;
   for (std::uint64_t segment = 0; segment < known.segment_crcs.size(); ++segment) {
@@ -302,13 +316,13 @@ Result<std::string> FileStaging::stage_once(ObjectId object, const StagingHold& 
   LIB_TRY(std::unique_ptr<File> writing, files_.open_sparse(hold.data_path()));
   LIB_TRY(std::unique_ptr<File> keeping, files_.open_sparse(hold.data_path()));
   LIB_TRY(JournalWriter journal, JournalWriter::create(files_, hold.journal_path(), records));
-  Staging staging(*this, object, hold, known, std::move(journal), std::move(writing),
+  Staging staging(*this, object, stated, hold, known, std::move(journal), std::move(writing),
                   std::move(keeping));
-  LIB_TRY(std::string sha256, staging.run(stop));
-  if (expected.empty() || sha256 == expected) {
-    LIB_TRY_VOID(staging.journal().append(staging_complete_record(sha256)));
+  LIB_TRY(StagedObject staged, staging.run(stop));
+  if (staged.matches) {
+    LIB_TRY_VOID(staging.journal().append(staging_complete_record(staged.sha256)));
   }
-  return sha256;
+  return staged;
 }
 
 Result<StagedObject> FileStaging::check(const StagingHold& hold, const std::stop_token& stop) {

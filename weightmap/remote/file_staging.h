@@ -27,7 +27,7 @@ struct FileStagingOptions {
 /// What became of an object.
 struct StagedObject {
   std::string sha256;   ///< Of all its bytes, by us.
-  bool matches = true;  ///< False: not what was expected, twice.
+  bool matches = true;  ///< False: not what the origin states, twice.
 };
 
 /// Works on one object at a time; not thread-safe, except needed_bytes(). A segment's memory is
@@ -44,23 +44,22 @@ class FileStaging {
   }
 
   /// Fetches the segments that the hold's file lacks, and reads all of it back in offset order for
-  /// its SHA-256; a segment that is not as it was journalled is fetched again. If the hash is not
-  /// `expected`, everything is fetched once more. The object is complete, and its journal says so,
-  /// if the result matches; else it is not usable.
+  /// its digests; a segment that is not as it was journalled is fetched again. If they are not as
+  /// the origin states, everything is fetched once more. The object is complete, and its journal
+  /// says so, if the result matches; else it is not usable.
   /// @param object    Opened in the fetcher; as many bytes as the hold says.
   /// @param hold      In state `staging`.
-  /// @param expected  64 hex digits, or empty: nothing to compare with.
+  /// @param stated  What the origin says of the object; maybe nothing to compare with.
   /// @error unavailable | source_changed | bad_input | no_space | io | cancelled. Segments that
   ///        arrived stay.
-  Result<StagedObject> stage(ObjectId object, const std::string& expected, const StagingHold& hold,
+  Result<StagedObject> stage(ObjectId object, const ObjectInfo& stated, const StagingHold& hold,
                              const std::stop_token& stop);
 
   /// Reads a complete object back: whether it still has the hash that its journal says.
   Result<StagedObject> check(const StagingHold& hold, const std::stop_token& stop);
 
-  /// Hashes an object without keeping it; fetched once more if the hash is not `expected`.
-  Result<StagedObject> hash(ObjectId object, std::uint64_t bytes, const std::string& expected,
-                            const std::stop_token& stop);
+  /// Hashes an object without keeping it; fetched once more if it is not as the origin states.
+  Result<StagedObject> hash(ObjectId object, const ObjectInfo& stated, const std::stop_token& stop);
 
   /// Bytes that had to be fetched so far: segments that were missing when their turn came.
   std::uint64_t needed_bytes() const;
@@ -69,8 +68,8 @@ class FileStaging {
   class Staging;  // One stage() under way.
   class Window;   // One hash() under way.
 
-  Result<std::string> stage_once(ObjectId object, const StagingHold& hold, StagingJournal& known,
-                                 const std::string& expected, const std::stop_token& stop);
+  Result<StagedObject> stage_once(ObjectId object, const StagingHold& hold, StagingJournal& known,
+                                  const ObjectInfo& stated, const std::stop_token& stop);
   static std::uint64_t slab_bytes(const FileStagingOptions& options) {
     return std::min(options.segment_bytes, options.object_bytes_max);
   }

@@ -21,6 +21,7 @@ struct HttpHop {
   std::vector<std::string> headers;
   std::string if_match;      ///< ETag to insist on; empty: none.
   bool redirected = false;   ///< A server sent us here, no user.
+  bool head_only = false;    ///< Asks about the whole object (HEAD): no range, no body.
   bool only_public = false;  ///< A public server sent us here: no private address will do.
 };
 
@@ -44,8 +45,9 @@ class HttpOrigin {
   /// What an answer's body may be used for, from its head alone. By default check_response().
   virtual ResponseVerdict judge(const HttpAnswer& answer);
 
-  /// What follows an answer that is a redirect or an error: another hop, or nothing, and the
-  /// verdict stands. An error replaces the verdict's. By default redirects are followed.
+  /// What follows an answer that is a redirect, an error or without a body (HttpHop::head_only):
+  /// another hop, or nothing, and the verdict stands. An error replaces the verdict's. By default
+  /// redirects are followed.
   /// @param body  The first 4 KiB of the answer's body at most.
   virtual Result<std::optional<HttpHop>> after(const HttpAnswer& answer,
                                                const ResponseVerdict& verdict,

@@ -14,6 +14,7 @@
 namespace librarian::weightmap::remote {
 namespace {
 
+constexpr std::string_view kWeightFileEnding = ".safetensors";
 constexpr const char* kDefaultRegion = "us-east-1";
 // Servers refuse from 15 minutes on; less than this explains no refusal.
 constexpr std::int64_t kHarmlessSkewSeconds = 300;
@@ -48,24 +49,25 @@ std::int64_t signed_at_s(const HttpHop& hop) {
   return 0;
 }
 
-// Base64 of 32 bytes as lower-case hex; empty for anything else.
-std::string sha256_of_base64(const std::string& text) {
-  constexpr int kHashBytes = 32;
-  constexpr std::size_t kTextBytes = 44;
-  std::array<unsigned char, 48> bytes{};
-  std::array<unsigned char, 48> back{};
+// Base64 of `bytes` bytes as lower-case hex; empty for anything else.
+std::string hex_of_base64(const std::string& text, std::size_t bytes) {
+  constexpr std::size_t kBytesMax = 48;
+  std::array<unsigned char, kBytesMax> decoded{};
+  std::array<unsigned char, 2 * kBytesMax> back{};
+  const std::size_t text_bytes = (bytes + 2) / 3 * 4;
   // OpenSSL takes spaces and other odd forms as well: only the one true form encodes to itself.
-  if (text.size() != kTextBytes ||
-      EVP_DecodeBlock(bytes.data(), reinterpret_cast<const unsigned char*>(text.data()),
-                      kTextBytes) < kHashBytes ||
-      EVP_EncodeBlock(back.data(), bytes.data(), kHashBytes) != static_cast<int>(kTextBytes) ||
+  if (text.size() != text_bytes ||
+      EVP_DecodeBlock(decoded.data(), reinterpret_cast<const unsigned char*>(text.data()),
+                      static_cast<int>(text_bytes)) < static_cast<int>(bytes) ||
+      EVP_EncodeBlock(back.data(), decoded.data(), static_cast<int>(bytes)) !=
+          static_cast<int>(text_bytes) ||
       !std::equal(text.begin(), text.end(), back.begin())) {
     return "";
   }
   constexpr std::string_view kDigits = "0123456789abcdef";
   std::string hex;
-  for (int i = 0; i < kHashBytes; ++i) {
-    hex += {kDigits[bytes[i] >> 4U], kDigits[bytes[i] & 15U]};
+  for (std::size_t i = 0; i < bytes; ++i) {
+    hex += {kDigits[decoded[i] >> 4U], kDigits[decoded[i] & 15U]};
   }
   return hex;
 }
@@ -80,10 +82,13 @@ Result<HttpHop> S3Origin::first_hop(const TransferRequest& request) {
   if (!settings_) {
     LIB_TRY(settings_, read_aws_settings(options_.environment, *options_.files));
   }
-  return hop_at(request, signing_time_s());
+  const bool may_state = request.uri.text.ends_with(kWeightFileEnding);
+  const bool head_only = !request.expected && may_state && !stated_.contains(request.uri.text);
+  return hop_at(request, signing_time_s(), head_only);
 }
 
-Result<HttpHop> S3Origin::hop_at(const TransferRequest& request, std::int64_t time_s) const {
+Result<HttpHop> S3Origin::hop_at(const TransferRequest& request, std::int64_t time_s,
+                                 bool head_only) const {
   const auto learned = region_of_bucket_.find(s3_bucket(request.uri));
   const std::string region = learned != region_of_bucket_.end() ? learned->second
                              : settings_->region.empty()        ? kDefaultRegion
@@ -97,6 +102,7 @@ Result<HttpHop> S3Origin::hop_at(const TransferRequest& request, std::int64_t ti
     return allowed.error().with_context("the S3 endpoint " + address.url.origin());
   }
   AwsRequest asked = {.host = address.host, .path = address.path};
+  asked.method = head_only ? "HEAD" : "GET";
   asked.headers = {{"x-amz-checksum-mode", "ENABLED"}};
   HttpHop hop;
   if (settings_->credentials) {
@@ -107,6 +113,7 @@ Result<HttpHop> S3Origin::hop_at(const TransferRequest& request, std::int64_t ti
     hop.headers.push_back(name + ": " + value);
   }
   hop.url = address.url;
+  hop.head_only = head_only;
   hop.if_match = if_match_value(request.expected);
   return hop;
 }
@@ -128,17 +135,53 @@ ResponseVerdict S3Origin::judge(const HttpAnswer& answer) {
     return verdict;
   }
   verdict = HttpOrigin::judge(answer);
-  // Of the parts' checksums, which the other type is made of, nothing can be checked.
-  if (!verdict.error && answer.head.find("x-amz-checksum-type") == "FULL_OBJECT") {
-    verdict.info.sha256 = sha256_of_base64(answer.head.find("x-amz-checksum-sha256").value_or(""));
+  const auto stated = stated_.find(answer.request.uri.text);
+  if (!verdict.error && stated != stated_.end() &&
+      stated->second.validator == verdict.info.validator &&
+      stated->second.size == verdict.info.size) {
+    verdict.info = stated->second;
   }
   return verdict;
+}
+
+/// Keeps what the answer to a HEAD says of the object.
+void S3Origin::learn_digests(const HttpAnswer& answer) {
+  const ResponseVerdict verdict = HttpOrigin::judge(answer);
+  ObjectInfo& info = stated_[answer.request.uri.text];
+  if (answer.head.status() != 200 || verdict.error) {
+    return;  // Known to be unknown: the object's own answer will say what is wrong.
+  }
+  info = verdict.info;
+  // Of the parts' checksums, which the other type is made of, nothing can be checked.
+  if (answer.head.find("x-amz-checksum-type").value_or("FULL_OBJECT") != "FULL_OBJECT") {
+    return;
+  }
+  const auto stated = [&](const char* name, std::size_t bytes) {
+    return hex_of_base64(answer.head.find(name).value_or(""), bytes);
+  };
+  info.sha256 = stated("x-amz-checksum-sha256", 32);
+  if (const std::string crc = stated("x-amz-checksum-crc64nvme", 8); !crc.empty()) {
+    info.crc = "crc64nvme:" + crc;
+  } else if (const std::string crc32c = stated("x-amz-checksum-crc32c", 4); !crc32c.empty()) {
+    info.crc = "crc32c:" + crc32c;
+  }
 }
 
 Result<std::optional<HttpHop>> S3Origin::after(const HttpAnswer& answer,
                                                const ResponseVerdict& verdict,
                                                std::string_view body) {
   const int status = answer.head.status();
+  if (answer.hop.head_only) {
+    const std::string elsewhere = answer.head.find("x-amz-bucket-region").value_or("");
+    if ((is_redirect(status) || status == 400) && is_region_name(elsewhere) &&
+        region_of_bucket_.emplace(s3_bucket(answer.request.uri), elsewhere).second) {
+      LIB_TRY(HttpHop hop, hop_at(answer.request, signing_time_s(), true));
+      return MaybeHop(std::move(hop));
+    }
+    learn_digests(answer);
+    LIB_TRY(HttpHop hop, hop_at(answer.request, signing_time_s()));
+    return MaybeHop(std::move(hop));
+  }
   if (!verdict.error || status < 300 || status == 412 || status == 416) {
     return MaybeHop();
   }

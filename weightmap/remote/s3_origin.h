@@ -29,14 +29,15 @@ struct S3Options {
 /// all later requests. Not thread-safe.
 class S3Origin final : public HttpOrigin {
  public:
-  /// Reads nothing yet: the settings are read with the first request.
+  /// Reads nothing yet: the settings are read with the first request. Weight files are asked about
+  /// with HEAD before they are opened: only there a store states checksums of whole objects.
   explicit S3Origin(S3Options options) : options_(std::move(options)) {}
 
   /// @error bad_input | invalid_argument  as read_aws_settings(), s3_url() and check_allowed().
   Result<HttpHop> first_hop(const TransferRequest& request) override;
 
   /// As check_response(), and: no redirect is followed, only what carries an ETag is an object,
-  /// and a checksum of the whole object becomes its sha256.
+  /// and checksums of the whole object become its digests.
   ResponseVerdict judge(const HttpAnswer& answer) override;
 
   /// @error bad_input  not readable with these credentials, or no such bucket; says what to do.
@@ -46,7 +47,9 @@ class S3Origin final : public HttpOrigin {
  private:
   using MaybeHop = std::optional<HttpHop>;
 
-  Result<HttpHop> hop_at(const TransferRequest& request, std::int64_t time_s) const;
+  Result<HttpHop> hop_at(const TransferRequest& request, std::int64_t time_s,
+                         bool head_only = false) const;
+  void learn_digests(const HttpAnswer& answer);
   Result<MaybeHop> again_if_changed(const HttpAnswer& answer) const;
   Result<MaybeHop> again_in(const std::string& region, const HttpAnswer& answer);
   Result<MaybeHop> again_at_server_time(const HttpAnswer& answer);
@@ -57,6 +60,9 @@ class S3Origin final : public HttpOrigin {
   std::optional<AwsSettings> settings_;
   std::map<std::string, std::string, std::less<>> region_of_bucket_;  // As servers said.
   std::int64_t clock_offset_s_ = 0;  // The server's clock less ours.
+  // What HEAD said of objects, by the text of their places; an answer to a range says it of the
+  // range, if at all.
+  std::map<std::string, ObjectInfo, std::less<>> stated_;
 };
 
 /// @param options  `wall_now_s` and `environment` must be set.

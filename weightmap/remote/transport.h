@@ -60,6 +60,8 @@ struct ObjectInfo {
   /// SHA-256 of all its bytes as the origin states it, 64 lower-case hex digits; empty if it does
   /// not. Nobody has checked it yet.
   std::string sha256 = {};
+  /// The same for a CRC of the whole object: "crc64nvme:<16 hex>", "crc32c:<8 hex>", or empty.
+  std::string crc = {};
   bool operator==(const ObjectInfo&) const = default;
 };
 
