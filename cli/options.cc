@@ -20,8 +20,8 @@ constexpr const char* kDescription =
 
 constexpr const char* kModelHelp =
     "Model directory with config.json and .safetensors files:\n"
-    "/path/dir, file:///path/dir, http(s)://host/dir/ or hf://org/name[@revision]\n"
-    "(HF_TOKEN, HF_ENDPOINT; a revision is pinned to its commit when the job begins)";
+    "/path/dir, file:///path/dir, http(s)://host/dir/, s3://bucket/prefix (AWS_* and ~/.aws)\n"
+    "or hf://org/name[@revision] (HF_TOKEN, HF_ENDPOINT; pinned to its commit at the start)";
 
 constexpr const char* kCaptureHelp =
     "What to keep, repeatable and comma-separated: NAME[@LAYERS].\n"

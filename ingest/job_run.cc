@@ -276,6 +276,9 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   report.fetched_bytes = after.body_bytes - before.body_bytes;
   report.requests = after.requests - before.requests;
   report.retries = after.retries - before.retries;
+  report.resolves = after.resolves;
+  report.hedges = after.hedges - before.hedges;
+  report.hedge_bytes = after.hedge_bytes - before.hedge_bytes;
   report.fetch_busy = after.busy - before.busy;
   report.needed_bytes = source->needed_bytes();
   report.ring_wait = weights.statistics().ring_wait;

@@ -85,6 +85,9 @@ Json RunReport::to_json() const {
       {"fetched_bytes", fetched_bytes},
       {"requests", requests},
       {"retries", retries},
+      {"resolves", resolves},
+      {"hedges", hedges},
+      {"hedge_bytes", hedge_bytes},
       {"raw_bytes", raw_bytes},
       {"stored_bytes", stored_bytes},
       {"fetch_busy_ns", fetch_busy.count()},
@@ -125,7 +128,8 @@ std::string RunReport::text() const {
        format_bytes(fetched_bytes) + " fetched for " + format_bytes(needed_bytes) + " needed (" +
            number(ratio(static_cast<double>(fetched_bytes), static_cast<double>(needed_bytes)),
                   "%.3f") +
-           "), " + format_count(requests) + " requests, " + format_count(retries) + " retries");
+           "), " + format_count(requests) + " requests, " + format_count(retries) + " retries" +
+           (hedges > 0 ? ", " + format_count(hedges) + " asked twice" : ""));
   line(
       "activations",
       format_bytes(raw_bytes) + " stored in " + format_bytes(stored_bytes) + " (" +

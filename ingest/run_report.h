@@ -52,6 +52,9 @@ struct RunReport {
   std::uint64_t fetched_bytes = 0;  ///< Bodies that the wire carried for weights.
   std::uint64_t requests = 0;
   std::uint64_t retries = 0;
+  std::uint64_t resolves = 0;     ///< Times a hub was asked where a file lies.
+  std::uint64_t hedges = 0;       ///< Requests sent twice because they were late.
+  std::uint64_t hedge_bytes = 0;  ///< Received twice for that.
   std::uint64_t raw_bytes = 0;
   std::uint64_t stored_bytes = 0;
 

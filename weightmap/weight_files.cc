@@ -14,6 +14,11 @@ constexpr std::size_t kWeightFilesMax = 100'000;
 constexpr const char* kIndexName = "model.safetensors.index.json";
 constexpr const char* kSingleFileName = "model.safetensors";
 
+/// S3 says "forbidden" of objects that are not there to who may not list the bucket.
+bool looks_missing(const remote::Uri& directory, const Result<std::string>& index) {
+  return directory.scheme == "s3" && index.error().code() == ErrorCode::bad_input;
+}
+
 }  // namespace
 
 Result<WeightFileList> list_weight_files(remote::Fetcher& fetcher, const remote::Uri& directory,
@@ -28,7 +33,7 @@ Result<WeightFileList> list_weight_files(remote::Fetcher& fetcher, const remote:
     for (const auto& [tensor, file] : list.file_of) {
       list.names.insert(file);
     }
-  } else if (index.error().code() == ErrorCode::not_found) {
+  } else if (index.error().code() == ErrorCode::not_found || looks_missing(directory, index)) {
     list.names.insert(kSingleFileName);
   } else {
     return index.error();
