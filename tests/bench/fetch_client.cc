@@ -20,6 +20,7 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <fstream>
 #include <mutex>
 #include <nlohmann/json.hpp>
@@ -148,6 +149,11 @@ class LayerRing {
     double complete_s = 0;
     std::uint64_t requests_left = 0;
   };
+  // What had come by then, of requests under way as well.
+  struct Mark {
+    double at_s;
+    std::uint64_t body_bytes;
+  };
 
   LayerRing(remote::Fetcher& fetcher, remote::ObjectId object, const Options& options,
             std::span<std::byte> ring)
@@ -193,6 +199,16 @@ class LayerRing {
     return seconds;
   }
 
+  /// While requests waited: without the start, in which an origin is sent few, and the end, in
+  /// which connections run out of work. 0: too few layers to tell.
+  double steady_bytes_per_s() const {
+    const Mark& first = marks_[marks_.size() / 4];
+    const Mark& last = marks_.back();
+    return marks_.size() > 2 * slots_
+               ? static_cast<double>(last.body_bytes - first.body_bytes) / (last.at_s - first.at_s)
+               : 0;
+  }
+
  private:
   std::uint64_t request_bytes(std::uint64_t layer_bytes) const {
     std::uint64_t wanted = fetcher_.sizes(object_).request_bytes;
@@ -207,6 +223,7 @@ class LayerRing {
   void submit(std::uint64_t index) {
     Layer& layer = layers_[index];
     const std::uint64_t step = request_bytes(layer.end - layer.begin);
+    marks_.push_back({wall_now_s(), fetcher_.statistics().body_bytes});
     {
       const std::scoped_lock lock(mutex_);
       layer.submitted_s = wall_now_s();
@@ -247,7 +264,8 @@ class LayerRing {
   const std::span<std::byte> ring_;
   std::uint64_t slots_ = 0;
   std::vector<Layer> layers_;
-  std::mutex mutex_;  // Guards the layers' counts and times, and failure_.
+  std::vector<Mark> marks_;  // At each layer's submission.
+  std::mutex mutex_;         // Guards the layers' counts and times, and failure_.
   std::condition_variable changed_;
   std::optional<Error> failure_;
 };
@@ -282,6 +300,7 @@ Result<Json> read_with_fetcher(const Options& options) {
   line["hedges"] = statistics.hedges;
   line["hedge_bytes"] = statistics.hedge_bytes;
   line["layer_s"] = ring.layer_seconds();
+  line["steady_bytes_per_s"] = ring.steady_bytes_per_s();
   return line;
 }
 
@@ -310,4 +329,11 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace librarian::bench
 
-int main(int argc, char** argv) { return librarian::bench::run(argc, argv); }
+int main(int argc, char** argv) {
+  try {
+    return librarian::bench::run(argc, argv);
+  } catch (const std::exception& stray) {  // Of a library; ours are values.
+    std::fprintf(stderr, "fetch_client: %s\n", stray.what());
+    return 1;
+  }
+}

@@ -25,6 +25,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -38,7 +39,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::uint64_t kChunkBytes = 128 * kKiB;  // 3 ms at 40 MB/s.
-constexpr std::size_t kHeadBytesMax = 16 * 1024;
+constexpr std::size_t kHeadBytesMax = 16 * kKiB;
 
 struct Options {
   std::string file;
@@ -235,4 +236,11 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace librarian::bench
 
-int main(int argc, char** argv) { return librarian::bench::run(argc, argv); }
+int main(int argc, char** argv) {
+  try {
+    return librarian::bench::run(argc, argv);
+  } catch (const std::exception& stray) {  // Of a library; ours are values.
+    std::fprintf(stderr, "paced_server: %s\n", stray.what());
+    return 1;
+  }
+}

@@ -18,11 +18,12 @@
 #include <vector>
 
 #include "base/unique_handle.h"
+#include "base/units.h"
 
 namespace librarian::bench {
 namespace {
 
-constexpr std::size_t kHeadBytesMax = 16 * 1024;
+constexpr std::size_t kHeadBytesMax = 16 * kKiB;
 
 struct SocketTraits {
   using Raw = int;
