@@ -22,6 +22,8 @@ HostRing::HostRing(std::uint64_t bytes, gpu_exec::DeviceMemory memory)
   // model needs costs nothing.
   void* pages = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   LIB_CHECK(pages != MAP_FAILED);
+  // First touches of small pages would cost more than what is copied into them.
+  static_cast<void>(::madvise(pages, bytes_, MADV_HUGEPAGE));
   memory_ = gpu_exec::DeviceMemory(static_cast<std::byte*>(pages),
                                    [size = bytes_](std::byte* at) { ::munmap(at, size); });
 }

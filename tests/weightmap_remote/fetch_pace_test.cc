@@ -98,7 +98,12 @@ TEST_F(FetchPaceTest, ConnectionsStayFewWhereTheLineIsFull) {
   open(512 * kUnit, pace, options);
   fetch(0, 512 * kUnit, 4 * kUnit);
   expect_right_bytes(0, 512 * kUnit);
-  EXPECT_LE(in_flight_peak(), 16);
+  const auto seen = transport_->seen();
+  EXPECT_LE(in_flight_peak(), 32);  // Tried once, and given up again.
+  for (auto late = seen.begin() + static_cast<std::ptrdiff_t>(seen.size() * 3 / 4);
+       late != seen.end(); ++late) {
+    EXPECT_LE(late->in_flight, 16);
+  }
 }
 
 // Goal: a hub, whose limits are told only by refusals, is begun with four.

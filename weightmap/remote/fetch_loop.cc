@@ -8,7 +8,7 @@
 namespace librarian::weightmap::remote {
 namespace {
 
-constexpr std::uint32_t kBegin = 8;
+constexpr std::uint32_t kBegin = 16;
 constexpr std::uint32_t kBeginAtHub = 4;  // Its limits are low, and told only by refusals.
 constexpr std::uint32_t kTwoGroups = 2;
 
@@ -127,8 +127,9 @@ void FetchLoop::run(const std::stop_token& stop) {
     changed_ = false;
     finish_landed(lock);
     finish_refused(lock);
-    std::optional<TimePoint> next = start_ready(lock);
-    sooner(next, start_hedges(lock));
+    // What is late goes first: a layer waits for it.
+    std::optional<TimePoint> next = start_hedges(lock);
+    sooner(next, start_ready(lock));
     sooner(next, look_at_pace());
     monitor_.wait_until(lock, stop, next, [&] { return changed_; });
   }
@@ -317,9 +318,10 @@ std::optional<TimePoint> FetchLoop::start_ready(Lock& lock) {
       ++it;
       continue;
     }
-    if (from.flying >= from.pace.connections() || flying_.size() >= connections_) {
+    const bool all_in_use = flying_.size() + hedges_flying_ >= connections_;
+    if (from.flying >= from.pace.connections() || all_in_use) {
       from.more_wait = true;
-      if (flying_.size() >= connections_) {
+      if (all_in_use) {
         return next;  // A completion comes first.
       }
       ++it;
@@ -352,7 +354,7 @@ std::optional<TimePoint> FetchLoop::start_hedges(Lock& lock) {
   if (!waiting_.empty()) {
     first_group = std::min(first_group, waiting_.begin()->second->group);
   }
-  const std::uint32_t spare = std::max(connections_ / 4, 1U);
+  const std::uint32_t hedges_max = std::max(connections_ / 4, 1U);
   std::vector<std::uint64_t> late;
   for (const auto& [sequence, flight] : flying_) {
     const FetchJob& job = *flight.job;
@@ -373,8 +375,11 @@ std::optional<TimePoint> FetchLoop::start_hedges(Lock& lock) {
   }
   for (const std::uint64_t sequence : late) {
     const auto found = flying_.find(sequence);
-    if (found == flying_.end() || found->second.outcome || hedges_flying_ >= spare) {
+    if (found == flying_.end() || found->second.outcome) {
       continue;  // While another was started, the lock was free.
+    }
+    if (hedges_flying_ >= hedges_max || flying_.size() + hedges_flying_ >= connections_) {
+      return next;  // The next connection that gets free is taken for it.
     }
     Flight& flight = found->second;
     const std::uint64_t there = flight.attempts.front().progress->load(std::memory_order_relaxed);

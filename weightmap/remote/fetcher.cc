@@ -24,6 +24,7 @@ class Fetcher::Impl {
     std::size_t missing = jobs.size();
     bool failed = false;
     std::vector<std::uint64_t> sequences;
+    sequences.reserve(jobs.size());
     for (std::size_t i = 0; i < jobs.size(); ++i) {
       jobs[i].done = [&, i](Result<Landed> result) {
         auto lock = answered.lock();
@@ -45,6 +46,7 @@ class Fetcher::Impl {
       answered.wait(lock, {}, ready);  // The destinations are ours until then.
     }
     std::vector<Result<Landed>> results;
+    results.reserve(answers.size());
     for (auto& answer : answers) {
       results.push_back(*std::move(answer));
     }

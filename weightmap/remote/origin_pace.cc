@@ -10,7 +10,8 @@ using Seconds = std::chrono::duration<double>;
 
 constexpr double kWeight = 0.2;           // Of the newest sample in a moving average.
 constexpr std::uint64_t kSamplesMin = 8;  // Before a median means anything.
-constexpr double kWorthIt = 1.05;         // More connections must bring this much.
+constexpr double kWorthOne = 1.05;        // One connection more must bring this much,
+constexpr double kWorthTwice = 1.2;       // and twice as many this much.
 constexpr double kTimeOfTransfer = 24;    // One request: 24 parts of transfer for one of waiting.
 constexpr std::uint64_t kRequestMin = 8U << 20U;
 constexpr std::uint64_t kRequestMax = 64U << 20U;
@@ -29,7 +30,9 @@ double average(double before, double now) {
 
 OriginPace::OriginPace(std::uint32_t connections_begin, std::uint32_t connections_max)
     : connections_max_(connections_max),
-      connections_(std::clamp(connections_begin, 1U, connections_max)) {}
+      connections_(std::clamp(connections_begin, 1U, connections_max)),
+      connections_before_(connections_),
+      grows_(connections_ < connections_max) {}
 
 void OriginPace::landed(Duration first_byte, Duration took, std::uint64_t bytes) {
   // Of tiny requests the rate says nothing.
@@ -50,46 +53,59 @@ void OriginPace::pushed_back(TimePoint now) {
   }
   pushed_back_at_ = now;
   connections_ = std::max(connections_ / 2, 1U);
+  connections_before_ = connections_;
   rate_before_ = 0;
   grows_ = true;
-  window_begin_.reset();
+  begin_window();
 }
 
-void OriginPace::begin_window(TimePoint now, std::uint64_t delivered_bytes) {
-  window_begin_ = now;
-  window_bytes_ = delivered_bytes;
-  window_busy_ = true;
+void OriginPace::begin_window() {
+  busy_ = Duration(0);
+  busy_bytes_ = 0;
+  settled_ = false;
+}
+
+void OriginPace::look(TimePoint now, std::uint64_t delivered_bytes, bool all_busy) {
+  if (looked_at_ && was_busy_ && !settled_) {
+    settled_ = delivered_bytes > looked_bytes_;
+  } else if (looked_at_ && was_busy_) {
+    busy_ += now - *looked_at_;
+    // A failed request's bytes may count no more.
+    busy_bytes_ += std::max(delivered_bytes, looked_bytes_) - looked_bytes_;
+  }
+  looked_at_ = now;
+  looked_bytes_ = delivered_bytes;
+  was_busy_ = all_busy;
 }
 
 void OriginPace::tick(TimePoint now, std::uint64_t delivered_bytes, bool all_busy) {
-  if (!window_begin_) {
-    begin_window(now, delivered_bytes);
-  }
-  window_busy_ = window_busy_ && all_busy;
-  if (!grows_ || connections_ == connections_max_ || now - *window_begin_ < kTick) {
+  look(now, delivered_bytes, all_busy);
+  if (!grows_ || busy_ < kTick) {
     return;
   }
-  const double rate =
-      static_cast<double>(delivered_bytes - window_bytes_) / Seconds(now - *window_begin_).count();
+  const double rate = static_cast<double>(busy_bytes_) / Seconds(busy_).count();
   const bool calm = !pushed_back_at_ || now - *pushed_back_at_ >= kAfterStorm;
-  if (window_busy_ && calm && rate > 0) {
-    if (rate >= rate_before_ * kWorthIt) {
+  if (calm && rate > 0) {
+    const bool worth_it = rate >= rate_before_ * (pushed_back_at_ ? kWorthOne : kWorthTwice);
+    if (worth_it && connections_ < connections_max_) {
+      connections_before_ = connections_;
+      rate_before_ = rate;
       // After a storm one at a time: the origin has said where its limit is.
       connections_ =
           std::min(pushed_back_at_ ? connections_ + 1 : 2 * connections_, connections_max_);
-      rate_before_ = rate;
     } else {
+      connections_ = worth_it ? connections_ : connections_before_;
       grows_ = false;
     }
   }
-  begin_window(now, delivered_bytes);
+  begin_window();
 }
 
 std::optional<TimePoint> OriginPace::next_tick() const {
-  if (!grows_ || connections_ == connections_max_ || !window_begin_) {
+  if (!grows_ || !looked_at_ || !was_busy_) {
     return std::nullopt;
   }
-  return *window_begin_ + kTick;
+  return *looked_at_ + (kTick - busy_);
 }
 
 RequestSizes OriginPace::sizes() const {

@@ -40,21 +40,27 @@ class OriginPace {
   static constexpr Duration kTick = std::chrono::milliseconds(500);
 
  private:
-  void begin_window(TimePoint now, std::uint64_t delivered_bytes);
+  void look(TimePoint now, std::uint64_t delivered_bytes, bool all_busy);
+  void begin_window();
 
   const std::uint32_t connections_max_;
   std::uint32_t connections_;
-  double first_byte_s_ = 0;  // Moving averages; 0 until known.
-  double bytes_per_s_ = 0;   // Of one connection.
+  std::uint32_t connections_before_;  // The last increase.
+  double first_byte_s_ = 0;           // Moving averages; 0 until known.
+  double bytes_per_s_ = 0;            // Of one connection.
   // Nanoseconds per byte of the latest requests, for a median that stragglers do not move.
   std::array<double, 32> recent_{};
   std::uint64_t recent_count_ = 0;
-  // The window between two looks at the rate:
-  std::optional<TimePoint> window_begin_;
-  std::uint64_t window_bytes_ = 0;
-  bool window_busy_ = true;
+  // The window between two judgements: the times in it in which all connections were in use, for
+  // what is delivered while there is nothing to send says nothing about their number.
+  std::optional<TimePoint> looked_at_;
+  std::uint64_t looked_bytes_ = 0;
+  bool was_busy_ = false;  // From looked_at_ on.
+  bool settled_ = false;   // False: the first requests' wait for bytes is still to be left out.
+  Duration busy_{};
+  std::uint64_t busy_bytes_ = 0;
   double rate_before_ = 0;  // Bytes per second of all connections when there were fewer of them.
-  bool grows_ = true;
+  bool grows_;
   std::optional<TimePoint> pushed_back_at_;
 };
 
