@@ -80,10 +80,11 @@ def test_a_server_that_refuses_connections_too_many_is_used_with_fewer(extract_r
 
 
 def test_a_server_that_counts_requests_is_asked_more_slowly(extract_right, ragged_job, tmp_path):
-    # Method: 429 for what is more than 60 requests a second and 20 in reserve.
+    # Method: 429 for what is more than six requests a second and one in reserve; the three heads of the
+    # weight files are asked for together.
     with Nginx(ragged_job.original, tmp_path / "nginx",
-               http="limit_req_zone $binary_remote_addr zone=all:1m rate=60r/s; limit_req zone=all "
-                    "burst=20 nodelay; limit_req_status 429;") as nginx:
+               http="limit_req_zone $binary_remote_addr zone=all:1m rate=6r/s; limit_req zone=all "
+                    "burst=1 nodelay; limit_req_status 429;") as nginx:
         extract_right(nginx.url + "model/", "--connections", 8)
     assert 429 in {entry["status"] for entry in nginx.log()}
 
