@@ -23,6 +23,7 @@ void BandwidthLimit::refill(Time now) {
 
 void BandwidthLimit::spend(std::uint64_t bytes, Time now) {
   if (rate_ > 0) {
+    const std::lock_guard<std::mutex> guard(mutex_);
     refill(now);
     bytes_ -= static_cast<double>(bytes);
   }
@@ -32,6 +33,7 @@ std::chrono::nanoseconds BandwidthLimit::wait(Time now) {
   if (rate_ == 0) {
     return std::chrono::nanoseconds(0);
   }
+  const std::lock_guard<std::mutex> guard(mutex_);
   refill(now);
   if (bytes_ >= 0) {
     return std::chrono::nanoseconds(0);
@@ -44,6 +46,7 @@ bool BandwidthLimit::binds(Time now) {
   if (rate_ == 0) {
     return false;
   }
+  const std::lock_guard<std::mutex> guard(mutex_);
   refill(now);
   return bytes_ < burst_;
 }

@@ -1,8 +1,9 @@
 #pragma once
-/// A token bucket over received bytes. Arithmetic only: time is passed in. Not thread-safe.
+/// A token bucket over received bytes. Arithmetic only: time is passed in. Thread-safe.
 
 #include <chrono>
 #include <cstdint>
+#include <mutex>
 
 namespace librarian::weightmap::remote {
 
@@ -21,11 +22,12 @@ class BandwidthLimit {
   bool binds(Time now);
 
  private:
-  void refill(Time now);
+  void refill(Time now);  // With mutex_ held.
 
   const double rate_;   // Bytes per second.
   const double burst_;  // Bytes that may come at once after silence.
-  double bytes_;        // There to be spent; negative: debt.
+  std::mutex mutex_;
+  double bytes_;  // There to be spent; negative: debt.
   Time refilled_at_{};
 };
 

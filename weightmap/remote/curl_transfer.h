@@ -23,7 +23,7 @@ namespace librarian::weightmap::remote {
 /// while ended() asks for another hop.
 class CurlTransfer {
  public:
-  /// What all transfers share; it outlives them.
+  /// What all transfers share; it outlives them. Threads may differ.
   struct Shared {
     const TransportOptions& options;
     bool behind_proxy = false;  ///< Addresses may be the proxy's and say nothing of a server.

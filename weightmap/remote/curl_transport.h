@@ -8,7 +8,7 @@
 
 namespace librarian::weightmap::remote {
 
-/// HTTP/1.1 with connections kept alive, all on one thread of its own. Thread-safe; its
+/// HTTP/1.1 with connections kept alive, on two threads of its own. Thread-safe; its
 /// destruction ends what is running with `cancelled`.
 class CurlTransport final : public Transport {
  public:

@@ -1,6 +1,6 @@
 #pragma once
 /// How one kind of place is asked over HTTP: which URL, what proves who asks, and what its servers'
-/// answers mean beyond response_check.h. One per scheme; the curl loop's thread only.
+/// answers mean beyond response_check.h. One per scheme; one call at a time.
 
 #include <cstdint>
 #include <optional>
