@@ -85,7 +85,9 @@ void Progress::part_started(std::uint64_t part, std::uint64_t tokens, std::int32
   rows_total_ = 0;
   steps_skipped_ += static_cast<double>(tokens) * static_cast<double>(first_layer + 1);
   const auto parts = job_.parts().size();
-  if (style_ == ProgressStyle::json) {
+  if (style_ == ProgressStyle::live) {
+    draw();  // The first weights may take minutes.
+  } else if (style_ == ProgressStyle::json) {
     print_event(
         "part_started",
         {{"part", part}, {"parts", parts}, {"tokens", tokens}, {"first_layer", first_layer}});
@@ -203,7 +205,7 @@ void Progress::take_rate(TimePoint now) {
   if (fetch_rate_ != 0 && now - seen_at_ < kRatePeriod) {
     return;
   }
-  const std::uint64_t bytes = job_.fetched_bytes();
+  const std::uint64_t bytes = std::max(job_.fetched_bytes(), seen_bytes_);
   fetch_rate_ = static_cast<double>(bytes - seen_bytes_) / std::max(seconds(now - seen_at_), 1e-3);
   seen_bytes_ = bytes;
   seen_at_ = now;
