@@ -129,16 +129,20 @@ std::string words_of() {
 std::string table(const std::vector<FaultReport>& reports) {
   const std::vector<FaultKind>& kinds = fault_kinds();
   std::ostringstream text;
-  text << "# What servers and networks do wrong, and what becomes of it\n\n"
-       << "Written by `weightmap_remote_test` (FaultTable), which plays every row: eight ranges "
-          "with holes of one object over four connections, and the fault strikes one of them where "
-          "the row does not say more. `LIBRARIAN_WRITE_FAULT_TABLE=1` writes this file anew. The "
-          "first 28 are those that other download tools were compared with.\n\n"
-       << "`right bytes`: recovered. `undetectable: no reference`: nothing but a digest tells; "
-          "such a read counts as `verified: stream`, never more. "
-       << words_of() << "\n\n"
-       << "| # | fault | what Librarian does | result | sentence |\n| --- | --- | --- | --- | --- "
-          "|\n";
+  text
+      << "# What servers and networks do wrong, and what becomes of it\n\n"
+      << "Written by `weightmap_remote_test` (FaultTable), which plays every row: eight ranges "
+         "with holes of one object over four connections, and the fault strikes one of them where "
+         "the row does not say more. `LIBRARIAN_WRITE_FAULT_TABLE=1` writes this file anew. The "
+         "first 28 are those that other download tools were compared with.\n\n"
+      << "`right bytes`: recovered. `undetectable: no reference`: nothing but a digest tells; "
+         "such a read counts as `verified: stream`, never more. Where the origin states a digest "
+         "(a "
+         "hub's SHA-256, S3's checksums) and files are staged or hashed, these are caught as well: "
+         "fetched anew if they struck once, else the end of the job (FaultDigestTest). "
+      << words_of() << "\n\n"
+      << "| # | fault | what Librarian does | result | sentence |\n| --- | --- | --- | --- | --- "
+         "|\n";
   for (std::size_t i = 0; i < kinds.size(); ++i) {
     text << "| " << i + 1 << " | " << kinds[i].fault << " | " << kinds[i].defence << " | "
          << result_cell(kinds[i], reports[i]) << " | " << reports[i].sentence << " |\n";
