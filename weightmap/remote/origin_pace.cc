@@ -15,7 +15,7 @@ constexpr double kWorthTwice = 1.2;       // and twice as many this much.
 constexpr double kTimeOfTransfer = 24;    // One request: 24 parts of transfer for one of waiting.
 constexpr std::uint64_t kRequestMin = 8U << 20U;
 constexpr std::uint64_t kRequestMax = 64U << 20U;
-constexpr std::uint64_t kRequestUnknown = 16U << 20U;
+constexpr std::uint64_t kRequestUnknown = 32U << 20U;
 constexpr std::uint64_t kHoleMin = 64U << 10U;
 constexpr std::uint64_t kHoleMax = 1U << 20U;
 // One storm is answered once, and the number grows again when it is over.
