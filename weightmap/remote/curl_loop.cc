@@ -187,6 +187,24 @@ class CurlLoop::Impl {
     }
   }
 
+  void wait_for_timer(std::chrono::nanoseconds wait) {
+    timer_.expires_after(wait);
+    timer_.async_wait([this](const boost::system::error_code& code) {
+      if (code || multi_ == nullptr) {
+        return;
+      }
+      // libcurl also reads when its time has come, so above the bandwidth that comes later.
+      const auto longer = bandwidth_.wait(std::chrono::steady_clock::now());
+      if (longer.count() > 0) {
+        wait_for_timer(longer);
+        return;
+      }
+      int running = 0;
+      curl_multi_socket_action(multi_.get(), CURL_SOCKET_TIMEOUT, 0, &running);
+      reap();
+    });
+  }
+
   // Called by libcurl inside its functions: must only set the timer.
   static int on_timer(CURLM* /*multi*/, long timeout_ms, void* self) {
     auto& loop = *static_cast<Impl*>(self);
@@ -194,14 +212,7 @@ class CurlLoop::Impl {
       loop.timer_.cancel();
       return 0;
     }
-    loop.timer_.expires_after(std::chrono::milliseconds(timeout_ms));
-    loop.timer_.async_wait([&loop](const boost::system::error_code& code) {
-      if (!code && loop.multi_ != nullptr) {
-        int running = 0;
-        curl_multi_socket_action(loop.multi_.get(), CURL_SOCKET_TIMEOUT, 0, &running);
-        loop.reap();
-      }
-    });
+    loop.wait_for_timer(std::chrono::milliseconds(timeout_ms));
     return 0;
   }
 
