@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "base/crc32c_sse42.h"
+#include "base/text.h"
 
 namespace librarian {
 namespace {
@@ -64,15 +65,6 @@ std::uint64_t parse_hex64(std::string_view text, bool& ok) {
     value = (value << 4U) | (digit & 0xFU);
   }
   return value;
-}
-
-std::string hex_of(std::span<const unsigned char> bytes) {
-  std::string text;
-  for (const unsigned char byte : bytes) {
-    text += kHexDigits[byte >> 4U];
-    text += kHexDigits[byte & 0xFU];
-  }
-  return text;
 }
 
 Digest128 from_xxh(XXH128_hash_t hash) { return {hash.high64, hash.low64}; }
@@ -158,7 +150,7 @@ std::string sha256_hex(std::string_view bytes) {
   unsigned int digest_bytes = 0;
   LIB_CHECK(EVP_Digest(bytes.data(), bytes.size(), digest.data(), &digest_bytes, EVP_sha256(),
                        nullptr) == 1);
-  return hex_of(digest);
+  return hex(std::as_bytes(std::span(digest)));
 }
 
 StreamingSha256::StreamingSha256() : context_(EVP_MD_CTX_new()) {
@@ -177,7 +169,7 @@ std::string StreamingSha256::finish() {
   std::array<unsigned char, 32> digest{};
   unsigned int digest_bytes = 0;
   LIB_CHECK(EVP_DigestFinal_ex(context_.get(), digest.data(), &digest_bytes) == 1);
-  return hex_of(digest);
+  return hex(std::as_bytes(std::span(digest)));
 }
 
 }  // namespace librarian

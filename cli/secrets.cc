@@ -9,6 +9,8 @@
 #include <fstream>
 #include <string_view>
 
+#include "base/text.h"
+
 namespace librarian::cli {
 namespace {
 
@@ -32,9 +34,7 @@ std::string objection(std::string_view line) {
                    is_token_character)) {
     return "is not 'Name: value'";
   }
-  std::string name(line.substr(0, colon));
-  std::transform(name.begin(), name.end(), name.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  const std::string name = lower_case(line.substr(0, colon));
   if (std::find(std::begin(kOurs), std::end(kOurs), name) != std::end(kOurs)) {
     return "sets a header that belongs to the transfer";
   }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <optional>
 
+#include "base/text.h"
+
 namespace librarian::weightmap::remote {
 namespace {
 
@@ -26,13 +28,6 @@ std::string_view without_comment(std::string_view line) {
     }
   }
   return line;
-}
-
-std::string lower(std::string_view text) {
-  std::string out(text);
-  std::transform(out.begin(), out.end(), out.begin(),
-                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c | 0x20) : c; });
-  return out;
 }
 
 // `profile "my name"` as `profile my name`.
@@ -65,7 +60,7 @@ class Parser {
       return {};
     }
     const std::size_t equals = text.find('=');
-    const std::string name = lower(trim(text.substr(0, equals)));
+    const std::string name = lower_case(trim(text.substr(0, equals)));
     if (equals == std::string_view::npos || name.empty()) {
       // The further lines of a long value; nothing we read has any.
       return indented && section_ != nullptr && !last_name_.empty()

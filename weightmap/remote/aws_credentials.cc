@@ -4,6 +4,7 @@
 #include <cctype>
 #include <map>
 
+#include "base/text.h"
 #include "weightmap/remote/aws_config_file.h"
 
 namespace librarian::weightmap::remote {
@@ -20,9 +21,8 @@ std::string value_of(const Section& section, const std::string& name) {
   return found == section.end() ? "" : found->second;
 }
 
-bool is_true(std::string text) {
-  std::transform(text.begin(), text.end(), text.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+bool is_true(const std::string& value) {
+  const std::string text = lower_case(value);
   return text == "true" || text == "yes" || text == "on" || text == "1";
 }
 

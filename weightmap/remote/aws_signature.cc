@@ -10,6 +10,7 @@
 
 #include "base/digest.h"
 #include "base/error.h"
+#include "base/text.h"
 
 namespace librarian::weightmap::remote {
 namespace {
@@ -23,16 +24,6 @@ std::string hmac_sha256(std::string_view key, std::string_view text) {
                  reinterpret_cast<const unsigned char*>(text.data()), text.size(), mac.data(),
                  &mac_bytes) != nullptr);
   return {reinterpret_cast<const char*>(mac.data()), mac_bytes};
-}
-
-std::string hex(std::string_view bytes) {
-  constexpr std::string_view kDigits = "0123456789abcdef";
-  std::string text;
-  for (const char c : bytes) {
-    const auto byte = static_cast<unsigned char>(c);
-    text += {kDigits[byte >> 4U], kDigits[byte & 15U]};
-  }
-  return text;
 }
 
 // "20130524T000000Z"
@@ -106,6 +97,7 @@ std::vector<std::string> sign_request(const AwsRequest& request, const AwsCreden
   text.append("\n").append(time).append("\n").append(where).append("\n").append(
       sha256_hex(canonical));
   std::string authorization = "Authorization: ";
+  const std::string signature = hmac_sha256(key, text);
   authorization.append(kAlgorithm)
       .append(" Credential=")
       .append(credentials.access_key)
@@ -114,7 +106,7 @@ std::vector<std::string> sign_request(const AwsRequest& request, const AwsCreden
       .append(", SignedHeaders=")
       .append(names)
       .append(", Signature=")
-      .append(hex(hmac_sha256(key, text)));
+      .append(hex(std::as_bytes(std::span(signature))));
 
   std::vector<std::string> lines;
   lines.reserve(sent.size() + 1);

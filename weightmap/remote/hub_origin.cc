@@ -1,9 +1,9 @@
 #include "weightmap/remote/hub_origin.h"
 
 #include <algorithm>
-#include <charconv>
 #include <limits>
 
+#include "base/text.h"
 #include "weightmap/remote/hub_files.h"
 
 namespace librarian::weightmap::remote {
@@ -25,13 +25,12 @@ std::optional<ObjectInfo> linked_info(const ResponseHead& head) {
   if (tag.size() >= 2 && tag.front() == '"' && tag.back() == '"') {
     tag = tag.substr(1, tag.size() - 2);
   }
-  const std::string size = head.find("x-linked-size").value_or("");
-  ObjectInfo info;
-  const auto [end, code] = std::from_chars(size.data(), size.data() + size.size(), info.size);
-  if (tag.empty() || tag.find('"') != std::string::npos || code != std::errc() ||
-      end != size.data() + size.size()) {
+  const auto size = parse_u64(head.find("x-linked-size").value_or(""));
+  if (tag.empty() || tag.find('"') != std::string::npos || !size) {
     return std::nullopt;
   }
+  ObjectInfo info;
+  info.size = *size;
   info.validator = '"' + tag + '"';
   info.strong = true;
   if (tag.size() == kSha256Digits &&

@@ -7,6 +7,8 @@
 #include <charconv>
 #include <map>
 
+#include "base/text.h"
+
 namespace librarian::weightmap::remote {
 namespace {
 
@@ -54,10 +56,7 @@ std::map<std::string, std::string> parameters(const Uri& url) {
     rest.remove_prefix(std::min(rest.size(), one.size() + 1));
     const std::size_t equals = one.find('=');
     if (equals != std::string_view::npos) {
-      std::string name(one.substr(0, equals));
-      std::transform(name.begin(), name.end(), name.begin(),
-                     [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-      found.emplace(std::move(name), one.substr(equals + 1));
+      found.emplace(lower_case(one.substr(0, equals)), one.substr(equals + 1));
     }
   }
   return found;

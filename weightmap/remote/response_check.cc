@@ -7,28 +7,13 @@
 #include <charconv>
 #include <limits>
 
+#include "base/text.h"
+
 namespace librarian::weightmap::remote {
 namespace {
 
 constexpr std::string_view kDatePrefix = "last-modified:";
 constexpr std::int64_t kRetryAfterSecondsMax = 365LL * 24 * 3600;
-
-std::string lower(std::string_view text) {
-  std::string out(text);
-  std::transform(out.begin(), out.end(), out.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  return out;
-}
-
-// Digits only: from_chars alone would stop at the first other byte and take the rest in silence.
-std::optional<std::uint64_t> parse_u64(std::string_view text) {
-  std::uint64_t value = 0;
-  const auto [end, code] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (text.empty() || code != std::errc() || end != text.data() + text.size()) {
-    return std::nullopt;
-  }
-  return value;
-}
 
 Error retry(const std::string& why) { return {ErrorCode::unavailable, why}; }
 
@@ -75,29 +60,29 @@ Error refused_status(int status, bool redirected) {
 }
 
 bool is_html(const ResponseHead& head) {
-  const std::string type = lower(head.find("content-type").value_or(""));
+  const std::string type = lower_case(head.find("content-type").value_or(""));
   return type.rfind("text/html", 0) == 0 || type.rfind("application/xhtml", 0) == 0;
 }
 
 // Object stores report errors as XML, under 200 too; no file of a checkpoint is XML.
 bool is_xml(const ResponseHead& head) {
-  const std::string type = lower(head.find("content-type").value_or(""));
+  const std::string type = lower_case(head.find("content-type").value_or(""));
   return type.rfind("application/xml", 0) == 0 || type.rfind("text/xml", 0) == 0;
 }
 
 // Body codings would put other bytes in place than the object's.
 std::optional<Error> check_codings(const ResponseHead& head) {
-  const std::string coding = lower(head.find("content-encoding").value_or("identity"));
+  const std::string coding = lower_case(head.find("content-encoding").value_or("identity"));
   if ((coding != "identity" && !coding.empty()) || head.contradicts_itself("content-encoding")) {
     return retry("the server compresses the body (Content-Encoding: " + coding +
                  ") although it was told not to");
   }
-  const std::string transfer = lower(head.find("transfer-encoding").value_or("chunked"));
+  const std::string transfer = lower_case(head.find("transfer-encoding").value_or("chunked"));
   if ((transfer != "chunked" && transfer != "identity") ||
       head.contradicts_itself("transfer-encoding")) {
     return retry("the server uses Transfer-Encoding: " + transfer);
   }
-  if (lower(head.find("content-type").value_or("")).rfind("multipart/byteranges", 0) == 0) {
+  if (lower_case(head.find("content-type").value_or("")).rfind("multipart/byteranges", 0) == 0) {
     return retry("the server sends multipart/byteranges for a single range");
   }
   return std::nullopt;
@@ -175,7 +160,7 @@ Error proxy_wants_login() {
 
 std::optional<std::pair<ByteRange, std::uint64_t>> parse_content_range(std::string_view text) {
   constexpr std::string_view kUnit = "bytes ";
-  if (lower(text.substr(0, kUnit.size())) != kUnit) {
+  if (lower_case(text.substr(0, kUnit.size())) != kUnit) {
     return std::nullopt;
   }
   text.remove_prefix(kUnit.size());

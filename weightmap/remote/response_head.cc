@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cctype>
 
+#include "base/text.h"
 #include "weightmap/remote/response_check.h"
 
 namespace librarian::weightmap::remote {
@@ -66,10 +67,8 @@ Result<void> ResponseHead::add_line(std::string_view line) {
     return Error(ErrorCode::unavailable,
                  "the server's response head has a line without a proper name");
   }
-  std::string name(line.substr(0, colon));
-  std::transform(name.begin(), name.end(), name.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  fields_.emplace_back(std::move(name), std::string(trim(line.substr(colon + 1))));
+  fields_.emplace_back(lower_case(line.substr(0, colon)),
+                       std::string(trim(line.substr(colon + 1))));
   return {};
 }
 

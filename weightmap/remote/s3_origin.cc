@@ -9,6 +9,7 @@
 #include <ctime>
 
 #include "base/log.h"
+#include "base/text.h"
 #include "weightmap/remote/s3_address.h"
 
 namespace librarian::weightmap::remote {
@@ -64,12 +65,7 @@ std::string hex_of_base64(const std::string& text, std::size_t bytes) {
       !std::equal(text.begin(), text.end(), back.begin())) {
     return "";
   }
-  constexpr std::string_view kDigits = "0123456789abcdef";
-  std::string hex;
-  for (std::size_t i = 0; i < bytes; ++i) {
-    hex += {kDigits[decoded[i] >> 4U], kDigits[decoded[i] & 15U]};
-  }
-  return hex;
+  return hex(std::as_bytes(std::span(decoded)).first(bytes));
 }
 
 }  // namespace

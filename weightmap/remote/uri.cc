@@ -4,6 +4,7 @@
 #include <cctype>
 #include <string_view>
 
+#include "base/text.h"
 #include "weightmap/remote/curl_handles.h"
 #include "weightmap/remote/hub_place.h"
 #include "weightmap/remote/s3_address.h"
@@ -20,13 +21,6 @@ Error not_a_place(const std::string& why) {
           why + "; give a directory, file:///dir, https://host/dir/ or hf://org/name"};
 }
 
-std::string lower(std::string_view text) {
-  std::string out(text);
-  std::transform(out.begin(), out.end(), out.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  return out;
-}
-
 int hex_value(char c) {
   if (c >= '0' && c <= '9') {
     return c - '0';
@@ -38,7 +32,7 @@ int hex_value(char c) {
 Result<Uri> file_uri(std::string_view rest) {
   // file://localhost/dir and file:///dir are the same; any other host is another machine.
   const std::size_t slash = rest.find('/');
-  const std::string host = lower(rest.substr(0, slash));
+  const std::string host = lower_case(rest.substr(0, slash));
   if (slash == std::string_view::npos || (!host.empty() && host != "localhost")) {
     return not_a_place("a file: URI must be file:///absolute/path");
   }
@@ -107,7 +101,7 @@ Result<Uri> parse_uri(const std::string& text) {
   if (mark == std::string::npos || text.find('/') < mark) {
     return Uri{"file", text};
   }
-  const std::string scheme = lower(std::string_view(text).substr(0, mark));
+  const std::string scheme = lower_case(std::string_view(text).substr(0, mark));
   if (scheme == "file") {
     return file_uri(std::string_view(text).substr(mark + 3));
   }
@@ -178,7 +172,7 @@ std::string host_of(const Uri& uri) {
     return "";
   }
   const auto host = url_part(url.get(), CURLUPART_HOST);
-  return host ? lower(*host) : "";
+  return host ? lower_case(*host) : "";
 }
 
 bool is_loopback(const Uri& uri) {
