@@ -369,7 +369,6 @@ TransferResult CurlTransfer::ended_with(Error error) {
       result.info = verdict_->info;
       if (request_.document) {
         result.info->size = scatter_.position();
-        result.link = head_.find("link").value_or("");
       }
     }
   }

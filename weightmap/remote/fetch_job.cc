@@ -106,7 +106,7 @@ FetchJob::Landing FetchJob::land(const TransferResult& transfer, const RetryRule
     }
     const std::uint64_t end = std::min(pieces_.back().range.end, transfer.info->size);
     LIB_CHECK(transfer.bytes_in_order == end - missing().begin);
-    return {Landed{*transfer.info, transfer.link}, {}};
+    return {*transfer.info, {}};
   }
   const Error& error = *transfer.error;
   if (error.code() != ErrorCode::unavailable) {
