@@ -41,6 +41,8 @@ constexpr const char* kFooter =
 
 // Below this, our own limit and a dead server look alike.
 constexpr std::uint64_t kBandwidthMin = 64 * kKiB;
+// A new connection's kernel buffer takes 64 KiB at once: a quarter of a second of this.
+constexpr std::uint64_t kBandwidthPerConnectionMin = 256 * kKiB;
 
 /// Raw text of the options that need more than CLI11's own conversions.
 struct RawOptions {
@@ -196,6 +198,9 @@ Result<void> apply_fetch_numbers(const RawOptions& raw, ingest::JobOptions& job)
     if (job.bandwidth_max < kBandwidthMin) {
       return usage("--max-bandwidth " + *raw.bandwidth_max + ": must be at least 64KiB");
     }
+    const std::uint64_t shares = job.bandwidth_max / kBandwidthPerConnectionMin;
+    job.connections = static_cast<std::uint32_t>(
+        std::clamp<std::uint64_t>(shares, 1, std::max(job.connections, 1U)));
   }
   LIB_TRY(job.hedge_budget, share("--hedge-budget", raw.hedge_budget));
   if (!raw.header_file.empty()) {
