@@ -8,6 +8,7 @@
 
 #include "base/units.h"
 #include "weightmap/remote/address_class.h"
+#include "weightmap/remote/curl_failure.h"
 #include "weightmap/remote/uri_parts.h"
 
 namespace librarian::weightmap::remote {
@@ -345,30 +346,14 @@ Error CurlTransfer::failure(CURLcode code) const {
   if (proxy_status == 407) {
     return proxy_wants_login();
   }
+  if (code == CURLE_OK || code == CURLE_PARTIAL_FILE) {
+    return {ErrorCode::unavailable, "the body ended after " +
+                                        std::to_string(scatter_.position() - request_.range.begin) +
+                                        " bytes"};
+  }
   const std::string text =
       curl_message_[0] != '\0' ? std::string(curl_message_) : curl_easy_strerror(code);
-  switch (code) {
-    case CURLE_OK:
-    case CURLE_PARTIAL_FILE:
-      return {ErrorCode::unavailable,
-              "the body ended after " + std::to_string(scatter_.position() - request_.range.begin) +
-                  " bytes"};
-    case CURLE_PEER_FAILED_VERIFICATION:
-    case CURLE_SSL_CACERT_BADFILE:
-    case CURLE_SSL_ISSUER_ERROR:
-    case CURLE_SSL_PINNEDPUBKEYNOTMATCH:
-      return {ErrorCode::bad_input, "the server's certificate is not trusted (" + text +
-                                        "); check the host name and "
-                                        "the machine's certificates"};
-    case CURLE_OUT_OF_MEMORY:
-      // What libcurl says of a field above its own limit, too.
-      return {ErrorCode::unavailable, "the server sends a header field larger than libcurl takes"};
-    case CURLE_URL_MALFORMAT:
-    case CURLE_NOT_BUILT_IN:
-      return {ErrorCode::invalid_argument, text};
-    default:
-      return {ErrorCode::unavailable, text};
-  }
+  return curl_failure(code, text);
 }
 
 TransferResult CurlTransfer::ended_with(Error error) {
@@ -386,6 +371,7 @@ TransferResult CurlTransfer::ended_with(Error error) {
       result.info = verdict_->info;
       if (request_.document) {
         result.info->size = scatter_.position();
+        result.link = head_.find("link").value_or("");
       }
     }
   }
