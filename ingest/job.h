@@ -20,6 +20,7 @@
 #include "ingest/disk_plan.h"
 #include "ingest/job_events.h"
 #include "ingest/job_options.h"
+#include "ingest/known_weights.h"
 #include "ingest/memory_plan.h"
 #include "ingest/part_journal.h"
 #include "ingest/run_report.h"
@@ -116,12 +117,12 @@ class PreparedJob {
   Result<void> check_disk();
   Result<std::unique_ptr<weightmap::WeightSource>> open_weight_source(
       std::unique_ptr<weightmap::remote::StagingDirectory>& directory);
-  Result<RunReport> run_parts(JobObserver& observer, Result<void>& outcome,
-                              const std::stop_token& stop);
-  Result<std::string> try_skeleton(JobObserver& observer, RunReport& report,
-                                   const std::stop_token& stop);
-  Result<void> finish_skeleton(JobObserver& observer, RunReport& report,
-                               const std::stop_token& stop);
+  Result<RunReport> run_parts(KnownWeights& known_weights, JobObserver& observer,
+                              Result<void>& outcome, const std::stop_token& stop);
+  Result<std::string> try_skeleton(KnownWeights& known_weights, JobObserver& observer,
+                                   RunReport& report, const std::stop_token& stop);
+  Result<void> finish_skeleton(KnownWeights& known_weights, JobObserver& observer,
+                               RunReport& report, const std::stop_token& stop);
   Result<void> remove_scratch();
   void write_report(const RunReport& report);
   SourceRecord source_record() const;
