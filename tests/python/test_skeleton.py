@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fault_server import ALWAYS, Fault, status
-from support import differing_files, last_run, read_safetensors, store_files, token_arrays
+from support import differing_files, last_run, read_safetensors, token_arrays
 
 BAD_INPUT, DAMAGED = 3, 7
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -146,11 +146,11 @@ def test_a_lost_one_comes_again(copy, store, model, ragged_job, librarian):
     assert differing_files(copy, store) == []
 
 
-def test_another_jobs_is_damage(copy, model, ragged_job, librarian, refused, tmp_path):
+def test_another_jobs_is_damage(copy, model, ragged_job, librarian, tmp_path):
     librarian(*ragged_job.extract(model / "model", tmp_path / "other", part_tokens=60))
     shutil.copy(tmp_path / "other/model/librarian.json", copy / "model/librarian.json")
-    refused(*ragged_job.extract(model / "model", copy), exit_code=DAMAGED,
-            names=["model/librarian.json", "another job"])
+    done = librarian(*ragged_job.extract(model / "model", copy), exit_code=DAMAGED)
+    assert "model/librarian.json: belongs to another job" in done.stderr
     assert verified(librarian, copy, DAMAGED)["skeleton"] == "damaged"
 
 
