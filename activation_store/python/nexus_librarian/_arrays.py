@@ -42,8 +42,8 @@ class NumpyArrays:
     def empty(self, shape: Sequence[int], dtype: str, shared: bool = False) -> np.ndarray:
         return np.empty(shape, self._types[dtype])
 
-    def full_like(self, array: np.ndarray, shape: Sequence[int], value: float) -> np.ndarray:
-        return np.full(shape, value, array.dtype)
+    def empty_like(self, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        return np.empty(shape, array.dtype)
 
     def from_numpy(self, array: np.ndarray) -> np.ndarray:
         return array
@@ -103,10 +103,10 @@ class TorchArrays:
             return self._shared_empty(shape, kind)
         return self._torch.empty(tuple(shape), dtype=kind)
 
-    def full_like(self, array: Any, shape: Sequence[int], value: float) -> Any:
+    def empty_like(self, array: Any, shape: Sequence[int]) -> Any:
         if math.prod(shape) > 0 and self._in_worker():
-            return self._shared_empty(shape, array.dtype).fill_(value)
-        return self._torch.full(tuple(shape), value, dtype=array.dtype)
+            return self._shared_empty(shape, array.dtype)
+        return self._torch.empty(tuple(shape), dtype=array.dtype)
 
     def from_numpy(self, array: np.ndarray) -> Any:
         tensor = self._torch.empty(array.shape, dtype=self._types[array.dtype.name])

@@ -287,23 +287,34 @@ class Part:
                 facts.get("rows_array"), facts.get("lossy"))
         return self._infos[array]
 
+    def rows_name(self, capture: str) -> str | None:
+        """Name of the token array with the rows that a capture keeps; None: it keeps all."""
+        name = self.info(next(iter(self.members(capture).values()))).rows
+        return None if name is None else name.removeprefix("tokens/")
+
     def kept(self, capture: str) -> np.ndarray | None:
-        """int64 [rows]: the rows in the part that a capture keeps; None: all."""
-        arrays = list(self.members(capture).values())
-        rows = self.info(arrays[0]).rows
-        return None if rows is None else self.tokens(rows.removeprefix("tokens/"))
+        """int64 [rows]: the rows in the part that a capture keeps, rising; None: all."""
+        name = self.rows_name(capture)
+        return None if name is None else self.tokens(name)
 
-    def read_rows(self, array: str, begin: int, end: int, into: memoryview) -> None:
-        """Rows [begin, end) of an array as stored, into memory of exactly their size."""
-        self._native.read_rows(array, begin, end, into)
+    def empty(self, array: str, rows: int, arrays: Arrays) -> Any:
+        """Room for rows of an array, as read_into() fills it."""
+        info = self.info(array)
+        return arrays.empty((rows, info.width) if info.width else (rows,), info.dtype)
 
-    def read(self, capture_array: str, begin: int, end: int, arrays: Arrays, raw: bool) -> Any:
-        """Rows [begin, end) of an array as an array of its own."""
-        info = self.info(capture_array)
-        shape = (end - begin, info.width) if info.width else (end - begin,)
-        values = arrays.empty(shape, info.dtype)
+    def read_into(self, array: str, begin: int, end: int, into: Any, at: int,
+                  arrays: Arrays) -> None:
+        """Rows [begin, end) of an array into rows from `at` on of what empty() gave."""
         if end > begin:
-            self._native.read_rows(capture_array, begin, end, arrays.bytes_of(values))
+            memory = arrays.bytes_of(into)
+            row_bytes = len(memory) // len(into)
+            self._native.read_rows(
+                array, begin, end, memory[at * row_bytes : (at + end - begin) * row_bytes])
+
+    def read(self, array: str, begin: int, end: int, arrays: Arrays) -> Any:
+        """Rows [begin, end) of an array."""
+        values = self.empty(array, end - begin, arrays)
+        self.read_into(array, begin, end, values, 0, arrays)
         return values
 
     def sample(self, place: int, captures: Iterable[str], arrays: Arrays, raw: bool) -> Sample:
@@ -316,7 +327,7 @@ class Part:
             if kept is not None:
                 first, last = (int(at) for at in np.searchsorted(kept, (begin, end)))
                 sample[capture + ".rows"] = arrays.from_numpy(kept[first:last] - begin)
-            values = {member: self.read(array, first, last, arrays, raw)
+            values = {member: self.read(array, first, last, arrays)
                       for member, array in self.members(capture).items()}
             sample[capture] = values.get("", values)
         sample["input_ids"] = arrays.from_numpy(
