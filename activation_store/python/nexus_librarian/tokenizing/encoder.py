@@ -142,10 +142,10 @@ class Encoder:
     def _with_ends(self, sample: Encoded, is_text: bool) -> Encoded:
         ids, mask = sample.input_ids, sample.loss_mask
         add_bos = {"yes": True, "no": False}.get(self.add_bos)
-        # tokenizer.json says what a text gets, unless the settings say otherwise.
+        # tokenizer.json says what a text gets; the settings can add to it, as in transformers.
         config = self.files.config if is_text else {}
         if add_bos is None and self._bos is not None:
-            add_bos = config.get("add_bos_token")
+            add_bos = config.get("add_bos_token") or None
         counts = np.uint8(is_text or self.mask == "all")
         if add_bos is True and ids[0] != self._bos:
             ids, mask = np.insert(ids, 0, self._bos), np.insert(mask, 0, counts)
