@@ -186,13 +186,15 @@ def _hub_folder(place: str) -> Path:
     """The tokenizer's files of one commit in the hub's cache, fetched if need be."""
     import huggingface_hub
     from huggingface_hub import errors
+    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import logging as hub_logging
 
     name, _, revision = place.removeprefix("hf://").strip("/").partition("@")
     if name.count("/") != 1:
         raise Refusal(f"--tokenizer {place}: must be hf://org/name[@revision]", EXIT_USAGE)
     # What it says on standard error is not ours: a failure is one sentence.
-    huggingface_hub.utils.disable_progress_bars()
-    huggingface_hub.utils.logging.set_verbosity_error()
+    disable_progress_bars()
+    hub_logging.set_verbosity_error()
     try:
         return Path(huggingface_hub.snapshot_download(
             name, revision=revision or None, allow_patterns=_HUB_PATTERNS))
