@@ -240,7 +240,8 @@ def test_a_chat_that_is_none_says_why(encoder, template, messages, reason):
     ({"input_ids": [1, 2], "loss_mask": [1]}, "as long as input_ids"),
     ({"input_ids": [1, 2], "loss_mask": [1, 2]}, "other than 0 and 1"),
     ({"input_ids": [1, 2], "loss_mask": [0, 0]}, "no token counts"),
-    ({"messages": "hello"}, "messages is not a list"),
+    ({"messages": "hello"}, "messages is not JSON"), ({"messages": "[]"}, "messages is empty"),
+    ({"messages": {"role": "user"}}, "messages is not a JSON list"),
     ({"messages": talk("a", "b"), "tools": "{"}, "tools is not JSON"),
 ], ids=str)
 def test_a_row_that_is_no_sample_says_why(encoder, row, reason):
@@ -258,6 +259,7 @@ def test_conversations_and_prompts_are_chats_too(encoder):
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "two"}]
     expect(made, {"conversations": [{"from": "system", "value": "be warm"}, *turns]}, pieces)
     expect(made, {"conversations": turns, "system": "be warm"}, pieces)
+    expect(made, {"conversations": json.dumps(turns), "system": "be warm"}, pieces)
     expect(made, {"prompt": "q", "response": "two", "system": "be warm", "text": "x"}, pieces)
 
 

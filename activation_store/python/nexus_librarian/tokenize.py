@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import errno
 import json
+import os
 import signal
 import sys
 import time
@@ -352,6 +353,9 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout = None
         return EXIT_DONE
     except OSError as error:
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # What is left in its buffer would fail again at the end.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         where = f"{error.filename}: " if error.filename else ""
         fits = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
         return _report(f"{where}{error.strerror or error}",

@@ -3,12 +3,13 @@
 A template without generation marks tells nothing about that, so turns are found by differences: a
 chat that ends before a turn, asked for the next answer, against the chat that ends with it. Where a
 template rewrites earlier turns (it drops their thinking, say) the turn is found by rendering the chat
-once more with another word in its place. Both ways prove their result against the one text that is
-tokenised; where neither can, the row fails: there is no guess.
+once more with another word in its place, or in those of the messages around it. Each way proves its
+result against the one text that is tokenised; where none can, the row fails: there is no guess.
 """
 
 from __future__ import annotations
 
+import os.path
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,6 @@ from typing import Any
 from .chat_template import ChatTemplate, Message, Span
 from .failure import RowFailure
 
-_MARKER = "librarianturnmarker"
 # What a template may put before an answer in the model's name, e.g. an empty thinking block.
 _TAGS = re.compile(r"(?:\s|</?\w+>|\[/?\w+\])*")
 _HINT = ("; give --chat-template a copy of the template with {% generation %} marks, or use "
@@ -52,13 +52,17 @@ class _TurnFinder:
         self._end_tokens = tuple(end_tokens)
         self._variables = variables
         self.text = self._render(self._messages)
+        self._marker = "librarianturnmarker"
+        while self._marker in self.text:
+            self._marker += "x"
 
     def spans(self) -> list[Span]:
         spans: list[Span] = []
         for turn, message in enumerate(self._messages):
             if message["role"] != "assistant":
                 continue
-            span = self._by_difference(turn) or self._by_replacement(turn)
+            span = (self._by_difference(turn) or self._by_replacement(turn)
+                    or self._by_neighbours(turn))
             if span is None:
                 raise RowFailure(f"message {turn + 1}, the assistant's, cannot be located for "
                                  f"certain in what the template makes of the chat{_HINT}")
@@ -82,61 +86,126 @@ class _TurnFinder:
             return None
 
     def _by_difference(self, turn: int) -> Span | None:
-        if turn == 0:
-            return None
-        asked = self._render_or_none(self._messages[:turn], add_generation_prompt=True)
-        after = self._render_or_none(self._messages[: turn + 1])
+        """The chat up to the turn and the chat with it are both the text's beginning."""
+        chat = self._messages
+        asked = self._render_or_none(chat[:turn], True) if turn else None
+        after = self._render_or_none(chat[: turn + 1])
         if asked is None or after is None:
             return None
-        if not (after.startswith(asked) and self.text.startswith(after)):
+        if not (after.startswith(asked) and self.text.startswith(asked)):
             return None
         begin = len(asked)
-        if asked == self._render_or_none(self._messages[:turn]):
+        if asked == self._render_or_none(chat[:turn]):
             # The template announces no answer, so the header of the turn is in the difference.
             header = self._silent_header()
             if header is None or not after.startswith(header, begin):
                 return None
             begin += len(header)
-        return begin, len(after)
-
-    def _silent_header(self) -> str | None:
-        """What stands between a question and its answer, by a chat of two words."""
-        question = {"role": "user", "content": _MARKER}
-        alone = self._render_or_none([question])
-        both = self._render_or_none([question, {"role": "assistant", "content": _MARKER * 2}])
-        if alone is None or both is None or not both.startswith(alone):
-            return None
-        header, found, _ = both[len(alone):].partition(_MARKER * 2)
-        return header if found else None
+        further = self._render_or_none(chat[: turn + 1], True)
+        length = self._end_length(after[begin:], further and further[begin:], self.text[begin:])
+        return None if length is None else (begin, begin + length)
 
     def _by_replacement(self, turn: int) -> Span | None:
-        marker = _MARKER
-        while marker in self.text:
-            marker += "x"
-        other = _with_content(self._messages[turn], marker)
+        """With another word as its content, the text is the same but for that."""
+        place = self._place(turn)
+        if place is None:
+            return None
+        length = self._length_of_end(turn, self._messages[turn], self.text[place[1]:])
+        if length is None:
+            return None
+        return self._after_header(turn, place[0]), place[1] + length
+
+    def _by_neighbours(self, turn: int) -> Span | None:
+        """The turn is between the messages around it, less what the template puts there around
+        another answer: for turns that are more than content, such as calls of tools."""
+        chat = self._messages
+        if not 0 < turn < len(chat) - 1:
+            return None
+        before, behind = self._place(turn - 1), self._place(turn + 1)
+        marked = [_with_content(chat[index], self._marker) for index in (turn - 1, turn + 1)]
+        if before is None or behind is None:
+            return None
+        answer = {"role": "assistant", "content": self._marker + "answer"}
+        asked = self._behind_marker([*chat[: turn - 1], marked[0]], True)
+        around = self._render_or_none([*chat[:turn], answer, marked[1], *chat[turn + 2:]])
+        if asked is None or around is None or around.count(self._marker) != 2:
+            return None
+        _, found, rest = around.partition(answer["content"])
+        between = rest.partition(self._marker)[0]
+        begin, end = before[1] + len(asked), behind[0] - len(between)
+        if not (found and begin <= end and self.text.startswith(asked, before[1])
+                and self.text.startswith(between, end)):
+            return None
+        length = self._length_of_end(turn, answer, self.text[end:])
+        return None if length is None else (begin, end + length)
+
+    def _place(self, index: int) -> Span | None:
+        """Where the content of a message stands in the text."""
+        other = _with_content(self._messages[index], self._marker)
         if other is None:
             return None
         chat = self._messages
-        replaced = self._render_or_none([*chat[:turn], other, *chat[turn + 1:]])
-        alone = self._render_or_none([*chat[:turn], other])
-        if replaced is None or alone is None:
+        replaced = self._render_or_none([*chat[:index], other, *chat[index + 1:]])
+        if replaced is None or replaced.count(self._marker) != 1:
             return None
-        if replaced.count(marker) != 1 or alone.count(marker) != 1:
-            return None
-        head, tail = replaced.split(marker)
+        head, tail = replaced.split(self._marker)
         if not (self.text.startswith(head) and self.text.endswith(tail)
                 and len(head) + len(tail) <= len(self.text)):
             return None
-        begin, end = len(head), len(self.text) - len(tail)
-        # The turn's end is what the template writes behind a last turn, if it is here as well.
-        turn_end = alone.split(marker)[1]
-        if not tail.startswith(turn_end):
-            turn_end = turn_end.rstrip()
-            if not turn_end or not tail.startswith(turn_end):
-                return None
-        return self._after_header(turn, begin, head), end + len(turn_end)
+        return len(head), len(self.text) - len(tail)
 
-    def _after_header(self, turn: int, begin: int, head: str) -> int:
+    def _behind_marker(self, messages, add_generation_prompt=False) -> str | None:
+        text = self._render_or_none(messages, add_generation_prompt)
+        if text is None or text.count(self._marker) != 1:
+            return None
+        return text.split(self._marker)[1]
+
+    def _length_of_end(self, turn: int, message: Message, rest: str) -> int | None:
+        """How much of `rest`, which follows the content, still is of the turn: what the template
+        puts behind a last message like this."""
+        chat = [*self._messages[:turn], _with_content(message, self._marker)]
+        alone = self._behind_marker(chat)
+        if alone is None:
+            return None
+        return self._end_length(alone, self._behind_marker(chat, True), rest)
+
+    def _end_length(self, alone: str, further: str | None, rest: str) -> int | None:
+        """How long a turn is that `rest` begins with.
+
+        @param alone    The turn as the last of a chat, with what then closes the chat.
+        @param further  The same, with the next answer asked for.
+        """
+        if further is not None:
+            # What differs closes the chat, whoever spoke last.
+            turn = alone[: self._common_length(alone, further)]
+            if turn.rstrip().endswith(self._end_tokens) and rest.startswith(turn):
+                return len(turn)
+        for turn in (alone, alone.rstrip()):
+            if rest.startswith(turn):
+                return len(turn)
+        return None
+
+    def _common_length(self, text: str, other: str) -> int:
+        """Length of the common beginning; it does not end within a special token."""
+        length = len(os.path.commonprefix((text, other)))
+        for token in self._end_tokens:
+            for begin in range(max(0, length - len(token) + 1), length):
+                if text.startswith(token, begin):
+                    return begin
+        return length
+
+    def _silent_header(self) -> str | None:
+        """What stands between a question and its answer, by a chat of two words."""
+        question = {"role": "user", "content": self._marker}
+        answer = {"role": "assistant", "content": self._marker * 2}
+        alone = self._render_or_none([question])
+        both = self._render_or_none([question, answer])
+        if alone is None or both is None or not both.startswith(alone):
+            return None
+        header, found, _ = both[len(alone):].partition(answer["content"])
+        return header if found else None
+
+    def _after_header(self, turn: int, begin: int) -> int:
         """Takes in what the template puts between the header of the turn and its content, which at
         inference the model has to write."""
         before = self._render_or_none(self._messages[:turn]) if turn else None
@@ -144,8 +213,9 @@ class _TurnFinder:
         if before is None or asked is None or not asked.startswith(before):
             return begin
         header = asked[len(before):]
-        at = head.rfind(header) if header.strip() else -1
-        if at < 0 or not _TAGS.fullmatch(head, at + len(header)):
+        at = self.text.rfind(header, 0, begin) if header.strip() else -1
+        # Only tags such as an empty thinking block: other text might be of another turn.
+        if at < 0 or not _TAGS.fullmatch(self.text, at + len(header), begin):
             return begin
         return at + len(header)
 

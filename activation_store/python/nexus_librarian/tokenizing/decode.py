@@ -42,8 +42,14 @@ def segments(tokenizer: tokenizers.Tokenizer, ids: np.ndarray,
              mask: np.ndarray | None) -> list[dict[str, Any]]:
     """[{"text", "loss", "tokens"}] for each run of tokens with one mask; texts join to the whole.
 
+    @error Refusal  An id that the tokenizer does not have.
+
     Tokens may hold parts of characters, so a run's text is what the whole text has more with it.
     """
+    ids_end = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    if ids.min() < 0 or ids.max() >= ids_end:
+        raise Refusal(f"the tokenizer's ids are below {ids_end}, and these are {ids.min()} to "
+                      f"{ids.max()}; use the tokenizer that made them")
     counts = np.zeros(len(ids), bool) if mask is None else mask != 0
     borders = [0, *(np.flatnonzero(np.diff(counts)) + 1).tolist(), len(ids)]
     result, done = [], ""

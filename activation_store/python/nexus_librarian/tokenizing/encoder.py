@@ -10,7 +10,7 @@ import numpy as np
 
 from .assistant_spans import assistant_spans
 from .chat_template import ChatTemplate, Span
-from .failure import EXIT_USAGE, Refusal, RowFailure
+from .failure import EXIT_USAGE, Refusal, RowFailure, one_line
 from .rows import Row
 from .samples import Chat, Ids, fit_content, sample_of
 from .tokenizer_files import TokenizerFiles, template_sha256
@@ -78,12 +78,22 @@ class Encoder:
                   if isinstance(entry, _Rendered) and entry.add_special_tokens == special]
             # Offsets cost as much as the ids, and only turns need them.
             fast = all(results[index].spans is None for index in at)
-            batch = [results[index].text for index in at]
-            encode = (self.files.tokenizer.encode_batch_fast if fast
-                      else self.files.tokenizer.encode_batch)
-            for index, encoding in zip(at, encode(batch, add_special_tokens=special), strict=True):
-                results[index] = self._masked(encoding, results[index])
+            texts = [results[index].text for index in at]
+            for index, encoding in zip(at, self._encodings(texts, special, fast), strict=True):
+                results[index] = (encoding if isinstance(encoding, RowFailure)
+                                  else self._masked(encoding, results[index]))
         return [self._limited(result) for result in results]
+
+    def _encodings(self, texts: list[str], special: bool, fast: bool) -> list[Any]:
+        """The tokenizer's encodings; of a text that it refuses, the failure."""
+        tokenizer = self.files.tokenizer
+        encode = tokenizer.encode_batch_fast if fast else tokenizer.encode_batch
+        try:
+            return encode(texts, add_special_tokens=special)
+        except Exception as error:  # The library raises Exception itself.
+            if len(texts) == 1:
+                return [RowFailure(f"the tokenizer refuses it: {one_line(error)}")]
+            return [entry for text in texts for entry in self._encodings([text], special, fast)]
 
     def _prepared(self, row: Row) -> _Rendered | Encoded:
         sample = sample_of(row, self._ids_end)

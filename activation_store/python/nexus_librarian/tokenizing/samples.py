@@ -80,10 +80,11 @@ def _ids(row: Row, ids_end: int) -> Ids:
 
 
 def _chat(row: Row, turns: Any, name: str) -> Chat:
-    if not isinstance(turns, list):
-        raise RowFailure(f"{name} is not a list")
+    turns = _json_or_value(turns, name, list) or []
     messages = [_message(turn, f"{name}[{index}]") for index, turn in enumerate(turns)]
     system = row.get("system")
+    if not messages:
+        raise RowFailure(f"{name} is empty")
     if isinstance(system, str) and system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     variables = _json_or_value(row.get("chat_template_kwargs"), "chat_template_kwargs", dict) or {}
