@@ -98,6 +98,19 @@ THINKING = """
 SILENT_HEADER = ("{% for message in messages %}{{ '### ' + message.role + ':\n' + message.content "
                  "+ eos_token + '\n' }}{% endfor %}")
 
+# As of Phi-3: a chat that asks for no answer is closed, whoever spoke last.
+CLOSING = ("{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content "
+           "+ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}"
+           "{{ '<|im_start|>assistant\n' }}{% else %}{{ eos_token }}{% endif %}")
+
+# As of later Mistrals: what the system says goes to the last question.
+SYSTEM_LAST = (
+    "{% set system = messages[0].content + '\n\n' if messages[0].role == 'system' else '' %}"
+    "{% set talk = messages[1:] if system else messages %}{{ bos_token }}{% for message in talk %}"
+    "{% if message.role == 'user' %}{{ '[INST] ' + (system if loop.revindex <= 2 else '') "
+    "+ message.content + '[/INST]' }}{% else %}{{ ' ' + message.content + eos_token }}{% endif %}"
+    "{% endfor %}")
+
 # The model is to begin with thinking, but no answer of the data has any.
 THINKING_ASKED = CHATML.replace("'<|im_start|>assistant\\n' }}{%- endif",
                                 "'<|im_start|>assistant\\n<think>\\n' }}{%- endif")

@@ -22,8 +22,8 @@ import safetensors.numpy
 
 import small_tokenizers as small
 from make_teacher import LlamaShape, write_checkpoint
-from python_package import PACKAGE_PATH
 from support import read_safetensors
+from tokenize_support import PACKAGE_PATH
 
 TALK = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "the mat"}]
 ROWS = [{"messages": TALK}, {"text": "one and two"}, {"input_ids": [5, 6, 7], "loss_mask": [0, 1, 1]}]

@@ -5,21 +5,16 @@ of template, and generation marks give its assistant mask.
 Method: small tokenizers, our templates, chats with odd text; both libraries side by side.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 
 transformers = pytest.importorskip("transformers")
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "activation_store" / "python"))
-
 import small_tokenizers as small  # noqa: E402
+from tokenize_support import TEMPLATES, talk  # noqa: E402
+
 from nexus_librarian.tokenizing.encoder import Encoder  # noqa: E402
 from nexus_librarian.tokenizing.tokenizer_files import load_tokenizer  # noqa: E402
 
-TEMPLATES = {name: value for name, value in vars(small).items()
-             if name.isupper() and isinstance(value, str)}
 # No answer begins with white space: transformers loses the mask of the turn where byte-level offsets
 # leave it out. Ours is tested by hand in test_tokenize.py.
 TALKS = [
@@ -36,9 +31,8 @@ def test_chats_get_the_ids_and_masks_of_transformers(name, kind, tmp_path):
     folder = small.write_tokenizer(tmp_path / "tokenizer", KINDS[kind](), TEMPLATES[name])
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     encoder = Encoder(load_tokenizer(str(folder)))
-    for talk in TALKS:
-        messages = [{"role": "assistant" if turn % 2 else "user", "content": text}
-                    for turn, text in enumerate(talk)]
+    for texts in TALKS:
+        messages = talk(*texts)
         if name == "MULTIMODAL":
             messages = [{"role": message["role"], "content": [
                 {"type": "text", "text": message["content"]}]} for message in messages]
@@ -75,9 +69,8 @@ def test_differences_of_turns_give_what_marks_would_give(name, tmp_path):
     other = small.write_tokenizer(tmp_path / "marked", small.byte_level(), marked)
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(other)
     encoder = Encoder(load_tokenizer(str(folder)))
-    for talk in TALKS[:2]:
-        messages = [{"role": "assistant" if turn % 2 else "user", "content": text}
-                    for turn, text in enumerate(talk)]
+    for texts in TALKS[:2]:
+        messages = talk(*texts)
         [ours] = encoder.encode([{"messages": messages}])
         expected = theirs.apply_chat_template(messages, return_dict=True,
                                               return_assistant_tokens_mask=True)
