@@ -22,8 +22,10 @@ _BLOCK_STATE = re.compile(r"blocks\.(\d+)\.resid_(pre|post)")
 
 
 def hidden_state_index(capture: str) -> int | None:
-    """Index in transformers' output_hidden_states (also vLLM's and speculators' layer id) of a
-    residual stream; None for any other capture. 0 is the input of block 0; block L's output is L + 1.
+    """vLLM's and speculators' layer id of a residual stream; None for any other capture.
+
+    0 is the input of block 0, block L's output is L + 1. In transformers' output_hidden_states these
+    are the indices too, but for the last block's output: there stands the state after the final norm.
     """
     if capture == "embed":
         return 0
