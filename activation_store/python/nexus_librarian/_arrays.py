@@ -14,6 +14,9 @@ import numpy as np
 
 from . import _decoder
 
+_SHARED_BYTES_MIN = 256 << 10
+_HUGE_PAGES_BYTES_MIN = 4 << 20
+
 # The attribute `dtype` of an array in the store -> the numpy type with the same bits.
 STORED_TYPES = {
     "bfloat16": np.dtype(np.uint16),
@@ -39,11 +42,12 @@ class NumpyArrays:
 
             self._types["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
 
-    def empty(self, shape: Sequence[int], dtype: str, shared: bool = False) -> np.ndarray:
+    def empty(self, shape: Sequence[int], dtype: str) -> np.ndarray:
         return np.empty(shape, self._types[dtype])
 
-    def empty_like(self, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-        return np.empty(shape, array.dtype)
+    def empty_batch(self, shape: Sequence[int], dtype: Any) -> np.ndarray:
+        """Room for a batch; unlike that of empty(), handed over by batch() without a copy."""
+        return np.empty(shape, self._types[dtype] if isinstance(dtype, str) else dtype)
 
     def from_numpy(self, array: np.ndarray) -> np.ndarray:
         return array
@@ -63,12 +67,15 @@ class NumpyArrays:
             return float_to_bf16(bf16_to_float(array) * np.float32(scale))
         return (array * np.asarray(scale, array.dtype)).astype(array.dtype, copy=False)
 
+    def batch(self, values: dict[str, Any]) -> dict[str, Any]:
+        return values
+
     def to_float(self, array: np.ndarray) -> np.ndarray:
         return bf16_to_float(array) if array.dtype == np.uint16 else array.astype(np.float32)
 
 
 class TorchArrays:
-    """torch, from 1.13 on. In DataLoader workers new batches lie in shared memory, so that handing
+    """torch, from 1.13 on. In DataLoader's workers large arrays lie in shared memory, so that handing
     them over copies nothing."""
 
     name = "torch"
@@ -88,25 +95,27 @@ class TorchArrays:
             "bool": torch.bool,
         }
 
-    def _shared_empty(self, shape: Sequence[int], dtype: Any) -> Any:
-        # What torch's default_collate does for the same reason.
-        like = self._torch.empty(0, dtype=dtype)
-        storage = like._typed_storage() if hasattr(like, "_typed_storage") else like.storage()
-        return like.new(storage._new_shared(math.prod(shape))).resize_(*shape)
-
     def _in_worker(self) -> bool:
         return self._torch.utils.data.get_worker_info() is not None
 
-    def empty(self, shape: Sequence[int], dtype: str, shared: bool = False) -> Any:
-        kind = self._types[dtype]
-        if shared and math.prod(shape) > 0 and self._in_worker():
-            return self._shared_empty(shape, kind)
-        return self._torch.empty(tuple(shape), dtype=kind)
+    def _empty(self, shape: tuple[int, ...], kind: Any, element_bytes: int) -> Any:
+        size = math.prod(shape) * element_bytes
+        if size >= _HUGE_PAGES_BYTES_MIN:  # numpy asks the kernel for huge pages, torch does not.
+            memory = np.empty(size, np.uint8)
+            return self._torch.frombuffer(memory, dtype=kind).reshape(shape)
+        return self._torch.empty(shape, dtype=kind)
 
-    def empty_like(self, array: Any, shape: Sequence[int]) -> Any:
-        if math.prod(shape) > 0 and self._in_worker():
-            return self._shared_empty(shape, array.dtype)
-        return self._torch.empty(tuple(shape), dtype=array.dtype)
+    def empty(self, shape: Sequence[int], dtype: str) -> Any:
+        return self._empty(tuple(shape), self._types[dtype], STORED_TYPES[dtype].itemsize)
+
+    def empty_batch(self, shape: Sequence[int], dtype: Any) -> Any:
+        shape, kind = tuple(shape), self._types[dtype] if isinstance(dtype, str) else dtype
+        element_bytes = self._torch.empty(0, dtype=kind).element_size()
+        if math.prod(shape) * element_bytes >= _SHARED_BYTES_MIN and self._in_worker():
+            from . import _shared
+
+            return _shared.empty(shape, kind, element_bytes)
+        return self._empty(shape, kind, element_bytes)
 
     def from_numpy(self, array: np.ndarray) -> Any:
         tensor = self._torch.empty(array.shape, dtype=self._types[array.dtype.name])
@@ -119,15 +128,11 @@ class TorchArrays:
 
     def concatenate(self, arrays: Sequence[Any]) -> Any:
         shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
-        if math.prod(shape) == 0 or not self._in_worker():
-            return self._torch.cat(list(arrays))
-        return self._torch.cat(list(arrays), out=self._shared_empty(shape, arrays[0].dtype))
+        return self._torch.cat(list(arrays), out=self.empty_batch(shape, arrays[0].dtype))
 
     def take_rows(self, array: Any, rows: np.ndarray) -> Any:
+        out = self.empty_batch((len(rows), *array.shape[1:]), array.dtype)
         index = self.from_numpy(rows.astype(np.int64, copy=False))
-        if len(rows) == 0 or not self._in_worker():
-            return array.index_select(0, index)
-        out = self._shared_empty((len(rows), *array.shape[1:]), array.dtype)
         return self._torch.index_select(array, 0, index, out=out)
 
     def scaled(self, array: Any, scale: float) -> Any:
@@ -135,6 +140,14 @@ class TorchArrays:
 
     def to_float(self, array: Any) -> Any:
         return array.float()
+
+    def batch(self, values: dict[str, Any]) -> dict[str, Any]:
+        """A batch, in a form that leaves a worker without a copy."""
+        if not self._in_worker():
+            return values
+        from . import _shared
+
+        return _shared.SharedBatch(values)
 
 
 Arrays = NumpyArrays | TorchArrays

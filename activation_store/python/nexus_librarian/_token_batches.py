@@ -62,7 +62,7 @@ class TokenWindows:
             if capture in self._scale:
                 batch[capture] = arrays.scaled(batch[capture], self._scale[capture])
         batch["input_ids"] = arrays.from_numpy(window.ids[rows])
-        return batch
+        return arrays.batch(batch)
 
     def _load(self, number: int, window: _Window) -> _Window:
         arrays, at = self._store.arrays, 0

@@ -256,10 +256,7 @@ class Part:
         self._infos: dict[str, CaptureInfo] = {}
         self.has_loss_mask = "tokens/loss_mask" in self._arrays
         self.offsets = self.read_tokens("offsets")  # int64 [samples + 1]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.offsets)
+        self.lengths = np.diff(self.offsets)
 
     def read_tokens(self, name: str) -> np.ndarray:
         dtype = self._arrays.get("tokens/" + name, {"dtype": "uint8"})["dtype"]
@@ -297,6 +294,12 @@ class Part:
         name = self.rows_name(capture)
         return None if name is None else self.tokens(name)
 
+    def row_range(self, capture: str, place: int) -> tuple[int, int]:
+        """Rows of a capture's arrays that hold a sample."""
+        begin, end = int(self.offsets[place]), int(self.offsets[place + 1])
+        kept = self.kept(capture)
+        return (begin, end) if kept is None else tuple(np.searchsorted(kept, (begin, end)).tolist())
+
     def empty(self, array: str, rows: int, arrays: Arrays) -> Any:
         """Room for rows of an array, as read_into() fills it."""
         info = self.info(array)
@@ -317,15 +320,15 @@ class Part:
         self.read_into(array, begin, end, values, 0, arrays)
         return values
 
-    def sample(self, place: int, captures: Iterable[str], arrays: Arrays, raw: bool) -> Sample:
+    def sample(self, place: int, captures: Iterable[str], arrays: Arrays,
+               raw: bool = False) -> Sample:
         """See ActivationStore.sample()."""
         begin, end = int(self.offsets[place]), int(self.offsets[place + 1])
         sample: Sample = {}
         for capture in captures:
-            first, last = begin, end
+            first, last = self.row_range(capture, place)
             kept = self.kept(capture)
             if kept is not None:
-                first, last = (int(at) for at in np.searchsorted(kept, (begin, end)))
                 sample[capture + ".rows"] = arrays.from_numpy(kept[first:last] - begin)
             values = {member: self.read(array, first, last, arrays)
                       for member, array in self.members(capture).items()}

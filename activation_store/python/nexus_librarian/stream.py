@@ -10,7 +10,7 @@ import numpy as np
 
 from . import _decoder, _plan
 from ._token_batches import TokenWindows, row_counts
-from .collate import collate_packed, collate_padded
+from .collate import read_packed, read_padded
 from .store import ActivationStore, PartKey, Sample
 
 if importlib.util.find_spec("torch"):
@@ -168,13 +168,14 @@ class ActivationStream(_Base):
     def _value(self, plan: _EpochPlan, windows: TokenWindows | None, number: int) -> Any:
         if windows is not None:
             return windows.batch(number)
-        samples = [self.store.part(key).sample(place, self.captures, self.store.arrays, False)
-                   for key, place in plan.samples(number)]
+        places = [(self.store.part(key), place) for key, place in plan.samples(number)]
+        captures, arrays = self.captures, self.store.arrays
         if self._settings["packed"]:
-            return collate_packed(samples)
-        if self._settings["batch_size"] is None:
-            return samples[0] if self._collate is None else self._collate(samples)
-        return (self._collate or collate_padded)(samples)
+            return read_packed(places, captures, arrays)
+        if self._collate is None and self._settings["batch_size"] is not None:
+            return read_padded(places, captures, arrays)
+        samples = [part.sample(place, captures, arrays) for part, place in places]
+        return samples[0] if self._collate is None else self._collate(samples)
 
     def state_dict(self, delivered: int | None = None) -> dict[str, Any]:
         """Where the stream is, as plain values; the next batch is the first one after loading it.
