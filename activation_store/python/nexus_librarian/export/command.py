@@ -69,7 +69,7 @@ def _interrupt(number: int, _frame: Any) -> NoReturn:
 
 
 def _failed(exit_code: int, sentence: object) -> int:
-    print(f"librarian export: {sentence}", file=sys.stderr)
+    print(f"librarian: {sentence}", file=sys.stderr)
     return exit_code
 
 
@@ -176,7 +176,7 @@ def _to_safetensors(options: argparse.Namespace, store: ActivationStore, capture
 
 def _warn_of_mask(store: ActivationStore, to: str) -> None:
     if to != "safetensors" and not all(store.part(key).has_loss_mask for key in store.parts):
-        print("librarian export: the store has no loss mask, so the trainer counts every token",
+        print("librarian: the store has no loss mask, so the trainer counts every token",
               file=sys.stderr)
 
 

@@ -70,7 +70,7 @@ def write_data_set(output: Output, states: DraftStates, samples: int) -> None:
     import torch
 
     info = {"features": {
-        **{name: {"feature": {"dtype": "int64", "_type": "Value"}, "_type": "List"}
+        **{name: {"feature": {"dtype": "int64", "_type": "Value"}, "_type": "Sequence"}
            for name in ("input_ids", "loss_mask")},
         "seq_len": {"dtype": "int64", "_type": "Value"}}}
     ids = pa.list_(pa.int64())
