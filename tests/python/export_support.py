@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import pickle
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -55,12 +57,50 @@ def extract_draft_store(librarian, folder, tokens, *options, model=GOLDEN / "lla
     return folder
 
 
-def read_hidden_states(folder, record, bfloat16=True):
+def read_hidden_states(folder, record):
     """(float32 [S, L + 1, d], token ids) of a record, by speculators' schema alone."""
     tensors = read_safetensors(pathlib.Path(folder) / f"hidden_states/hs_{record}.safetensors")
     assert set(tensors) == {"hidden_states", "token_ids"}
     assert tensors["hidden_states"].shape[0] == len(tensors["token_ids"])
     return tensors["hidden_states"], tensors["token_ids"]
+
+
+class _TorchUnpickler(pickle.Unpickler):
+    """Reads the pickle of a torch.save file as numpy; names anything else that it holds."""
+
+    TYPES = {"BFloat16Storage": "<u2", "LongStorage": "<i8", "FloatStorage": "<f4"}
+
+    def __init__(self, archive):
+        super().__init__(archive.open("archive/data.pkl"))
+        self._archive = archive
+
+    def persistent_load(self, identity):
+        kind, storage_type, entry, device, elements = identity
+        assert (kind, device) == ("storage", "cpu")
+        storage = np.frombuffer(self._archive.read(f"archive/data/{entry}"), self.TYPES[storage_type])
+        assert len(storage) == elements
+        return storage
+
+    def find_class(self, module, name):
+        if module == "torch":
+            return name
+        return {("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+                ("collections", "OrderedDict"): dict}[module, name]
+
+    @staticmethod
+    def _tensor(storage, offset, size, stride, requires_grad, hooks):
+        assert not requires_grad and not hooks
+        width = storage.itemsize
+        return np.lib.stride_tricks.as_strided(storage[offset:], size, [s * width for s in stride])
+
+
+def read_torch_file(path):
+    """What torch.load gives, with numpy arrays (bfloat16 as bits), by the format alone."""
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        for entry in archive.infolist():
+            assert entry.compress_type == zipfile.ZIP_STORED  # torch maps entries into memory.
+        return _TorchUnpickler(archive).load()
 
 
 def as_f32(values):

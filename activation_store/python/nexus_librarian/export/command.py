@@ -22,7 +22,7 @@ speculators  OUT is the --data-path of speculators' trainer: an Arrow data set a
              hidden_states/hs_{i}.safetensors [tokens, layers + 1, width], the last of them the final
              state BEFORE the final norm. Needs pyarrow and torch. Its --target-layer-ids are printed.
 specforge    OUT is data.hidden_states_path of SpecForge's EAGLE-3: rows_*/data_{i}.ckpt, hidden_state
-             the final state AFTER the final norm. Needs torch, and final.post_norm in the store.
+             the final state AFTER the final norm: final.post_norm must be in the store.
 safetensors  shards of [rows, width] per capture with offsets and token ids, and index.json.
 
 The same command again continues; nothing that is there is written twice. Exit codes as librarian's:
@@ -109,12 +109,10 @@ def _export(options: argparse.Namespace) -> None:
         raise ExportError(USAGE, "--shard-size belongs to --to safetensors")
     if options.num_samples is not None and options.num_samples < 1:
         raise ExportError(USAGE, "--num-samples: at least 1 is needed")
-    for module in {"speculators": ("pyarrow", "torch"), "specforge": ("torch",)}.get(options.to, ()):
-        if importlib.util.find_spec(module) is None:
-            raise ExportError(USAGE, f"--to {options.to} needs the Python package {module}: "
-                              "pip install 'nexus-librarian[export]'")
-    store = ActivationStore(options.store,
-                            framework="torch" if options.to == "specforge" else "numpy")
+    if options.to == "speculators" and importlib.util.find_spec("pyarrow") is None:
+        raise ExportError(USAGE, "--to speculators needs the Python package pyarrow: "
+                          "pip install 'nexus-librarian[export]'")
+    store = ActivationStore(options.store, framework="numpy")
     if not store.complete:
         raise ExportError(DAMAGED, f"{', '.join(store.paths)}: parts are missing, and sample numbers "
                           "would change with them; finish extract first")

@@ -1,17 +1,17 @@
-"""SpecForge's offline form for EAGLE-3: rows_{g}-{g+2000}/data_{i}.ckpt, written by torch.save.
+"""SpecForge's offline form for EAGLE-3: rows_{g}-{g+2000}/data_{i}.ckpt for torch.load.
 
 @source  sgl-project/SpecForge 0.2.0, runtime/data_plane/offline_reader.py, algorithms/eagle3/data.py.
 """
 
 from __future__ import annotations
 
-import pickle
 from typing import BinaryIO
 
 import numpy as np
-import torch
 
 from .._states import DraftStates, SampleStates
+from . import values
+from .torch_file import read_int64, write_tensors
 
 _FOLDER_RECORDS = 2000
 
@@ -31,20 +31,17 @@ class SpecForgeRecords:
         return tokens * (16 + 2 * (len(self.states.hidden) + 1) * self.states.width)
 
     def is_finite(self, states: SampleStates) -> bool:
-        return all(bool(torch.isfinite(state).all()) for state in (*states.hidden, states.final))
+        return all(values.is_finite(state) for state in (*states.hidden, states.final))
 
     def write(self, file: BinaryIO, sample: int, states: SampleStates) -> int:
-        mask = states.loss_mask
-        torch.save({
-            "input_ids": states.input_ids,
-            "loss_mask": torch.ones_like(states.input_ids) if mask is None else mask.long(),
-            "hidden_state": states.final.unsqueeze(0),
-            "aux_hidden_state": torch.cat(states.hidden, dim=1).unsqueeze(0),
-        }, file)
+        ids, mask = states.input_ids, states.loss_mask
+        write_tensors(file, {
+            "input_ids": ids,  # First: token_ids() reads it.
+            "loss_mask": np.ones(len(ids), np.int64) if mask is None else mask.astype(np.int64),
+            "hidden_state": states.final[None],
+            "aux_hidden_state": np.concatenate(states.hidden, axis=1)[None],
+        })
         return file.tell()
 
     def token_ids(self, path: str) -> np.ndarray | None:
-        try:
-            return np.array(torch.load(path, map_location="cpu")["input_ids"].tolist(), np.int64)
-        except (OSError, RuntimeError, KeyError, AttributeError, TypeError, pickle.UnpicklingError):
-            return None
+        return read_int64(path, 0)

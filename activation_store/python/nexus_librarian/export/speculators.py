@@ -17,6 +17,7 @@ from . import values
 from .output import Output
 from .records import kept_samples
 from .safetensors_file import SafetensorsFile, read_tensor
+from .torch_file import write_value
 
 _ARROW_FILE = "data-00000-of-00001.arrow"
 _BATCH_TOKENS = 1 << 20  # Of the Arrow file; bounds memory.
@@ -67,7 +68,6 @@ class SpeculatorsRecords:
 def write_data_set(output: Output, states: DraftStates, samples: int) -> None:
     """The Arrow data set and token_freq.pt, when every record is there."""
     import pyarrow as pa
-    import torch
 
     info = {"features": {
         **{name: {"feature": {"dtype": "int64", "_type": "Value"}, "_type": "Sequence"}
@@ -83,7 +83,7 @@ def write_data_set(output: Output, states: DraftStates, samples: int) -> None:
                 [pa.array([row[name] for row in rows], field.type)
                  for name, field in zip(_COLUMNS, schema)], schema=schema))
     with output.new_file("token_freq.pt") as file:
-        torch.save(dict(sorted(frequencies.items())), file)
+        write_value(file, dict(sorted(frequencies.items())))
     with output.new_file("dataset_info.json") as file:
         file.write(json.dumps({"citation": "", "description": "", "homepage": "", "license": "",
                                **info}, indent=2).encode())
