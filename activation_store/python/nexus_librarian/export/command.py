@@ -10,10 +10,11 @@ import signal
 import sys
 from typing import Any, NoReturn, Sequence
 
-from .._decoder import DamagedStoreError, StoreError
+from .._decoder import DamagedStoreError, NotInStoreError, StoreError
 from .._states import POST_NORM, PRE_NORM, DraftStates
 from ..store import ActivationStore
 from .errors import BAD_INPUT, DAMAGED, DOES_NOT_FIT, USAGE, ExportError
+from .final_norm import FinalNorm, final_norm_of
 from .output import Output
 from .records import export_records
 
@@ -22,7 +23,8 @@ speculators  OUT is the --data-path of speculators' trainer: an Arrow data set a
              hidden_states/hs_{i}.safetensors [tokens, layers + 1, width], the last of them the final
              state BEFORE the final norm. Needs pyarrow and torch. Its --target-layer-ids are printed.
 specforge    OUT is data.hidden_states_path of SpecForge's EAGLE-3: rows_*/data_{i}.ckpt, hidden_state
-             the final state AFTER the final norm: final.post_norm must be in the store.
+             the final state AFTER the final norm: final.post_norm of the store, or the norm in its
+             model/ of final.pre_norm.
 safetensors  shards of [rows, width] per capture with offsets and token ids, and index.json.
 
 The same command again continues; nothing that is there is written twice. Exit codes as librarian's:
@@ -128,15 +130,17 @@ def _export(options: argparse.Namespace) -> None:
 def _to_trainer(options: argparse.Namespace, store: ActivationStore, captures: list[str] | None,
                 samples: int) -> None:
     speculators = options.to == "speculators"
-    states = DraftStates(store, captures, PRE_NORM if speculators else POST_NORM)
-    settings = {"to": options.to, "stores": store.identities, "captures": states.hidden,
-                "final": states.final, "samples": samples, "fp8": options.fp8}
     if speculators:
         from .speculators import SpeculatorsRecords, write_data_set
+        states, norm = DraftStates(store, captures, PRE_NORM), None
         form: Any = SpeculatorsRecords(states, options.fp8)
     else:
         from .specforge import SpecForgeRecords
-        form = SpecForgeRecords(states)
+        states, norm = _states_after_the_norm(store, captures)
+        form = SpecForgeRecords(states, norm)
+    final = states.final if norm is None else f"model/'s norm of {states.final}"
+    settings = {"to": options.to, "stores": store.identities, "captures": states.hidden,
+                "final": final, "samples": samples, "fp8": options.fp8}
     output = Output(options.out, settings)
     try:
         export_records(output, form, samples, options.skip_nonfinite, options.to)
@@ -150,7 +154,18 @@ def _to_trainer(options: argparse.Namespace, store: ActivationStore, captures: l
     ids = ",".join(map(str, states.layer_ids if speculators else states.block_ids))
     form_of_ids = "target-layer-ids" if speculators else "aux_hidden_state_layer_ids"
     _done(options.out, kept, samples, f"layers {', '.join(states.hidden)} ({form_of_ids} {ids}), "
-          f"final state {states.final}")
+          f"final state {final}")
+
+
+def _states_after_the_norm(
+        store: ActivationStore, captures: list[str] | None) -> tuple[DraftStates, FinalNorm | None]:
+    """The final state after the norm as captured, else before it with the model's own norm."""
+    try:
+        return DraftStates(store, captures, POST_NORM), None
+    except NotInStoreError:
+        if POST_NORM in store.captures or (norm := final_norm_of(store)) is None:
+            raise
+        return DraftStates(store, captures, PRE_NORM), norm
 
 
 def _to_safetensors(options: argparse.Namespace, store: ActivationStore, captures: list[str],

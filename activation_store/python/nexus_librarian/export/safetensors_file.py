@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Mapping, Sequence
 import numpy as np
 
 _TYPE_BYTES = {"F8_E4M3": 1, "U8": 1, "BOOL": 1, "BF16": 2, "F16": 2, "F32": 4, "I32": 4, "I64": 8}
+_NUMPY_TYPES = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "I64": "<i8"}
 _HEADER_BYTES_MAX = 100_000_000  # Larger headers are refused by safetensors itself.
 
 
@@ -62,7 +63,8 @@ class SafetensorsFile:
 
 
 def read_tensor(path: str, name: str) -> np.ndarray | None:
-    """One int64 tensor of a file, None if the file has no such tensor or is no safetensors file."""
+    """One tensor of a file, flat, bfloat16 as uint16 bits; None if the file has no such tensor or is
+    no safetensors file."""
     try:
         with open(path, "rb") as file:
             (header_bytes,) = struct.unpack("<Q", file.read(8))
@@ -70,10 +72,9 @@ def read_tensor(path: str, name: str) -> np.ndarray | None:
                 return None
             entry = json.loads(file.read(header_bytes))[name]
             begin, end = entry["data_offsets"]
-            if entry["dtype"] != "I64":
-                return None
+            kind = _NUMPY_TYPES[entry["dtype"]]
             file.seek(8 + header_bytes + begin)
             data = file.read(end - begin)
+            return np.frombuffer(data, kind) if len(data) == end - begin else None
     except (ValueError, KeyError, TypeError, struct.error):
         return None
-    return np.frombuffer(data, np.int64) if len(data) == end - begin and len(data) % 8 == 0 else None

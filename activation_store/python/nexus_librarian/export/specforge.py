@@ -11,6 +11,7 @@ import numpy as np
 
 from .._states import DraftStates, SampleStates
 from . import values
+from .final_norm import FinalNorm
 from .torch_file import read_int64, write_tensors
 
 _FOLDER_RECORDS = 2000
@@ -20,8 +21,9 @@ class SpecForgeRecords:
     """`input_ids` and `loss_mask` int64 [S], `aux_hidden_state` [1, S, L * d] of the hidden layers,
     `hidden_state` [1, S, d], the final state after the final norm."""
 
-    def __init__(self, states: DraftStates) -> None:
-        self.states = states
+    def __init__(self, states: DraftStates, norm: FinalNorm | None) -> None:
+        """@param norm  Makes the state after the final norm of one before it; None: it is one."""
+        self.states, self._norm = states, norm
 
     def file_name(self, record: int) -> str:
         group = record // _FOLDER_RECORDS * _FOLDER_RECORDS
@@ -35,10 +37,11 @@ class SpecForgeRecords:
 
     def write(self, file: BinaryIO, sample: int, states: SampleStates) -> int:
         ids, mask = states.input_ids, states.loss_mask
+        final = states.final if self._norm is None else self._norm(states.final)
         write_tensors(file, {
             "input_ids": ids,  # First: token_ids() reads it.
             "loss_mask": np.ones(len(ids), np.int64) if mask is None else mask.astype(np.int64),
-            "hidden_state": states.final[None],
+            "hidden_state": final[None],
             "aux_hidden_state": np.concatenate(states.hidden, axis=1)[None],
         })
         return file.tell()
