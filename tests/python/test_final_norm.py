@@ -1,5 +1,7 @@
 """The final norm that an export applies itself, from the skeleton in DIR/model/."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,6 @@ BAD_INPUT, DAMAGED = 3, 7
 
 
 def model_type(family):
-    import json
     return json.loads((GOLDEN / family / "model/config.json").read_text())["model_type"]
 
 
@@ -85,7 +86,6 @@ def test_a_damaged_skeleton_is_found(name, librarian, memory_path, capsys):
 
 def norm_weight_at(data):
     """Where the norm's weight lies in a safetensors file."""
-    import json
     header_bytes = int.from_bytes(data[:8], "little")
     entry = json.loads(data[8 : 8 + header_bytes])["model.norm.weight"]
     return 8 + header_bytes + entry["data_offsets"][0]

@@ -103,7 +103,7 @@ def _final_capture(store: ActivationStore, final: str) -> str:
     if final in captures:
         return final
     if final == PRE_NORM:  # The last block's output by its other name.
-        last = {f"blocks.{count - 1}.resid_post" for count in _layer_counts(store)}
+        last = _last_blocks(store)
         if len(last) == 1 and last <= set(captures):
             return last.pop()
     raise NotInStoreError(
@@ -113,19 +113,21 @@ def _final_capture(store: ActivationStore, final: str) -> str:
 
 def _block_outputs(store: ActivationStore) -> list[str]:
     """Captured block outputs but the last block's, by the names asked for."""
-    last = {f"blocks.{count - 1}.resid_post" for count in _layer_counts(store)}
+    last = _last_blocks(store)
     outputs = {index: name for name in reversed(store.captures) if name not in last
                and name != "embed" and (index := hidden_state_index(name)) is not None}
     return [outputs[index] for index in sorted(outputs)]
 
 
-def _layer_counts(store: ActivationStore) -> list[int]:
-    """Blocks of each store's model."""
-    counts = []
+def _last_blocks(store: ActivationStore) -> set[str]:
+    """Output of the last block of each store's model."""
+    names = set()
     for path in store.paths:
         with open(os.path.join(path, "job.json"), encoding="utf-8") as file:
-            counts.append(int(json.load(file)["identity"]["layers"]))
-    return counts
+            layers = json.load(file)["identity"].get("layers")
+        if layers is not None:
+            names.add(f"blocks.{layers - 1}.resid_post")
+    return names
 
 
 def _names(store: ActivationStore) -> str:
