@@ -64,5 +64,7 @@ class Checkpoints:
 
     @staticmethod
     def load(path, device):
-        # weights_only: a checkpoint is data, so loading one runs no code that lies in it.
-        return torch.load(path, map_location=device, weights_only=True)
+        # weights_only: a checkpoint is data, so loading one runs no code that lies in it. The first
+        # torch that had it, 1.13, cannot read plain floats that way.
+        return torch.load(path, map_location=device,
+                          weights_only=not torch.__version__.startswith("1."))

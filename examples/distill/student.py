@@ -137,11 +137,13 @@ def build(shape, anchor_captures, teacher_width, device, seed):
             elif name.endswith("bias"):
                 parameter.zero_()
             else:
-                adds_to_residual = name.endswith(("attention_out.weight", "down.weight"))
+                std = INITIAL_STD
+                if name.startswith("projections."):
+                    std = 1 / math.sqrt(shape.width)
+                elif name.endswith(("attention_out.weight", "down.weight")):
+                    std = residual_std
                 generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
-                values = torch.empty(parameter.shape).normal_(
-                    0, residual_std if adds_to_residual else INITIAL_STD, generator=generator)
-                parameter.copy_(values)
+                parameter.copy_(torch.empty(parameter.shape).normal_(0, std, generator=generator))
     return model
 
 
