@@ -68,8 +68,8 @@ class ChunkDecoder {
                       std::span<std::byte> raw) {
     return decode_rows(layout, encoded, 0, layout.chunk_tokens, raw);
   }
-  /// Rows [begin, end) of a chunk alone. The checksum is that of the whole chunk; blocks without such
-  /// a row are not decompressed.
+  /// Rows [begin, end) of a chunk alone. The checksum is that of the whole chunk; blocks without
+  /// such a row are not decompressed.
   /// @param rows  Exactly the size of those rows.
   Result<void> decode_rows(const ArrayLayout& layout, std::span<const std::byte> encoded,
                            std::uint64_t begin, std::uint64_t end, std::span<std::byte> rows);

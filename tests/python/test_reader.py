@@ -34,8 +34,8 @@ def same(one, other):
     """Equal names, and equal bits of every array."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
-    return numpy.array_equal(numpy.asarray(one).view(numpy.uint8),
-                             numpy.asarray(other).view(numpy.uint8))
+    one, other = numpy.asarray(one), numpy.asarray(other)
+    return (one.shape, one.dtype, one.tobytes()) == (other.shape, other.dtype, other.tobytes())
 
 
 def reseal(path, change):
@@ -44,7 +44,7 @@ def reseal(path, change):
     change(document)
     document.get("attributes", document)["xxh3"] = "0" * 32
     text = json.dumps(document)
-    path.write_text(text.replace('"' + "0" * 32 + '"', f'"{xxhash.xxh3_128_hexdigest(text)}"'))
+    path.write_text(text.replace('"' + "0" * 32 + '"', f'"{xxhash.xxh3_128_hexdigest(text.encode())}"'))
 
 
 def test_every_sample_is_what_was_written(fixture_root, cases):
@@ -95,7 +95,7 @@ def test_opening_reads_no_part(store_copy):
         path.write_text("{}")
     store = open_store(store_copy)
     assert len(store) == 8
-    with pytest.raises(DamagedStoreError, match="part-00001/zarr.json"):
+    with pytest.raises(DamagedStoreError, match="part-00000/zarr.json"):
         store.sample(3)
 
 

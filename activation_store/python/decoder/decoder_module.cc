@@ -71,7 +71,7 @@ PyObject* bytes_or_raise(const Result<std::vector<std::byte>>& bytes) {
 template <typename T>
 struct Holder {
   PyObject_HEAD  // NOLINT: the macro is the base
-  T* value;
+      T* value;
 };
 
 template <typename T>
@@ -115,9 +115,9 @@ PyObject* writable_memory(PyObject* /*module*/, PyObject* arguments) {
   if (PyArg_ParseTuple(arguments, "Kn", &address, &bytes) == 0) {
     return nullptr;
   }
-  return PyMemoryView_FromMemory(
-      reinterpret_cast<char*>(static_cast<std::uintptr_t>(address)),  // NOLINT: a tensor's data_ptr()
-      bytes, PyBUF_WRITE);
+  return PyMemoryView_FromMemory(reinterpret_cast<char*>(static_cast<std::uintptr_t>(
+                                     address)),  // NOLINT: a tensor's data_ptr()
+                                 bytes, PyBUF_WRITE);
 }
 
 PyObject* job_facts(PyObject* self, PyObject* /*unused*/) {
@@ -173,6 +173,23 @@ PyObject* part_tokens(PyObject* self, PyObject* arguments) {
   return bytes_or_raise(without_gil([&] { return part.tokens(array); }));
 }
 
+/// Calls read(array, begin, end, bytes) with the GIL released and the bytes of the buffer.
+template <typename Read>
+PyObject* read_into_buffer(PyObject* target, Read read) {
+  Py_buffer buffer;
+  if (PyObject_GetBuffer(target, &buffer, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) != 0) {
+    return nullptr;
+  }
+  const std::span<std::byte> bytes(static_cast<std::byte*>(buffer.buf),
+                                   static_cast<std::size_t>(buffer.len));
+  const auto done = without_gil([&] { return read(bytes); });
+  PyBuffer_Release(&buffer);
+  if (!done) {
+    return raise(done.error());
+  }
+  Py_RETURN_NONE;
+}
+
 PyObject* part_read_rows(PyObject* self, PyObject* arguments) {
   const char* name = nullptr;
   unsigned long long begin = 0;  // NOLINT(google-runtime-int)
@@ -181,22 +198,30 @@ PyObject* part_read_rows(PyObject* self, PyObject* arguments) {
   if (PyArg_ParseTuple(arguments, "sKKO", &name, &begin, &end, &target) == 0) {
     return nullptr;
   }
-  Py_buffer buffer;
-  if (PyObject_GetBuffer(target, &buffer, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) != 0) {
+  const std::string array(name);
+  const PartAccess& part = value_of<PartAccess>(self);
+  return read_into_buffer(
+      target, [&](std::span<std::byte> bytes) { return part.read_rows(array, begin, end, bytes); });
+}
+
+PyObject* part_read_dequantised(PyObject* self, PyObject* arguments) {
+  const char* name = nullptr;
+  unsigned long long begin = 0;  // NOLINT(google-runtime-int)
+  unsigned long long end = 0;    // NOLINT(google-runtime-int)
+  const char* type_name = nullptr;
+  PyObject* target = nullptr;
+  if (PyArg_ParseTuple(arguments, "sKKsO", &name, &begin, &end, &type_name, &target) == 0) {
     return nullptr;
+  }
+  const auto type = parse_stored_type(type_name);
+  if (!type) {
+    return raise(type.error());
   }
   const std::string array(name);
   const PartAccess& part = value_of<PartAccess>(self);
-  const auto read = without_gil([&] {
-    return part.read_rows(array, begin, end,
-                          {static_cast<std::byte*>(buffer.buf),
-                           static_cast<std::size_t>(buffer.len)});
+  return read_into_buffer(target, [&](std::span<std::byte> bytes) {
+    return part.read_dequantised(array, begin, end, *type, bytes);
   });
-  PyBuffer_Release(&buffer);
-  if (!read) {
-    return raise(read.error());
-  }
-  Py_RETURN_NONE;
 }
 
 PyMethodDef job_methods[] = {
@@ -213,6 +238,8 @@ PyMethodDef part_methods[] = {
     {"read_rows", part_read_rows, METH_VARARGS,
      "read_rows(array, begin, end, buffer): rows [begin, end) into a writable buffer of exactly "
      "their size."},
+    {"read_dequantised", part_read_dequantised, METH_VARARGS,
+     "read_dequantised(array, begin, end, dtype, buffer): rows of an fp8 array, scaled."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyMethodDef module_methods[] = {
@@ -223,9 +250,8 @@ PyMethodDef module_methods[] = {
 
 template <typename T>
 PyTypeObject* make_type(const char* name, PyMethodDef* methods) {
-  PyType_Slot slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(destroy<T>)},
-                         {Py_tp_methods, methods},
-                         {0, nullptr}};
+  PyType_Slot slots[] = {
+      {Py_tp_dealloc, reinterpret_cast<void*>(destroy<T>)}, {Py_tp_methods, methods}, {0, nullptr}};
   PyType_Spec spec = {name, sizeof(Holder<T>), 0,
                       Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
   return reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
@@ -249,12 +275,12 @@ bool fill_module(PyObject* module) {
   }
   damaged_error = make_error(module, "DamagedStoreError",
                              "Stored bytes are not what was written; names the file.", store_error);
-  not_found_error = make_error(module, "NotInStoreError",
-                               "No store there, or none of this part, sample or capture.",
-                               store_error);
-  format_error = make_error(module, "LaterFormatError",
-                            "Written in a later version of the format: update nexus-librarian.",
-                            store_error);
+  not_found_error =
+      make_error(module, "NotInStoreError",
+                 "No store there, or none of this part, sample or capture.", store_error);
+  format_error =
+      make_error(module, "LaterFormatError",
+                 "Written in a later version of the format: update nexus-librarian.", store_error);
   return damaged_error != nullptr && not_found_error != nullptr && format_error != nullptr;
 }
 

@@ -18,17 +18,24 @@ class PartAccess {
  public:
   explicit PartAccess(StoreReader reader) : reader_(std::move(reader)) {}
 
-  /// {"captures": [...], "aliases": {...}, "arrays": {name: {"shape": [...], "dtype": "..."}}, ...}
+  /// {"captures": [...], "aliases": {...}, "groups": {...}, "arrays": {name: {"shape": [...],
+  /// "dtype": "..."}}, ...}
   std::string facts() const;
-  /// {"rows": n, "width": n, "dtype": "...", "chunk_tokens": n, "shard_tokens": n}
+  /// {"rows": n, "width": n (0: one value per row), "dtype": "...", "chunk_tokens": n,
+  /// "shard_tokens": n, "rows_array": "tokens/rows_loss" or null, "lossy": {...} or null}
   /// @error corrupt  The array is not the one the manifest lists, or a shard has another size.
   Result<std::string> array_facts(const std::string& name) const;
   /// All of tokens/<name>, little-endian, of the length that the part states.
-  /// @param name  "input_ids", "offsets", "sample_index" or "loss_mask".
+  /// @param name  "input_ids", "offsets", "sample_index", "loss_mask" or "rows_loss" and so on.
   Result<std::vector<std::byte>> tokens(const std::string& name) const;
   /// As ArrayReader::read_rows() of one array.
   Result<void> read_rows(const std::string& name, std::uint64_t begin, std::uint64_t end,
                          std::span<std::byte> into) const;
+  /// The same of an fp8 array, each value times its row's scale, rounded to nearest even.
+  /// @param type  bf16, f16 or f32.
+  /// @error invalid_argument  Not an fp8 array, another type, or `into` has another size.
+  Result<void> read_dequantised(const std::string& name, std::uint64_t begin, std::uint64_t end,
+                                StoredType type, std::span<std::byte> into) const;
 
  private:
   const CompletePart& part() const { return reader_.parts().front(); }

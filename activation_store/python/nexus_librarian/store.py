@@ -14,6 +14,7 @@ from . import _decoder
 from ._arrays import STORED_TYPES, Arrays, arrays_of
 
 Sample = dict[str, Any]
+FP8 = "float8_e4m3fn"
 
 _TOKEN_CACHE_BYTES_MAX = 256 << 20
 
@@ -38,7 +39,8 @@ class CaptureInfo(NamedTuple):
     """What an array of a part holds; see ActivationStore.capture_info()."""
 
     width: int  # Columns; 0 for one value per row.
-    dtype: str  # "bfloat16", "float16", "float32", "float8_e4m3fn", "int32".
+    dtype: str  # "bfloat16", "float16", "float32" or "int32": what sample() gives.
+    stored_dtype: str  # The same, or "float8_e4m3fn" with lossy["scales"] naming the scales' array.
     chunk_tokens: int
     shard_tokens: int
     rows: str | None  # Array of the rows that are kept, e.g. "tokens/rows_loss"; None: all.
@@ -217,6 +219,9 @@ class _Job:
         self._native = _decoder.open_job(path)
         facts = json.loads(self._native.facts())
         self.identity_digest: str = facts["identity_digest"]
+        # What the model computed in, and so what fp8 rows become.
+        self.compute_type: str = {"f32": "float32", "f16": "float16"}.get(
+            facts["identity"].get("dtype"), "bfloat16")
         self.partition: list[list[int]] = facts["parts"]  # [first sample, samples, tokens] each
         self.complete_parts = self._native.complete_parts
         self.open_part = self._native.open_part
@@ -251,7 +256,8 @@ class Part:
         facts = json.loads(self._native.facts())
         self.captures: list[str] = facts["captures"]
         self._aliases: dict[str, str] = facts["aliases"]
-        self._groups: dict[str, dict[str, str]] = facts.get("groups", {})
+        self._groups: dict[str, dict[str, str]] = facts["groups"]
+        self._compute_type = job.compute_type
         self._arrays: dict[str, dict[str, Any]] = facts["arrays"]
         self._infos: dict[str, CaptureInfo] = {}
         self.has_loss_mask = "tokens/loss_mask" in self._arrays
@@ -279,9 +285,10 @@ class Part:
     def info(self, array: str) -> CaptureInfo:
         if array not in self._infos:
             facts = json.loads(self._native.array_facts(array))
+            stored = facts["dtype"]
             self._infos[array] = CaptureInfo(
-                facts["width"], facts["dtype"], facts["chunk_tokens"], facts["shard_tokens"],
-                facts.get("rows_array"), facts.get("lossy"))
+                facts["width"], self._compute_type if stored == FP8 else stored, stored,
+                facts["chunk_tokens"], facts["shard_tokens"], facts["rows_array"], facts["lossy"])
         return self._infos[array]
 
     def rows_name(self, capture: str) -> str | None:
@@ -300,24 +307,29 @@ class Part:
         kept = self.kept(capture)
         return (begin, end) if kept is None else tuple(np.searchsorted(kept, (begin, end)).tolist())
 
-    def empty(self, array: str, rows: int, arrays: Arrays) -> Any:
+    def empty(self, array: str, rows: int, arrays: Arrays, raw: bool = False) -> Any:
         """Room for rows of an array, as read_into() fills it."""
         info = self.info(array)
-        return arrays.empty((rows, info.width) if info.width else (rows,), info.dtype)
+        return arrays.empty((rows, info.width) if info.width else (rows,),
+                            info.stored_dtype if raw else info.dtype)
 
-    def read_into(self, array: str, begin: int, end: int, into: Any, at: int,
-                  arrays: Arrays) -> None:
+    def read_into(self, array: str, begin: int, end: int, into: Any, at: int, arrays: Arrays,
+                  raw: bool = False) -> None:
         """Rows [begin, end) of an array into rows from `at` on of what empty() gave."""
-        if end > begin:
-            memory = arrays.bytes_of(into)
-            row_bytes = len(memory) // len(into)
-            self._native.read_rows(
-                array, begin, end, memory[at * row_bytes : (at + end - begin) * row_bytes])
+        if end <= begin:
+            return
+        memory, info = arrays.bytes_of(into), self.info(array)
+        row_bytes = len(memory) // len(into)
+        memory = memory[at * row_bytes : (at + end - begin) * row_bytes]
+        if info.stored_dtype == FP8 and not raw:
+            self._native.read_dequantised(array, begin, end, info.dtype, memory)
+        else:
+            self._native.read_rows(array, begin, end, memory)
 
-    def read(self, array: str, begin: int, end: int, arrays: Arrays) -> Any:
+    def read(self, array: str, begin: int, end: int, arrays: Arrays, raw: bool = False) -> Any:
         """Rows [begin, end) of an array."""
-        values = self.empty(array, end - begin, arrays)
-        self.read_into(array, begin, end, values, 0, arrays)
+        values = self.empty(array, end - begin, arrays, raw)
+        self.read_into(array, begin, end, values, 0, arrays, raw)
         return values
 
     def sample(self, place: int, captures: Iterable[str], arrays: Arrays,
@@ -330,8 +342,12 @@ class Part:
             kept = self.kept(capture)
             if kept is not None:
                 sample[capture + ".rows"] = arrays.from_numpy(kept[first:last] - begin)
-            values = {member: self.read(array, first, last, arrays)
-                      for member, array in self.members(capture).items()}
+            values = {}
+            for member, array in self.members(capture).items():
+                values[member] = self.read(array, first, last, arrays, raw)
+                lossy = self.info(array).lossy or {}
+                if raw and "scales" in lossy:
+                    sample[capture + ".scales"] = self.read(lossy["scales"], first, last, arrays)
             sample[capture] = values.get("", values)
         sample["input_ids"] = arrays.from_numpy(
             self.tokens("input_ids")[begin:end].astype(np.int64))
