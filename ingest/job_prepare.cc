@@ -104,6 +104,15 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
     warnings_.push_back(std::move(text));
   }
   LIB_TRY(captures_, parse_captures(options_.captures, capture_shape(checkpoint_->spec())));
+  if (captures_.logits) {
+    return Error(ErrorCode::invalid_argument,
+                 "--capture logits.topk: logits are not built in yet; capture final.post_norm");
+  }
+  if (!captures_.options.empty()) {
+    return Error(ErrorCode::invalid_argument,
+                 "--capture " + captures_.options.begin()->first +
+                     captures_.options.begin()->second.text() + ": not built in yet");
+  }
   TokenLimits limits;
   limits.vocab_size = checkpoint_->spec().vocab_size;
   limits.max_length = options_.max_length;
@@ -226,9 +235,9 @@ Result<void> PreparedJob::plan() {
   disk.codec = options_.codec;
   disk.state_in_memory = memory_.state_in_memory;
   for (std::int32_t layer = weightmap::kEmbeddingLayer; layer < captures_.last_layer(); ++layer) {
-    const bool covered = layer >= 0 && captures_.layers[static_cast<std::size_t>(layer)].contains(
-                                           gpu_exec::CapturePoint::resid_post);
-    disk.uncovered_layers += covered ? 0 : 1;
+    // A state on disk cannot read the embedding back from its array: the table gave its rows in
+    // another order.
+    disk.uncovered_layers += layer >= 0 && captures_.keeps_state_of(layer) ? 0 : 1;
   }
   disk_ = plan_disk(disk);
   if (options_.disk_limit_bytes && disk_.peak_bytes > *options_.disk_limit_bytes) {

@@ -123,13 +123,10 @@ class PartRun::Committer {
 PartRun::~PartRun() = default;
 
 std::string PartRun::covering_array(std::int32_t layer) const {
-  if (layer < 0) {
-    return context_.captures.embed ? "embed" : "";
+  if (!context_.captures.keeps_state_of(layer)) {
+    return "";
   }
-  return context_.captures.layers[static_cast<std::size_t>(layer)].contains(
-             CapturePoint::resid_post)
-             ? capture_array_name(layer, CapturePoint::resid_post)
-             : "";
+  return layer < 0 ? "embed" : capture_array_name(layer, CapturePoint::resid_post);
 }
 
 bool PartRun::durable_state_due() const {
