@@ -64,6 +64,7 @@ Result<ArrayReader> ArrayReader::open(FileSystem& files, const std::string& arra
 
 const ArrayLayout& ArrayReader::layout() const { return impl_->metadata().layout; }
 const std::string& ArrayReader::capture() const { return impl_->metadata().capture; }
+const ArrayAttributes& ArrayReader::attributes() const { return impl_->metadata().attributes; }
 
 Result<void> ArrayReader::read_rows(std::uint64_t begin, std::uint64_t end,
                                     std::span<std::byte> into) const {
@@ -108,7 +109,7 @@ Result<void> ArrayReader::Impl::read_shard(std::uint64_t shard, std::uint64_t be
                                            std::uint64_t end, std::span<std::byte> into,
                                            Workspace& work) {
   const ArrayLayout& layout = metadata_.layout;
-  const std::string path = directory_ + "/" + shard_path(shard);
+  const std::string path = directory_ + "/" + shard_path(layout, shard);
   auto opened = files_.open(path);
   if (!opened) {
     // An array that has its zarr.json has its shards: absence is damage, not "not written yet".

@@ -178,7 +178,9 @@ std::uint64_t ChunkEncoder::encode_blosc(const ArrayLayout& layout, std::span<co
   for (std::uint64_t block = 0; block < g.block_count; ++block) {
     const unsigned char* const from = bytes_of(raw.data() + block * g.block_bytes);
     const std::uint64_t elements = g.block_bytes / g.type_bytes;
-    if (g.type_bytes == 2) {
+    if (g.type_bytes == 1) {
+      std::memcpy(planes_.data(), from, elements);
+    } else if (g.type_bytes == 2) {
       split_planes_2(from, elements, bytes_of(planes_.data()), bytes_of(planes_.data()) + elements);
     } else {
       split_planes<4>(from, elements, bytes_of(planes_.data()));
@@ -289,7 +291,9 @@ Result<void> ChunkDecoder::decode_blosc(const ArrayLayout& layout,
       plane[k] = plane[0] + k * elements;  // all planes in one stream
     }
     unsigned char* const to = bytes_of(raw.data() + block * g.block_bytes);
-    if (g.type_bytes == 2) {
+    if (g.type_bytes == 1) {
+      std::memcpy(to, plane[0], elements);
+    } else if (g.type_bytes == 2) {
       join_planes_2(plane[0], plane[1], elements, to);
     } else {
       join_planes_4(plane[0], plane[1], plane[2], plane[3], elements, to);
