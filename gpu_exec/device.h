@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "gpu_exec/model_spec.h"
+#include "gpu_exec/topk.h"
 
 namespace librarian::gpu_exec {
 
@@ -87,6 +88,7 @@ struct LinearOp {
   PackedMatrix matrix;
   Activation activation = Activation::identity;
   std::uint64_t y_stride = 0;  ///< Elements from one row of y to the next; 0: outputs.
+  bool y_f32 = false;          ///< y is f32, whatever `dtype`: nothing is rounded.
 };
 
 /// y = act(x * gate^T + gate bias) * (x * up^T + up bias); both products stay f32 until y.
@@ -186,6 +188,22 @@ struct AddOp {
   float scale = 1.0F;
 };
 
+/// One tile of the vocabulary for rows that may have met the tiles before it. Products become
+/// logits in place: softcap * tanh(product * multiplier / softcap), or product * multiplier without
+/// a cap. All in f32; sums over the tile in an order of its size alone.
+/// @source Milakov and Gimelshein 2018 (online softmax with top k)
+struct TopkOp {
+  float* logits = nullptr;  ///< [rows, count] row-major: the head's products; overwritten.
+  std::uint64_t rows = 0;
+  std::uint64_t count = 0;     ///< Of ids: at most kVocabularyTile.
+  std::uint64_t first_id = 0;  ///< Behind all that came before.
+  float multiplier = 1.0F;
+  float softcap = 0;                       ///< 0: none.
+  std::uint32_t k = 0;                     ///< 1 to kTopkMax.
+  const std::int32_t* gold_ids = nullptr;  ///< [rows] the token that came next, or -1.
+  std::byte* memory = nullptr;  ///< [rows] of topk_row_bytes(k); see TopkRow and clear_topk().
+};
+
 /// Size of a product's matrix, [outputs, inputs].
 struct ProductSize {
   std::uint64_t outputs = 0, inputs = 0;
@@ -282,6 +300,7 @@ class Device {
   virtual void rotate(const RotateOp& op, std::byte* scratch) = 0;
   virtual void norm(const NormOp& op) = 0;
   virtual void add(const AddOp& op) = 0;
+  virtual void topk(const TopkOp& op) = 0;
 };
 
 /// Instruction-set path of the CPU device. Results are equal bit for bit on one path, and differ

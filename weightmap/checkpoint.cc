@@ -60,6 +60,20 @@ Result<std::string> read_header(remote::Fetcher& fetcher, const remote::Fetcher:
   return header;
 }
 
+/// As the tensors lie in the files, but a table or head comes last: its rows need what else belongs
+/// to the step.
+void sort_tensors(LayerPlan& plan) {
+  std::sort(plan.tensors.begin(), plan.tensors.end(),
+            [](const WeightTensor& a, const WeightTensor& b) {
+              const auto key = [](const WeightTensor& tensor) {
+                return std::tuple(tensor.role == gpu_exec::WeightRole::embedding ||
+                                      tensor.role == gpu_exec::WeightRole::head,
+                                  tensor.file, tensor.bytes.begin);
+              };
+              return key(a) < key(b);
+            });
+}
+
 /// What this checkpoint puts before its names.
 std::string name_prefix(const NameScheme& scheme,
                         const std::vector<std::pair<std::uint32_t, TensorInfo>>& tensors) {
@@ -243,16 +257,66 @@ Result<void> Checkpoint::plan_layers(std::vector<std::pair<std::uint32_t, Tensor
   const auto commonest = std::max_element(bytes_of_dtype.begin(), bytes_of_dtype.end());
   commonest_dtype_ = static_cast<DType>(commonest - bytes_of_dtype.begin());
   for (LayerPlan& plan : layers_) {
-    std::sort(plan.tensors.begin(), plan.tensors.end(),
-              [](const WeightTensor& a, const WeightTensor& b) {
-                // The table comes last: its rows need what else belongs to the embedding.
-                const auto key = [](const WeightTensor& tensor) {
-                  return std::tuple(tensor.role == gpu_exec::WeightRole::embedding, tensor.file,
-                                    tensor.bytes.begin);
-                };
-                return key(a) < key(b);
-              });
+    sort_tensors(plan);
   }
+  return {};
+}
+
+Result<void> Checkpoint::use_head() {
+  if (config_.names.family->head.empty()) {
+    return Error(ErrorCode::bad_input, directory_.display() + ": model_type '" +
+                                           config_.model_type +
+                                           "' has no head that predicts the next token, so there "
+                                           "is no logits.topk; leave that capture out");
+  }
+  for (const gpu_exec::WeightRole role : gpu_exec::head_roles(spec())) {
+    LIB_TRY_VOID(add_head_tensor(role));
+  }
+  sort_tensors(layers_.back());
+  return {};
+}
+
+Result<void> Checkpoint::add_head_tensor(gpu_exec::WeightRole role) {
+  LayerPlan& plan = layers_.back();
+  const auto add = [&](WeightTensor tensor) {
+    plan.bytes += tensor.bytes.size();
+    weight_bytes_ += tensor.bytes.size();
+    plan.tensors.push_back(std::move(tensor));
+  };
+  if (role == gpu_exec::WeightRole::head && spec().head.tied) {
+    const std::vector<WeightTensor>& tensors = layers_.front().tensors;
+    WeightTensor table =
+        *std::find_if(tensors.begin(), tensors.end(), [](const WeightTensor& tensor) {
+          return tensor.role == gpu_exec::WeightRole::embedding;  // Required when it was opened.
+        });
+    table.role = role;
+    add(std::move(table));
+    return {};
+  }
+  const auto found = std::find_if(skeleton_.begin(), skeleton_.end(), [&](const StoredTensor& one) {
+    return is_head_name(one.name, config_.names, role);
+  });
+  if (found == skeleton_.end()) {
+    const TensorNames& names = *config_.names.family;
+    return Error(
+        ErrorCode::bad_input,
+        directory_.display() + ": tensor '" +
+            std::string(role == gpu_exec::WeightRole::head ? names.head : names.head_bias) +
+            "' is missing from the checkpoint, and logits.topk needs it");
+  }
+  const std::string where =
+      directory_.child(files_[found->file].name).display() + ": tensor '" + found->name + "'";
+  const std::optional<DType> dtype = compute_dtype(found->dtype);
+  if (!dtype) {
+    return Error(ErrorCode::bad_input,
+                 where + " has dtype " + found->dtype + "; built in: BF16, F16, F32");
+  }
+  const std::vector<std::uint64_t> shape = gpu_exec::weight_shape(spec(), {}, role);
+  if (found->shape != shape) {
+    return Error(ErrorCode::bad_input, where + " has shape " + shape_text(found->shape) +
+                                           " where config.json asks for " + shape_text(shape));
+  }
+  add({role, found->name, *dtype, found->file, found->bytes, shape.back()});
   return {};
 }
 

@@ -82,6 +82,10 @@ class Checkpoint {
   /// @param layer  kEmbeddingLayer to L; L is the final norm, and empty if there is none.
   const LayerPlan& layer(std::int32_t layer) const;
   std::int32_t layer_count() const { return static_cast<std::int32_t>(spec().layers.size()); }
+  /// Makes the head part of layer L, behind its other tensors: for jobs that want logits. Once,
+  /// before anybody else looks.
+  /// @error bad_input  The family has no head, or the checkpoint's is missing or of another shape.
+  Result<void> use_head();
   /// What lies outside the layers: embeddings and their norm, final norm, heads; by name. A head
   /// that config.json ties to the embedding is not among them.
   const std::vector<StoredTensor>& skeleton() const { return skeleton_; }
@@ -99,6 +103,7 @@ class Checkpoint {
   bool is_tied_head(const NamedTensor& named, const std::vector<std::uint64_t>& shape) const;
   const gpu_exec::LayerSpec& layer_spec(std::int32_t layer) const;
   std::vector<gpu_exec::WeightRole> roles_of(std::int32_t layer) const;
+  Result<void> add_head_tensor(gpu_exec::WeightRole role);
   Result<void> plan_layers(std::vector<std::pair<std::uint32_t, TensorInfo>> tensors);
 
   remote::Uri directory_;

@@ -230,6 +230,7 @@ Result<ModelConfig> read_config(ConfigReader& config, const Family& family, Dial
   spec.final_norm = family.final_norm;
   LIB_TRY_VOID(read_embedding(config, family.embedding, spec));
   LIB_TRY_VOID(read_head(config, family.head, spec.head));
+  spec.head.bias = !family.names->head_bias.empty();
 
   LIB_TRY(LayerSpec layer, read_layer(config, family, spec));
   if (family.adjust != nullptr) {
