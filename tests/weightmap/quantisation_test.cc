@@ -21,7 +21,7 @@ using gpu_exec::QuantisedMatrix;
 using testing::HasSubstr;
 
 /// One matrix of tests/golden/quantised, with what its library decodes it to.
-struct Fixture {
+struct Fixture {  // NOLINT(bugprone-exception-escape): Json's move may throw
   std::string name;
   Json config;
   std::vector<ModuleTensor> tensors;
@@ -120,8 +120,11 @@ TEST_P(QuantisedLayout, SaysTheSameElementByElementAndInOtherTypes) {
   for (std::uint64_t o = 0; o < fixture.outputs; ++o) {
     for (std::uint64_t i = 0; i < fixture.inputs; ++i) {
       const float value = gpu_exec::quantised_element(matrix, o, i);
-      ASSERT_EQ(std::memcmp(&value, exact.data() + (o * fixture.inputs + i) * 4, 4), 0)
-          << o << ", " << i << ": " << value;
+      std::uint32_t bits = 0;
+      std::uint32_t wanted = 0;
+      std::memcpy(&bits, &value, sizeof bits);
+      std::memcpy(&wanted, exact.data() + (o * fixture.inputs + i) * sizeof wanted, sizeof wanted);
+      ASSERT_EQ(bits, wanted) << o << ", " << i << ": " << value;
     }
   }
   for (const DType to : {DType::bf16, DType::f16, DType::f32}) {
@@ -187,7 +190,7 @@ TEST(Quantisation, RefusesAScaleThatIsNotANumber) {
 TEST(Quantisation, RefusesAGroupThatDoesNotExist) {
   for (const std::int32_t group : {-1, 6, std::numeric_limits<std::int32_t>::max()}) {
     Fixture fixture = read_fixture("gptq_3bit_desc");
-    std::memcpy(fixture.bytes["g_idx"].data() + 4 * 17, &group, sizeof group);
+    std::memcpy(fixture.bytes["g_idx"].data() + sizeof group * 17, &group, sizeof group);
     auto bound = fixture.bind();
     ASSERT_FALSE(bound);
     EXPECT_THAT(bound.error().message(), HasSubstr("input 17 is in group"));
