@@ -37,8 +37,9 @@ class Decoder {
  public:
   using Type = typename Element<to>::Type;
 
-  explicit Decoder(const QuantisedMatrix& matrix)
-      : m_(matrix), codes_(std::uint64_t{1} << code_bits(matrix)) {}
+  /// Of inputs [begin, end).
+  Decoder(const QuantisedMatrix& matrix, std::uint64_t begin, std::uint64_t end)
+      : m_(matrix), codes_(std::uint64_t{1} << code_bits(matrix)), begin_(begin), end_(end) {}
 
   void decode(std::uint64_t first, std::uint64_t rows, Type* out) {
     switch (m_.layout) {
@@ -53,13 +54,12 @@ class Decoder {
   }
 
  private:
-  void fill(Type* table, float scale, std::int32_t zero) const {
+  void fill(Type* table, std::uint64_t o, std::uint64_t i, std::uint64_t group) const {
+    const float scale = scale_at(m_, o, i, group);
+    const std::int32_t zero = zero_at(m_, o, group);
     for (std::uint64_t code = 0; code < codes_; ++code) {
       table[code] = rounded<to>(decoded(m_, static_cast<std::uint32_t>(code), scale, zero));
     }
-  }
-  void fill(Type* table, std::uint64_t o, std::uint64_t i, std::uint64_t group) const {
-    fill(table, scale_at(m_, o, i, group), zero_at(m_, o, group));
   }
   /// tables_[group] for output `o`.
   void fill_all_groups(std::uint64_t o) {
@@ -70,58 +70,62 @@ class Decoder {
   }
 
   /// Inputs [begin, end) of one row, with one table.
+  /// @param out  Where input `begin` goes.
   void decode_run(const Type* table, std::uint64_t o, std::uint64_t begin, std::uint64_t end,
                   Type* out) const {
-    if (codes_ == 256 && m_.layout != CodeLayout::bits_by_row) {
+    if (m_.layout == CodeLayout::f8_e4m3 || m_.layout == CodeLayout::int8) {
       const std::byte* codes = m_.codes + o * m_.inputs;
       for (std::uint64_t i = begin; i < end; ++i) {
-        out[i] = table[static_cast<std::uint8_t>(codes[i])];
+        *out++ = table[static_cast<std::uint8_t>(codes[i])];
       }
       return;
     }
-    const bool bytes = m_.layout == CodeLayout::e2m1_by_row ||
-                       (m_.layout == CodeLayout::bits_by_row && m_.bits == 4);
+    const bool nibbles = m_.layout == CodeLayout::e2m1_by_row ||
+                         (m_.layout == CodeLayout::bits_by_row && m_.bits == 4);
     std::uint64_t i = begin;
-    if (bytes && begin % 2 == 0) {
+    if (nibbles && begin % 2 == 0) {
       // Words are little-endian, so their nibbles are those of bytes in order.
       const std::uint64_t row_bytes =
           m_.layout == CodeLayout::e2m1_by_row ? m_.inputs / 2 : words_of(m_.inputs, 4) * 4;
       const std::byte* codes = m_.codes + o * row_bytes;
       for (; i + 2 <= end; i += 2) {
         const auto pair = static_cast<std::uint8_t>(codes[i / 2]);
-        out[i] = table[pair & 0xFU];
-        out[i + 1] = table[pair >> 4U];
+        *out++ = table[pair & 0xFU];
+        *out++ = table[pair >> 4U];
       }
     }
     for (; i < end; ++i) {
-      out[i] = table[code_at(m_, o, i)];
+      *out++ = table[code_at(m_, o, i)];
     }
   }
 
   void decode_by_row(std::uint64_t first, std::uint64_t rows, Type* out) {
-    const std::uint64_t end = first + rows;
-    for (std::uint64_t row = first; row < end;) {
+    const std::uint64_t stride = end_ - begin_;
+    const std::uint64_t last = first + rows;
+    for (std::uint64_t row = first; row < last;) {
       // Rows of one scale, which go through its tables together.
+      const std::uint64_t scale_end = (row / m_.scale_outputs + 1) * m_.scale_outputs;
       const std::uint64_t run_end =
-          m_.zero_layout != ZeroLayout::none
-              ? row + 1
-              : std::min(end, (row / m_.scale_outputs + 1) * m_.scale_outputs);
+          m_.zero_layout == ZeroLayout::none ? std::min(last, scale_end) : row + 1;
+      Type* const to_run = out + (row - first) * stride;
       if (m_.group_of_input != nullptr) {
         fill_all_groups(row);
         for (std::uint64_t o = row; o < run_end; ++o) {
-          for (std::uint64_t i = 0; i < m_.inputs; ++i) {
-            out[(o - first) * m_.inputs + i] =
+          for (std::uint64_t i = begin_; i < end_; ++i) {
+            to_run[(o - row) * stride + i - begin_] =
                 tables_[group_at(m_, i) * codes_ + code_at(m_, o, i)];
           }
         }
       } else {
         tables_.resize(codes_);
-        for (std::uint64_t begin = 0; begin < m_.inputs; begin += m_.scale_inputs) {
-          fill(tables_.data(), row, begin, begin / m_.scale_inputs);
+        for (std::uint64_t i = begin_; i < end_;) {
+          const std::uint64_t group = i / m_.scale_inputs;
+          const std::uint64_t group_end = std::min(end_, (group + 1) * m_.scale_inputs);
+          fill(tables_.data(), row, i, group);
           for (std::uint64_t o = row; o < run_end; ++o) {
-            decode_run(tables_.data(), o, begin, std::min(m_.inputs, begin + m_.scale_inputs),
-                       out + (o - first) * m_.inputs);
+            decode_run(tables_.data(), o, i, group_end, to_run + (o - row) * stride + i - begin_);
           }
+          i = group_end;
         }
       }
       row = run_end;
@@ -131,13 +135,14 @@ class Decoder {
   void decode_flat(std::uint64_t first, std::uint64_t rows, Type* out) {
     tables_.resize(codes_);
     for (std::uint64_t o = first; o < first + rows; ++o) {
-      for (std::uint64_t i = 0; i < m_.inputs;) {
+      for (std::uint64_t i = begin_; i < end_;) {
         const std::uint64_t element = o * m_.inputs + i;
         const std::uint64_t left = m_.scale_inputs - element % m_.scale_inputs;
-        const std::uint64_t end = std::min(m_.inputs, i + left);
+        const std::uint64_t run_end = std::min(end_, i + left);
         fill(tables_.data(), o, i, 0);
-        decode_run(tables_.data(), o, i, end, out + (o - first) * m_.inputs);
-        i = end;
+        decode_run(tables_.data(), o, i, run_end, out);
+        out += run_end - i;
+        i = run_end;
       }
     }
   }
@@ -145,9 +150,9 @@ class Decoder {
   /// Words hold inputs of one output (GPTQ) or outputs of one input (AWQ), outputs side by side: so
   /// input by input, with a table for each row.
   void decode_by_input(std::uint64_t first, std::uint64_t rows, Type* out) {
+    const std::uint64_t stride = end_ - begin_;
     const bool all = m_.group_of_input != nullptr;
-    const std::uint64_t held = all ? m_.groups : 1;
-    tables_.resize(held * rows * codes_);
+    tables_.resize((all ? m_.groups : 1) * rows * codes_);
     const auto fill_group = [&](std::uint64_t group, std::uint64_t place) {
       for (std::uint64_t row = 0; row < rows; ++row) {
         fill(tables_.data() + (place * rows + row) * codes_, first + row, 0, group);
@@ -157,7 +162,7 @@ class Decoder {
       fill_group(group, group);
     }
     std::uint64_t current = ~std::uint64_t{0};
-    for (std::uint64_t i = 0; i < m_.inputs; ++i) {
+    for (std::uint64_t i = begin_; i < end_; ++i) {
       const std::uint64_t group = group_at(m_, i);
       if (!all && group != current) {
         fill_group(group, 0);
@@ -165,13 +170,14 @@ class Decoder {
       }
       const Type* tables = tables_.data() + (all ? group : 0) * rows * codes_;
       for (std::uint64_t row = 0; row < rows; ++row) {
-        out[row * m_.inputs + i] = tables[row * codes_ + code_at(m_, first + row, i)];
+        out[row * stride + i - begin_] = tables[row * codes_ + code_at(m_, first + row, i)];
       }
     }
   }
 
   const QuantisedMatrix& m_;
   const std::uint64_t codes_;  // How many a table has.
+  const std::uint64_t begin_, end_;
   std::vector<Type> tables_;
 };
 
@@ -204,17 +210,19 @@ float quantised_element(const QuantisedMatrix& matrix, std::uint64_t output, std
   return decoded_element(matrix, output, input);
 }
 
-void dequantise_rows(const QuantisedMatrix& matrix, std::uint64_t first, std::uint64_t rows,
-                     DType to, std::byte* out) {
-  LIB_CHECK(first + rows <= matrix.outputs);
+void dequantise(const QuantisedMatrix& matrix, std::uint64_t first, std::uint64_t rows,
+                std::uint64_t begin, std::uint64_t end, DType to, std::byte* out) {
+  LIB_CHECK(first + rows <= matrix.outputs && begin <= end && end <= matrix.inputs);
   switch (to) {
     case DType::bf16:
-      return Decoder<DType::bf16>(matrix).decode(first, rows,
-                                                 reinterpret_cast<std::uint16_t*>(out));
+      return Decoder<DType::bf16>(matrix, begin, end)
+          .decode(first, rows, reinterpret_cast<std::uint16_t*>(out));
     case DType::f16:
-      return Decoder<DType::f16>(matrix).decode(first, rows, reinterpret_cast<std::uint16_t*>(out));
+      return Decoder<DType::f16>(matrix, begin, end)
+          .decode(first, rows, reinterpret_cast<std::uint16_t*>(out));
     case DType::f32:
-      return Decoder<DType::f32>(matrix).decode(first, rows, reinterpret_cast<float*>(out));
+      return Decoder<DType::f32>(matrix, begin, end)
+          .decode(first, rows, reinterpret_cast<float*>(out));
   }
 }
 

@@ -79,13 +79,14 @@ struct QuantisedMatrix {
   DType result = DType::bf16;  ///< What the format's library decodes to.
 };
 
-/// W[output, input], rounded to `result`. The definition; dequantise_rows() is the fast way.
+/// W[output, input], rounded to `result`. The definition; dequantise() is the fast way.
 float quantised_element(const QuantisedMatrix& matrix, std::uint64_t output, std::uint64_t input);
 
-/// Rows [first, first + rows) of W in the type `to`, [rows, inputs] row-major. Thread-safe.
-/// @param out  Aligned for `to`.
-void dequantise_rows(const QuantisedMatrix& matrix, std::uint64_t first, std::uint64_t rows,
-                     DType to, std::byte* out);
+/// Outputs [first, first + rows) and inputs [begin, end) of W in the type `to`, row-major.
+/// Thread-safe.
+/// @param out  [rows, end - begin], aligned for `to`.
+void dequantise(const QuantisedMatrix& matrix, std::uint64_t first, std::uint64_t rows,
+                std::uint64_t begin, std::uint64_t end, DType to, std::byte* out);
 
 /// Bytes that each table of a matrix must have: what a checkpoint's shapes are checked against.
 struct QuantisedSizes {

@@ -102,7 +102,7 @@ TEST_P(QuantisedLayout, DecodesToItsLibrarysBits) {
     for (std::uint64_t row = 0; row < fixture.outputs; row += tile) {
       const std::uint64_t rows = std::min(tile, fixture.outputs - row);
       std::vector<std::byte> out(rows * row_bytes);
-      gpu_exec::dequantise_rows(*matrix, row, rows, fixture.result, out.data());
+      gpu_exec::dequantise(*matrix, row, rows, 0, fixture.inputs, fixture.result, out.data());
       ASSERT_EQ(std::memcmp(out.data(), fixture.expected.data() + row * row_bytes, out.size()), 0)
           << "rows from " << row << ", " << rows << " of them";
     }
@@ -131,8 +131,19 @@ TEST_P(QuantisedLayout, SaysTheSameElementByElementAndInOtherTypes) {
     std::vector<std::byte> wanted(count * gpu_exec::dtype_bytes(to));
     gpu_exec::convert_elements(DType::f32, exact, to, wanted);
     std::vector<std::byte> out(wanted.size());
-    gpu_exec::dequantise_rows(matrix, 0, fixture.outputs, to, out.data());
+    gpu_exec::dequantise(matrix, 0, fixture.outputs, 0, fixture.inputs, to, out.data());
     EXPECT_EQ(out, wanted) << gpu_exec::dtype_name(to);
+    // Columns that neither groups nor bytes end at.
+    const std::uint64_t element = gpu_exec::dtype_bytes(to);
+    std::vector<std::byte> tile(3 * 50 * element);
+    gpu_exec::dequantise(matrix, 5, 3, 37, 87, to, tile.data());
+    for (std::uint64_t row = 0; row < 3; ++row) {
+      const auto begin =
+          wanted.begin() + static_cast<std::ptrdiff_t>(((5 + row) * fixture.inputs + 37) * element);
+      EXPECT_TRUE(std::equal(begin, begin + static_cast<std::ptrdiff_t>(50 * element),
+                             tile.begin() + static_cast<std::ptrdiff_t>(row * 50 * element)))
+          << "row " << row;
+    }
   }
 }
 
