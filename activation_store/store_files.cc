@@ -147,6 +147,9 @@ std::string job_file_text(const JobFile& job) {
   document["identity_digest"] = job.identity_digest;
   document["identity"] = job.identity;
   document["parts"] = std::move(parts);
+  if (job.skeleton) {
+    document["skeleton"] = true;
+  }
   return seal_json(document);
 }
 
@@ -168,6 +171,9 @@ Result<JobFile> read_job_file(FileSystem& files, const std::string& store_direct
     }
     next_sample += range.samples;
     job.parts.push_back(range);
+  }
+  if (document.contains("skeleton")) {
+    LIB_TRY(job.skeleton, ours(json_bool(document, "skeleton", path)));
   }
   return job;
 }

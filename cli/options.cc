@@ -59,6 +59,7 @@ struct RawOptions {
   std::string header_file;
   std::string codec = "zstd";
   std::string staging = "auto";
+  std::string skeleton = "auto";
   std::optional<std::string> cache_limit;
   std::vector<std::string> captures;
 };
@@ -170,6 +171,10 @@ Result<void> apply_choices(const RawOptions& raw, ingest::JobOptions& job) {
     job.staging = raw.staging == "disk" ? ingest::StagingMode::disk : ingest::StagingMode::memory;
   } else if (raw.staging != "auto") {
     return usage("--staging " + raw.staging + ": must be auto, memory or disk");
+  }
+  job.skeleton = raw.skeleton == "auto";
+  if (raw.skeleton != "auto" && raw.skeleton != "no") {
+    return usage("--skeleton " + raw.skeleton + ": must be auto or no");
   }
   if (raw.staging == "memory" && !job.weights_cache.empty()) {
     return usage(
@@ -308,6 +313,11 @@ void add_job_options(CLI::App& app, ingest::JobOptions& job, RawOptions& raw) {
          "Where remote weights wait: memory (ranges), disk (whole files, hashed, kept over a\n"
          "crash), auto (disk where its limit holds two layers' files and whole files add\n"
          "at most 2 %)")
+      ->capture_default_str();
+  app.add_option(
+         "--skeleton", raw.skeleton,
+         "Write OUT/model/: config, tokenizer, embedding, final norm and head, for trainers "
+         "(auto),\nor leave it out (no)")
       ->capture_default_str();
   app.add_flag("--allow-nonfinite", job.allow_nonfinite, "Keep NaN and infinity");
 }

@@ -84,7 +84,10 @@ class PreparedJob {
   /// Bytes that the first part fetches: the weights from the embedding to the last captured layer,
   /// or the whole files that they lie in.
   std::uint64_t part_fetch_bytes() const;
-  /// Bytes that all parts together fetch, if this process does them all.
+  /// Bytes of tensors that are fetched for the skeleton (skeleton.h); 0: none is wanted, or it is
+  /// there. The small files that go with them come on top.
+  std::uint64_t skeleton_fetch_bytes() const;
+  /// Bytes that all parts and the skeleton together fetch, if this process does them all.
   std::uint64_t fetch_bytes() const;
   /// Multiplications and additions of one pass over all tokens.
   double flops() const;
@@ -106,12 +109,19 @@ class PreparedJob {
   Result<void> prepare_partition();
   Result<void> prepare_geometry();
   Result<void> plan();
+  bool wants_skeleton() const;
   Result<void> plan_weight_staging();
   Result<std::uint64_t> staging_limit_bytes() const;
   Result<std::uint64_t> disk_needed_bytes() const;
   Result<void> check_disk();
   Result<std::unique_ptr<weightmap::WeightSource>> open_weight_source(
       std::unique_ptr<weightmap::remote::StagingDirectory>& directory);
+  Result<RunReport> run_parts(JobObserver& observer, Result<void>& outcome,
+                              const std::stop_token& stop);
+  Result<std::string> try_skeleton(JobObserver& observer, RunReport& report,
+                                   const std::stop_token& stop);
+  Result<void> finish_skeleton(JobObserver& observer, RunReport& report,
+                               const std::stop_token& stop);
   Result<void> remove_scratch();
   void write_report(const RunReport& report);
   SourceRecord source_record() const;

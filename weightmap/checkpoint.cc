@@ -162,6 +162,13 @@ std::vector<gpu_exec::WeightRole> Checkpoint::roles_of(std::int32_t layer) const
                                 : gpu_exec::weight_roles(spec(), layer_spec(layer));
 }
 
+/// Some writers keep the matrix that config.json ties to the embedding a second time.
+bool Checkpoint::is_tied_head(const NamedTensor& named,
+                              const std::vector<std::uint64_t>& shape) const {
+  return named.kind == NamedTensor::Kind::head && spec().head.tied &&
+         shape == std::vector<std::uint64_t>{spec().vocab_size, spec().hidden_size};
+}
+
 Result<void> Checkpoint::plan_layers(std::vector<std::pair<std::uint32_t, TensorInfo>> tensors) {
   const std::int32_t layers = layer_count();
   const NameScheme& scheme = config_.names;
@@ -176,7 +183,12 @@ Result<void> Checkpoint::plan_layers(std::vector<std::pair<std::uint32_t, Tensor
     const NamedTensor named = classify_tensor(tensor.name, scheme, prefix, layers);
     const std::string where =
         directory_.child(files_[file].name).display() + ": tensor '" + tensor.name + "'";
-    if (named.kind == NamedTensor::Kind::unused) {
+    const bool outside = named.kind == NamedTensor::Kind::weight &&
+                         (named.layer == kEmbeddingLayer || named.layer == layers);
+    if (outside || (named.kind == NamedTensor::Kind::head && !is_tied_head(named, tensor.shape))) {
+      skeleton_.push_back({tensor.name, tensor.dtype, tensor.shape, file, tensor.bytes});
+    }
+    if (named.kind == NamedTensor::Kind::unused || named.kind == NamedTensor::Kind::head) {
       continue;
     }
     const std::vector<gpu_exec::WeightRole> wanted = roles_of(named.layer);
@@ -226,6 +238,8 @@ Result<void> Checkpoint::plan_layers(std::vector<std::pair<std::uint32_t, Tensor
     }
   }
 
+  std::sort(skeleton_.begin(), skeleton_.end(),
+            [](const StoredTensor& a, const StoredTensor& b) { return a.name < b.name; });
   const auto commonest = std::max_element(bytes_of_dtype.begin(), bytes_of_dtype.end());
   commonest_dtype_ = static_cast<DType>(commonest - bytes_of_dtype.begin());
   for (LayerPlan& plan : layers_) {

@@ -36,6 +36,15 @@ struct WeightTensor {
   std::uint64_t columns = 1;  ///< Elements of one row (the last dimension).
 };
 
+/// A tensor as it lies in its file, whatever it is for.
+struct StoredTensor {
+  std::string name;
+  std::string dtype;  ///< As the file's header writes it.
+  std::vector<std::uint64_t> shape;
+  std::uint32_t file = 0;  ///< Index into Checkpoint::files.
+  remote::ByteRange bytes;
+};
+
 /// Layers are numbered as in the journal: -1 is the embedding, 0..L-1 the layers, L what follows.
 inline constexpr std::int32_t kEmbeddingLayer = -1;
 
@@ -73,6 +82,9 @@ class Checkpoint {
   /// @param layer  kEmbeddingLayer to L; L is the final norm, and empty if there is none.
   const LayerPlan& layer(std::int32_t layer) const;
   std::int32_t layer_count() const { return static_cast<std::int32_t>(spec().layers.size()); }
+  /// What lies outside the layers: embeddings and their norm, final norm, heads; by name. A head
+  /// that config.json ties to the embedding is not among them.
+  const std::vector<StoredTensor>& skeleton() const { return skeleton_; }
   std::uint64_t weight_bytes() const { return weight_bytes_; }
   /// Requests sent so far do not count here: bytes of headers and JSON, for `plan`.
   std::uint64_t metadata_bytes() const { return metadata_bytes_; }
@@ -84,6 +96,7 @@ class Checkpoint {
                                WeightFileList& list,
                                std::vector<std::pair<std::uint32_t, TensorInfo>>& tensors,
                                const std::stop_token& stop);
+  bool is_tied_head(const NamedTensor& named, const std::vector<std::uint64_t>& shape) const;
   const gpu_exec::LayerSpec& layer_spec(std::int32_t layer) const;
   std::vector<gpu_exec::WeightRole> roles_of(std::int32_t layer) const;
   Result<void> plan_layers(std::vector<std::pair<std::uint32_t, TensorInfo>> tensors);
@@ -94,6 +107,7 @@ class Checkpoint {
   std::string index_sha256_;
   std::vector<WeightFile> files_;
   std::vector<LayerPlan> layers_;  // [0] is the embedding
+  std::vector<StoredTensor> skeleton_;
   gpu_exec::DType widest_dtype_ = gpu_exec::DType::bf16;
   gpu_exec::DType commonest_dtype_ = gpu_exec::DType::bf16;
   std::uint64_t weight_bytes_ = 0;

@@ -24,8 +24,8 @@ struct TensorNames {
   std::string_view layers;            ///< Before a layer's number, which a dot follows.
   std::span<const RoleName> outside;  ///< Of embedding_roles() and final_roles().
   std::span<const RoleName> inside;   ///< Of weight_roles(), after the number's dot.
-  /// Known and not needed: heads (without prefix; all names below one that ends in a dot), and
-  /// buffers with the prefix, outside and inside of layers.
+  /// Known and not needed by the layers: heads (without prefix; all names below one that ends in a
+  /// dot), and buffers with the prefix, outside and inside of layers.
   std::span<const std::string_view> heads;
   std::span<const std::string_view> buffers_outside;
   std::span<const std::string_view> buffers_inside;
@@ -41,7 +41,8 @@ struct NameScheme {
 struct NamedTensor {
   enum class Kind : std::uint8_t {
     weight,   ///< `role` of `layer`: -1 before the first, the number of layers after the last.
-    unused,   ///< Known and not needed: heads, buffers, towers of a multimodal model.
+    head,     ///< Makes something of the last layer's rows, such as logits.
+    unused,   ///< Known and not needed: buffers, towers of a multimodal model.
     unknown,  ///< Nothing we know: refused, it may change the numbers.
   };
   Kind kind = Kind::unknown;
