@@ -393,10 +393,11 @@ Result<void> read_state(std::span<const std::byte> bytes, const std::string& wha
 
 Result<Quantisation> read_quantisation(const Json& config, const std::string& what) {
   Quantisation result;
+  const std::string where = what + ": 'quantization_config'";
   const auto refuse = [&](const std::string& reason) {
-    return Error(ErrorCode::bad_input, what + ": quantization_config: " + reason);
+    return Error(ErrorCode::bad_input, where + ": " + reason);
   };
-  LIB_TRY(const std::string method, json_string(config, "quant_method", what));
+  LIB_TRY(const std::string method, json_string(config, "quant_method", where));
   static constexpr std::array<std::pair<std::string_view, Method>, 8> kMethods{{
       {"fp8", Method::fp8},
       {"fbgemm_fp8", Method::fp8},
@@ -433,7 +434,7 @@ Result<Quantisation> read_quantisation(const Json& config, const std::string& wh
     result.block_inputs = block[1].get<std::uint64_t>();
   }
   if (result.method == Method::awq || result.method == Method::gptq) {
-    LIB_TRY(const std::uint64_t bits, json_uint(config, "bits", what));
+    LIB_TRY(const std::uint64_t bits, json_uint(config, "bits", where));
     const Json group = config.value("group_size", Json());
     if (bits != 2 && bits != 3 && bits != 4 && bits != 8) {
       return refuse("bits must be 2, 3, 4 or 8");
