@@ -103,6 +103,15 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
     warnings_.push_back(text);
   }
   dtype_ = options_.dtype.value_or(checkpoint_->dtype());
+  if (checkpoint_->quantised()) {
+    if (!device_->reads_quantised()) {
+      return Error(ErrorCode::invalid_argument,
+                   "--device: quantised weights are decoded by the CPU only so far; leave it out");
+    }
+    warnings_.push_back(
+        "the weights are quantised: they are decoded to the type of the computation, and "
+        "activations are not quantised, so engines that do quantise them differ by a little");
+  }
   for (std::string& text : device_->warnings(dtype_)) {
     warnings_.push_back(std::move(text));
   }
