@@ -227,7 +227,7 @@ TEST(DiskPlan, AddsUpForAHandComputedJob) {
   in.tokens = 1000;
   in.part_tokens_max = 400;
   in.row_bytes = 512;
-  in.arrays = 3;
+  in.arrays = {{"a", 1000, 512}, {"b", 1000, 512}, {"c", 500, 1024}};
   in.codec = activation_store::Codec::none;
   DiskPlan plan = plan_disk(in);
   EXPECT_EQ(plan.raw_bytes, 1000U * 512 * 3);
