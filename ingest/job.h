@@ -115,6 +115,7 @@ class PreparedJob {
   Result<std::uint64_t> staging_limit_bytes() const;
   Result<std::uint64_t> disk_needed_bytes() const;
   Result<void> check_disk();
+  std::vector<DiskArray> disk_arrays() const;
   Result<std::unique_ptr<weightmap::WeightSource>> open_weight_source(
       std::unique_ptr<weightmap::remote::StagingDirectory>& directory);
   Result<RunReport> run_parts(KnownWeights& known_weights, JobObserver& observer,

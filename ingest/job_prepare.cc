@@ -7,8 +7,10 @@
 #include "activation_store/skeleton_file.h"
 #include "base/units.h"
 #include "gpu_exec/cuda_device.h"
+#include "ingest/array_plan.h"
 #include "ingest/identity.h"
 #include "ingest/job.h"
+#include "ingest/kept_rows.h"
 #include "ingest/layer_flops.h"
 #include "ingest/partition.h"
 #include "ingest/skeleton.h"
@@ -120,11 +122,6 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
     return Error(ErrorCode::invalid_argument,
                  "--capture logits.topk: logits are not built in yet; capture final.post_norm");
   }
-  if (!captures_.options.empty()) {
-    return Error(ErrorCode::invalid_argument,
-                 "--capture " + captures_.options.begin()->first +
-                     captures_.options.begin()->second.text() + ": not built in yet");
-  }
   TokenLimits limits;
   limits.vocab_size = checkpoint_->spec().vocab_size;
   limits.max_length = options_.max_length;
@@ -136,6 +133,7 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   if (other_template) {
     warnings_.push_back(*std::move(other_template));
   }
+  LIB_TRY_VOID(check_positions(captures_, tokens_, options_.tokens));
   const gpu_exec::EmbeddingSpec& embedding = checkpoint_->spec().embedding;
   const std::uint32_t learned = embedding.positions - embedding.position_offset;
   if (embedding.positions != 0 && tokens_.longest_sample() > learned) {
@@ -231,6 +229,11 @@ Result<void> PreparedJob::plan() {
   memory.shard_tokens = shard_tokens_;
   for (const activation_store::PartRange& part : parts_) {
     memory.part_tokens_max = std::max(memory.part_tokens_max, part.tokens);
+    std::uint64_t kept = 0;
+    for (const auto& [name, positions] : positions_of(captures_)) {
+      kept += kept_row_count(tokens_, part, positions);
+    }
+    memory.kept_row_bytes = std::max(memory.kept_row_bytes, kept * sizeof(std::int64_t));
   }
   memory.sample_tokens_max = tokens_.longest_sample();
   memory.token_bytes = tokens_.memory_bytes();
@@ -248,8 +251,7 @@ Result<void> PreparedJob::plan() {
   disk.tokens = tokens_.tokens();
   disk.part_tokens_max = memory.part_tokens_max;
   disk.row_bytes = checkpoint_->spec().hidden_size * gpu_exec::dtype_bytes(dtype_);
-  disk.arrays = captures_.array_count();
-  disk.type = stored_type(dtype_);
+  disk.arrays = disk_arrays();
   disk.codec = options_.codec;
   disk.state_in_memory = memory_.state_in_memory;
   for (std::int32_t layer = weightmap::kEmbeddingLayer; layer < captures_.last_layer(); ++layer) {
@@ -267,6 +269,27 @@ Result<void> PreparedJob::plan() {
                      "; capture fewer layers or samples, or raise the limit");
   }
   return {};
+}
+
+std::vector<DiskArray> PreparedJob::disk_arrays() const {
+  const ArrayGeometry geometry{dtype_, options_.codec, checkpoint_->spec().hidden_size,
+                               chunk_tokens_, shard_tokens_};
+  const activation_store::PartRange whole{0, tokens_.samples(), tokens_.tokens()};
+  std::map<std::string, std::uint64_t> rows{{"", tokens_.tokens()}};
+  for (const auto& [name, positions] : positions_of(captures_)) {
+    rows[name] = kept_row_count(tokens_, whole, positions);
+  }
+  std::vector<DiskArray> arrays;
+  for (const PlannedArray& planned : planned_arrays(captures_, geometry)) {
+    DiskArray array;
+    array.name = planned.name;
+    array.rows = rows.at(planned.positions.rows_name());
+    array.row_bytes = activation_store::row_bytes(planned.layout);
+    array.type = planned.layout.type;
+    array.keep_mantissa_bits = planned.attributes.keep_mantissa_bits;
+    arrays.push_back(std::move(array));
+  }
+  return arrays;
 }
 
 std::uint64_t PreparedJob::fetch_bytes() const {
