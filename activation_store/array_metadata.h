@@ -12,12 +12,19 @@
 
 namespace librarian::activation_store {
 
-/// Sealed zarr.json of a capture array. @param layout  Passed check_layout().
-std::string array_metadata_text(const std::string& name, const ArrayLayout& layout);
+/// Sealed zarr.json of a capture array. @param layout  Passed check_layout() and, with
+/// `attributes`, check_attributes().
+std::string array_metadata_text(const std::string& name, const ArrayLayout& layout,
+                                const ArrayAttributes& attributes = {});
+
+/// That attributes can be those of such an array: no rows only where they are chosen, mantissas of
+/// 3 to 6 bits of types that have more. @error invalid_argument
+Result<void> check_attributes(const ArrayLayout& layout, const ArrayAttributes& attributes);
 
 struct ArrayMetadata {
   std::string capture;  ///< Attribute `capture`: the array's name.
   ArrayLayout layout;
+  ArrayAttributes attributes;
 };
 /// @param what  Names the file in errors.
 /// @error corrupt  The seal does not fit, or the document is not one we write.
@@ -25,9 +32,9 @@ Result<ArrayMetadata> parse_array_metadata(std::string_view text, const std::str
 
 /// A one-dimensional array of integers below tokens/.
 struct TokenArrayLayout {
-  std::string dtype;  ///< "int32", "int64" or "uint8".
-  std::uint64_t length = 0;
-  std::uint64_t chunk_length() const;   ///< min(length, 1 Mi)
+  std::string dtype;                    ///< "int32", "int64" or "uint8".
+  std::uint64_t length = 0;             ///< 0 only of rows that an array keeps.
+  std::uint64_t chunk_length() const;   ///< min(length, 1 Mi), at least 1
   std::uint64_t element_bytes() const;  ///< 4, 8 or 1
   /// -1 for signed integers and 255 for bytes: all bits set, so one byte value fills both.
   static constexpr std::byte kFillByte{0xFF};

@@ -27,6 +27,7 @@ class ArrayReader {
   const ArrayLayout& layout() const;
   /// The array's name as its attribute `capture` says.
   const std::string& capture() const;
+  const ArrayAttributes& attributes() const;
 
   /// Rows [begin, end) into `into`, exactly (end - begin) * width elements; undefined content
   /// after an error. Decodes every chunk that holds one of the rows.

@@ -58,7 +58,8 @@ std::uint64_t ArrayWriter::memory_bytes(const ArrayLayout& layout) {
 
 Result<ArrayWriter> ArrayWriter::create(FileSystem& files, EncodePool& pool,
                                         const std::string& directory, const std::string& name,
-                                        const ArrayLayout& layout, const std::string& nonce) {
+                                        const ArrayLayout& layout, const std::string& nonce,
+                                        const ArrayAttributes& attributes) {
   if (!is_array_name(name)) {
     return Error(ErrorCode::invalid_argument, "not the name of an array: '" + name + "'");
   }
@@ -66,6 +67,7 @@ Result<ArrayWriter> ArrayWriter::create(FileSystem& files, EncodePool& pool,
     return Error(ErrorCode::invalid_argument, "not a nonce of hex digits: '" + nonce + "'");
   }
   LIB_TRY_VOID(check_layout(layout));
+  LIB_TRY_VOID(check_attributes(layout, attributes));
   if (chunk_bytes(layout) > pool.impl()->chunk_bytes_max()) {
     return Error(ErrorCode::invalid_argument,
                  name + ": chunks of " + std::to_string(chunk_bytes(layout)) +
@@ -77,6 +79,7 @@ Result<ArrayWriter> ArrayWriter::create(FileSystem& files, EncodePool& pool,
   array->directory = directory + "/" + name;
   array->name = name;
   array->layout = layout;
+  array->attributes = attributes;
   array->nonce = nonce;
   LIB_TRY_VOID(files.make_directory(array->directory));
   LIB_TRY(const std::vector<std::string> left_over, files.list(array->directory));
@@ -155,7 +158,7 @@ Result<ArrayRecord> ArrayWriter::Impl::finish(const std::stop_token& stop) {
 }
 
 Result<FileRecord> ArrayWriter::Impl::write_metadata() {
-  const std::string text = array_metadata_text(array_->name, array_->layout);
+  const std::string text = array_metadata_text(array_->name, array_->layout, array_->attributes);
   const std::span<const std::byte> bytes = std::as_bytes(std::span(text));
   LIB_TRY(const std::unique_ptr<File> file,
           array_->files->create(partial_path(array_->directory + "/zarr.json", array_->nonce)));
@@ -168,7 +171,7 @@ ArrayRecord ArrayWriter::Impl::record() const {
   const ArrayLayout& layout = array_->layout;
   ArrayRecord record;
   record.name = array_->name;
-  record.shape = {layout.rows, layout.width};
+  record.shape = layout.shape();
   record.dtype = stored_type_name(layout.type);
   record.rows_xxh3 = array_->rows_xxh3.digest();
   record.nan_count = array_->non_finite.nan;
@@ -188,9 +191,11 @@ Result<void> ArrayWriter::Impl::publish() {
     return files.rename(partial_path(path, array_->nonce), path);
   };
   for (std::uint64_t shard = 0; shard < shard_count(array_->layout); ++shard) {
-    const std::string path = array_->directory + "/" + shard_path(shard);
+    const std::string path = array_->directory + "/" + shard_path(array_->layout, shard);
     LIB_TRY_VOID(rename(path));
-    LIB_TRY_VOID(files.sync_directory(parent_path(path)));
+    if (!array_->layout.is_vector) {
+      LIB_TRY_VOID(files.sync_directory(parent_path(path)));
+    }
   }
   LIB_TRY_VOID(files.sync_directory(array_->directory + "/c"));
   // The shards are durable under their names before the array exists at all.

@@ -60,12 +60,14 @@ class ArrayWriter {
   /// @param directory  The part's directory; exists. The array's own directory is made here.
   /// @param name       Array name, e.g. "blocks.12.resid_post"; also attribute `capture`.
   /// @param nonce      Hex digits that make temporary names unique to this process.
+  /// @param attributes Kept in zarr.json; a layout without rows needs their `rows`.
   /// @error invalid_argument  Bad name, nonce or layout, or a chunk above the pool's maximum.
   /// @error already_exists    Files are left in the array's directory: remove_array() first.
   /// @error io | no_space
   static Result<ArrayWriter> create(FileSystem& files, EncodePool& pool,
                                     const std::string& directory, const std::string& name,
-                                    const ArrayLayout& layout, const std::string& nonce);
+                                    const ArrayLayout& layout, const std::string& nonce,
+                                    const ArrayAttributes& attributes = {});
   ArrayWriter(ArrayWriter&&) noexcept;
   ArrayWriter& operator=(ArrayWriter&&) noexcept;
   ~ArrayWriter();
@@ -100,7 +102,7 @@ class ArrayWriter {
 Result<void> remove_array(FileSystem& files, const std::string& directory, const std::string& name);
 
 /// True for names that ArrayWriter gives to arrays: "embed", "blocks.<n>.<capture>",
-/// "final.pre_norm", "final.post_norm".
+/// "final.pre_norm", "final.post_norm", their ".scales", "logits.topk.<part>".
 bool is_array_name(const std::string& name);
 
 }  // namespace librarian::activation_store

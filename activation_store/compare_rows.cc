@@ -24,6 +24,16 @@ float from_f16(std::uint16_t bits) {
   return std::bit_cast<float>(sign | ((exponent + 112U) << 23U) | (mantissa << 13U));
 }
 
+float from_f8_e4m3(std::uint8_t bits) {
+  const std::uint32_t exponent = (bits >> 3U) & 0xFU;
+  const std::uint32_t mantissa = bits & 7U;
+  const float magnitude =
+      (bits & 0x7FU) == 0x7F ? std::numeric_limits<float>::quiet_NaN()
+      : exponent == 0        ? static_cast<float>(mantissa) * 0x1p-9F
+                             : std::bit_cast<float>(((exponent + 120U) << 23U) | (mantissa << 20U));
+  return (bits & 0x80U) != 0 ? -magnitude : magnitude;
+}
+
 bool same_element(const std::byte* a, StoredType type_a, const std::byte* b, StoredType type_b) {
   if (type_a == type_b) {
     return std::memcmp(a, b, element_bytes(type_a)) == 0;
@@ -43,6 +53,10 @@ float element_value(StoredType type, const std::byte* at) {
       return from_f16(load_le<std::uint16_t>(at));
     case StoredType::f32:
       return std::bit_cast<float>(load_le<std::uint32_t>(at));
+    case StoredType::f8_e4m3:
+      return from_f8_e4m3(load_le<std::uint8_t>(at));
+    case StoredType::i32:
+      return static_cast<float>(load_le<std::int32_t>(at));
   }
   return 0;
 }

@@ -77,11 +77,45 @@ std::set<std::string> names_of(const PartFile& part, const std::string& array) {
 std::vector<std::string> capture_arrays(const PartFile& part) {
   std::vector<std::string> names;
   for (const ArrayRecord& array : part.arrays) {
-    if (array.shape.size() == 2) {
+    if (!array.is_tokens()) {
       names.push_back(array.name);
     }
   }
   return names;
+}
+
+/// What `extract` was asked, in words.
+std::string way_of(const ArrayReader& array) {
+  const ArrayAttributes& attributes = array.attributes();
+  std::string text = attributes.rows.empty() ? "all rows" : attributes.rows;
+  if (array.layout().type == StoredType::f8_e4m3) {
+    text += ", fp8 with scales";
+  } else if (attributes.keep_mantissa_bits != 0) {
+    text += ", " + std::to_string(attributes.keep_mantissa_bits) + " bits of mantissa";
+  }
+  return text;
+}
+
+/// Rows of an array that a run of tokens is in.
+struct KeptRun {
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+  const std::vector<std::int64_t>* rows = nullptr;  // null: the array's rows are the part's
+};
+
+Result<KeptRun> kept_run(const StoreReader& store, std::uint64_t part, const ArrayReader& array,
+                         std::uint64_t begin, std::uint64_t end) {
+  if (array.attributes().rows.empty()) {
+    return KeptRun{begin, end, nullptr};
+  }
+  LIB_TRY(const std::vector<std::int64_t>* const rows,
+          store.kept_rows(part, array.attributes().rows));
+  const auto index_of = [&](std::uint64_t row) {
+    return static_cast<std::uint64_t>(
+        std::lower_bound(rows->begin(), rows->end(), static_cast<std::int64_t>(row)) -
+        rows->begin());
+  };
+  return KeptRun{index_of(begin), index_of(end), rows};
 }
 
 bool intersect(const std::set<std::string>& a, const std::set<std::string>& b) {
@@ -193,25 +227,53 @@ class StoreDiff {
             "widths " + std::to_string(layout_a.width) + " and " + std::to_string(layout_b.width);
         return {};
       }
+      if (way_of(*in_a) != way_of(*in_b)) {
+        capture.incomparable = way_of(*in_a) + " against " + way_of(*in_b);
+        return {};
+      }
+      LIB_TRY(const KeptRun kept_a,
+              kept_run(a_, run.part_a, *in_a, run.begin_a, run.begin_a + run.rows));
+      LIB_TRY(const KeptRun kept_b,
+              kept_run(b_, run.part_b, *in_b, run.begin_b, run.begin_b + run.rows));
+      if (!same_rows(run, kept_a, kept_b)) {
+        capture.incomparable =
+            "other tokens of the same samples are kept (" + in_a->attributes().rows + " differs)";
+        return {};
+      }
       const std::uint64_t row = std::max(row_bytes(layout_a), row_bytes(layout_b));
       const std::uint64_t step = std::max<std::uint64_t>(1, kWindowBytes / row);
-      for (std::uint64_t done = 0; done < run.rows; done += step) {
+      const std::uint64_t rows = kept_a.end - kept_a.begin;
+      for (std::uint64_t done = 0; done < rows; done += step) {
         LIB_TRY_VOID(check_stop());
-        LIB_TRY_VOID(
-            compare_window(capture, run, *in_a, *in_b, done, std::min(step, run.rows - done)));
+        LIB_TRY_VOID(compare_window(capture, run, *in_a, *in_b, kept_a, kept_b, done,
+                                    std::min(step, rows - done)));
       }
     }
     return {};
   }
 
+  static bool same_rows(const Run& run, const KeptRun& a, const KeptRun& b) {
+    if (a.end - a.begin != b.end - b.begin) {
+      return false;
+    }
+    for (std::uint64_t i = 0; a.rows != nullptr && i < a.end - a.begin; ++i) {
+      if (static_cast<std::uint64_t>((*a.rows)[a.begin + i]) - run.begin_a !=
+          static_cast<std::uint64_t>((*b.rows)[b.begin + i]) - run.begin_b) {
+        return false;
+      }
+    }
+    return true;
+  }
+
   Result<void> compare_window(CaptureDiff& capture, const Run& run, const ArrayReader& in_a,
-                              const ArrayReader& in_b, std::uint64_t first, std::uint64_t rows) {
+                              const ArrayReader& in_b, const KeptRun& kept_a, const KeptRun& kept_b,
+                              std::uint64_t first, std::uint64_t rows) {
     const std::uint64_t row_a = row_bytes(in_a.layout());
     const std::uint64_t row_b = row_bytes(in_b.layout());
     window_a_.resize(rows * row_a);
     window_b_.resize(rows * row_b);
-    const std::uint64_t begin_a = run.begin_a + first;
-    const std::uint64_t begin_b = run.begin_b + first;
+    const std::uint64_t begin_a = kept_a.begin + first;
+    const std::uint64_t begin_b = kept_b.begin + first;
     LIB_TRY_VOID(in_a.read_rows(begin_a, begin_a + rows, window_a_));
     LIB_TRY_VOID(in_b.read_rows(begin_b, begin_b + rows, window_b_));
     capture.rows += rows;
@@ -221,7 +283,10 @@ class StoreDiff {
           std::span(window_a_).subspan(i * row_a, row_a), in_a.layout().type,
           std::span(window_b_).subspan(i * row_b, row_b), in_b.layout().type, in_a.layout().width);
       if (difference.elements > 0) {
-        add(capture, difference, run.part_a, begin_a + i);
+        const std::uint64_t row = kept_a.rows == nullptr
+                                      ? begin_a + i
+                                      : static_cast<std::uint64_t>((*kept_a.rows)[begin_a + i]);
+        add(capture, difference, run.part_a, row);
       }
     }
     return {};

@@ -16,7 +16,7 @@ namespace librarian::activation_store {
 struct CaptureDiff {
   std::string name_a;                    ///< Array in the first store,
   std::string name_b;                    ///< and in the second: another one if aliases join them.
-  std::uint64_t rows = 0;                ///< Tokens compared.
+  std::uint64_t rows = 0;                ///< Tokens compared: those that the arrays keep.
   std::uint64_t elements = 0;            ///< Values compared.
   std::uint64_t elements_different = 0;  ///< Other bits; over types: other values.
   std::uint64_t rows_different = 0;
@@ -26,7 +26,7 @@ struct CaptureDiff {
   double cosine_min = 1;             ///< Over the same tokens; 0 where it has no value.
   std::int64_t worst_sample = -1;    ///< Row of the input file with the largest relative error,
   std::int64_t worst_position = -1;  ///< and the token in it; -1 if nothing differs.
-  /// Set if the arrays cannot be compared at all: other widths.
+  /// Set if the arrays cannot be compared at all: other widths, other rows, kept in other ways.
   std::string incomparable;
   /// "bfloat16" and so on; values are compared as numbers where they differ.
   std::string dtype_a, dtype_b;

@@ -10,6 +10,8 @@ namespace {
 constexpr std::uint16_t kFillBf16 = 0x7FC0;
 constexpr std::uint16_t kFillF16 = 0x7E00;
 constexpr std::uint32_t kFillF32 = 0x7FC00000;
+constexpr std::uint8_t kFillF8 = 0x7F;
+constexpr std::uint32_t kFillI32 = 0xFFFFFFFF;
 
 template <typename Bits>
 void fill(std::span<std::byte> rows, Bits value) {
@@ -60,6 +62,10 @@ void fill_rows(StoredType type, std::span<std::byte> rows) {
       return fill(rows, kFillF16);
     case StoredType::f32:
       return fill(rows, kFillF32);
+    case StoredType::f8_e4m3:
+      return fill(rows, kFillF8);
+    case StoredType::i32:
+      return fill(rows, kFillI32);
   }
 }
 
@@ -71,6 +77,10 @@ bool is_filled(StoredType type, std::span<const std::byte> rows) {
       return filled(rows, kFillF16);
     case StoredType::f32:
       return filled(rows, kFillF32);
+    case StoredType::f8_e4m3:
+      return filled(rows, kFillF8);
+    case StoredType::i32:
+      return filled(rows, kFillI32);
   }
   return false;
 }
@@ -83,6 +93,10 @@ NonFiniteCounts count_non_finite(StoredType type, std::span<const std::byte> row
       return count<std::uint16_t>(rows, 0x7C00, 0x7FFF);
     case StoredType::f32:
       return count<std::uint32_t>(rows, 0x7F800000, 0x7FFFFFFF);
+    case StoredType::f8_e4m3:
+      return {count<std::uint8_t>(rows, 0x7F, 0x7F).inf, 0};  // e4m3fn has no infinity
+    case StoredType::i32:
+      return {};
   }
   return {};
 }

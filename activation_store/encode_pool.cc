@@ -217,10 +217,10 @@ Result<void> EncodePool::Impl::write_chunk(ChunkSlot& slot) {
 }
 
 Result<void> EncodePool::Impl::begin_shard(ArrayStream& array, std::uint64_t shard) {
-  const std::string path = array.directory + "/" + shard_path(shard);
+  const std::string path = array.directory + "/" + shard_path(array.layout, shard);
   LIB_TRY_VOID(array.files->make_directory(parent_path(path)));
   LIB_TRY(array.shard, array.files->create(partial_path(path, array.nonce)));
-  array.shard_record = {array.name + "/" + shard_path(shard), 0, 0};
+  array.shard_record = {array.name + "/" + shard_path(array.layout, shard), 0, 0};
   array.shard_places.clear();
   return {};
 }

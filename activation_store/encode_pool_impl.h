@@ -25,6 +25,7 @@ struct ArrayStream {
   std::string directory;  // the array's own
   std::string name;
   ArrayLayout layout;
+  ArrayAttributes attributes;
   std::string nonce;
 
   std::optional<Error> error;                   // the first; nothing is written after it

@@ -6,6 +6,7 @@
 #include "activation_store/little_endian.h"
 #include "activation_store/published_file.h"
 #include "activation_store/store_files.h"
+#include "activation_store/store_names.h"
 
 namespace librarian::activation_store {
 namespace {
@@ -91,6 +92,17 @@ Result<void> check_offsets(const std::vector<std::int64_t>& offsets, std::uint64
   return {};
 }
 
+Result<void> check_rows(const std::vector<std::int64_t>& rows, std::uint64_t tokens,
+                        const std::string& what) {
+  const bool rising =
+      std::adjacent_find(rows.begin(), rows.end(), std::greater_equal<>()) == rows.end();
+  if (!rising ||
+      (!rows.empty() && (rows.front() < 0 || static_cast<std::uint64_t>(rows.back()) >= tokens))) {
+    return corrupt(what, "the rows do not rise within the part");
+  }
+  return {};
+}
+
 Result<std::vector<ArrayRecord>> write_part_tokens(FileSystem& files, const std::string& directory,
                                                    const PartTokens& tokens,
                                                    const std::string& nonce) {
@@ -106,7 +118,7 @@ Result<std::vector<ArrayRecord>> write_part_tokens(FileSystem& files, const std:
   }
   LIB_TRY_VOID(files.make_directory(directory + "/" + kGroup));
   struct Source {
-    const char* name;
+    std::string name;
     const char* dtype;
     std::span<const std::byte> bytes;
   };
@@ -116,6 +128,14 @@ Result<std::vector<ArrayRecord>> write_part_tokens(FileSystem& files, const std:
     sources.push_back({"tokens/loss_mask", "uint8", bytes_of(*tokens.loss_mask)});
   }
   sources.push_back({"tokens/sample_index", "int64", bytes_of(tokens.sample_index)});
+  for (const auto& [name, rows] : tokens.rows) {
+    auto checked = check_rows(rows, count, name);
+    if (!checked || !is_rows_path("tokens/" + name)) {
+      return Error(ErrorCode::invalid_argument,
+                   "the part's tokens: " + name + " cannot be written");
+    }
+    sources.push_back({"tokens/" + name, "int64", bytes_of(rows)});
+  }
   std::vector<ArrayRecord> records;
   for (const Source& source : sources) {
     TokenArrayLayout layout{source.dtype, 0};

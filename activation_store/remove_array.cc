@@ -41,6 +41,22 @@ Result<void> scan_shard_directory(FileSystem& files, const std::string& path, Fi
   return {};
 }
 
+/// What lies directly below c/: directories with a shard each, or the shards of a vector.
+Result<void> scan_shard(FileSystem& files, const std::string& directory, const std::string& name,
+                        Findings& found) {
+  const std::string path = directory + "/" + name;
+  const std::string number = name.substr(0, name.find('.'));
+  if (!parse_decimal(number) || !is_our_file(name, number.c_str())) {
+    return foreign(path);
+  }
+  LIB_TRY(const FileInfo info, files.info(path));
+  if (info.kind == FileKind::file) {
+    found.files.push_back(path);
+    return {};
+  }
+  return name == number ? scan_shard_directory(files, path, found) : foreign(path);
+}
+
 Result<Findings> scan_array(FileSystem& files, const std::string& array) {
   Findings found;
   LIB_TRY(const auto entries, files.list(array));
@@ -54,10 +70,7 @@ Result<Findings> scan_array(FileSystem& files, const std::string& array) {
       LIB_TRY_VOID(expect_kind(files, path, FileKind::directory));
       LIB_TRY(const auto shards, files.list(path));
       for (const std::string& shard : shards) {
-        if (!parse_decimal(shard)) {
-          return foreign(path + "/" + shard);
-        }
-        LIB_TRY_VOID(scan_shard_directory(files, path + "/" + shard, found));
+        LIB_TRY_VOID(scan_shard(files, path, shard, found));
       }
       found.directories.push_back(path);
     } else {

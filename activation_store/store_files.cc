@@ -107,6 +107,25 @@ Result<ArrayRecord> parse_array_record(const Json& object, const std::string& wh
   return array;
 }
 
+Result<void> parse_groups(const Json& attributes, const std::string& what, PartFile& part) {
+  if (!attributes.contains("groups")) {
+    return {};
+  }
+  LIB_TRY(const Json* const groups, member(attributes, "groups", Json::value_t::object, what));
+  for (const auto& [name, members] : groups->items()) {
+    if (!members.is_object() || members.empty()) {
+      return corrupt(what, "group '" + name + "' has no arrays");
+    }
+    for (const auto& [short_name, target] : members.items()) {
+      if (!target.is_string()) {
+        return corrupt(what, "group '" + name + "' does not lead to names");
+      }
+      part.groups[name][short_name] = target.get<std::string>();
+    }
+  }
+  return {};
+}
+
 Result<void> parse_manifest(const Json& attributes, const std::string& what, PartFile& part) {
   LIB_TRY(const Json* const manifest, member(attributes, "manifest", Json::value_t::object, what));
   LIB_TRY(const Json* const files, member(*manifest, "files", Json::value_t::array, what));
@@ -126,6 +145,13 @@ Result<void> parse_manifest(const Json& attributes, const std::string& what, Par
       return corrupt(what, "'" + array.name + "' stands twice in the manifest");
     }
     part.arrays.push_back(std::move(array));
+  }
+  for (const auto& [group, members] : part.groups) {
+    for (const auto& [member, target] : members) {
+      if (names.count(target) == 0) {
+        return corrupt(what, "group '" + group + "' has '" + target + "', which is not there");
+      }
+    }
   }
   for (const auto& [alias, target] : part.aliases) {
     if (names.count(target) == 0) {
@@ -191,6 +217,9 @@ std::string part_file_text(const PartFile& part) {
   for (const auto& [alias, target] : part.aliases) {
     attributes["aliases"][alias] = target;
   }
+  if (!part.groups.empty()) {
+    attributes["groups"] = part.groups;
+  }
   attributes["device_kind"] = part.device_kind;
   if (!part.products.empty()) {
     attributes["products"] = part.products;
@@ -208,6 +237,18 @@ std::string part_file_text(const PartFile& part) {
   }
   attributes["manifest"] = std::move(manifest);
   return group_metadata_text(std::move(attributes));
+}
+
+std::uint64_t rows_of(const PartFile& part, const ArrayAttributes& attributes) {
+  if (attributes.rows.empty()) {
+    return part.range.tokens;
+  }
+  for (const ArrayRecord& array : part.arrays) {
+    if (array.name == attributes.rows && array.shape.size() == 1) {
+      return array.shape[0];
+    }
+  }
+  return std::numeric_limits<std::uint64_t>::max();
 }
 
 Result<PartFile> read_part_file(FileSystem& files, const std::string& part_directory) {
@@ -232,6 +273,7 @@ Result<PartFile> read_part_file(FileSystem& files, const std::string& part_direc
     }
     part.aliases[alias] = target.get<std::string>();
   }
+  LIB_TRY_VOID(parse_groups(attributes, path, part));
   LIB_TRY(part.device_kind, ours(json_string(attributes, "device_kind", path)));
   LIB_TRY(part.zstd_version, ours(json_string(attributes, "zstd_version", path)));
   LIB_TRY(part.verified, ours(json_string(attributes, "verified", path)));

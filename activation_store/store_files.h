@@ -57,7 +57,9 @@ struct PartFile {
   std::uint64_t hidden_size = 0;
   std::vector<std::string> captures;           ///< Requested names in canonical order.
   std::map<std::string, std::string> aliases;  ///< Requested name -> array that holds it.
-  std::string device_kind;                     ///< E.g. "cpu-avx512"; decides bit equality.
+  /// Requested name -> its arrays by their short names: captures that are more than one array.
+  std::map<std::string, std::map<std::string, std::string>> groups;
+  std::string device_kind;  ///< E.g. "cpu-avx512"; decides bit equality.
   std::vector<std::string>
       products;  ///< How matrices were multiplied, where the kind leaves it open.
   std::string zstd_version;
@@ -69,12 +71,18 @@ std::string part_file_text(const PartFile& part);
 /// @error not_found  The part is not complete. @error corrupt | io
 Result<PartFile> read_part_file(FileSystem& files, const std::string& part_directory);
 
+/// Rows that an array of a part has: its tokens, or as many as its array of kept rows names; -1 as
+/// unsigned if the manifest has no such array.
+std::uint64_t rows_of(const PartFile& part, const ArrayAttributes& attributes);
+
 /// The samples of one part.
 struct PartTokens {
   std::vector<std::int32_t> input_ids;                 ///< [tokens]
   std::vector<std::int64_t> offsets;                   ///< [samples + 1], from 0
   std::optional<std::vector<std::uint8_t>> loss_mask;  ///< [tokens]
   std::vector<std::int64_t> sample_index;              ///< [samples], row in the input file
+  /// "rows_loss" and so on -> rows that arrays keep, strictly rising, below tokens.
+  std::map<std::string, std::vector<std::int64_t>> rows{};
 };
 /// Writes tokens/ (group and arrays) durably and published; files that are there are replaced.
 /// @return One record per array; files of all together name every file below tokens/ (the
@@ -84,13 +92,18 @@ struct PartTokens {
 Result<std::vector<ArrayRecord>> write_part_tokens(FileSystem& files, const std::string& directory,
                                                    const PartTokens& tokens,
                                                    const std::string& nonce);
-/// Reads and checks tokens/: seals, checksums, lengths, offsets. @error corrupt | not_found | io
+/// Reads and checks tokens/: seals, checksums, lengths, offsets; `rows` stay unread.
+/// @error corrupt | not_found | io
 Result<PartTokens> read_part_tokens(FileSystem& files, const std::string& part_directory);
 
 /// Checks what read_part_tokens() promises of offsets: from 0, strictly rising, to `tokens`.
 /// @error corrupt
 Result<void> check_offsets(const std::vector<std::int64_t>& offsets, std::uint64_t tokens,
                            const std::string& what);
+
+/// That rows are strictly rising and below `tokens`. @error corrupt
+Result<void> check_rows(const std::vector<std::int64_t>& rows, std::uint64_t tokens,
+                        const std::string& what);
 
 /// One array below tokens/, whole, as bytes. @param dtype  What it must have.
 /// @error corrupt | not_found | io

@@ -93,7 +93,16 @@ std::string partial_path(const std::string& path, const std::string& nonce) {
   return path + std::string(kPartial) + nonce;
 }
 
-std::string shard_path(std::uint64_t shard) { return "c/" + std::to_string(shard) + "/0"; }
+std::string shard_path(const ArrayLayout& layout, std::uint64_t shard) {
+  return "c/" + std::to_string(shard) + (layout.is_vector ? "" : "/0");
+}
+
+bool is_rows_path(std::string_view path) {
+  constexpr std::string_view kRows = "tokens/rows_";
+  return path.starts_with(kRows) && path.size() > kRows.size() && path.size() <= 64 &&
+         std::all_of(path.begin() + kRows.size(), path.end(),
+                     [](char c) { return is_digit(c) || is_capture_character(c); });
+}
 
 std::string part_directory_name(std::uint64_t part_index) {
   std::string digits = std::to_string(part_index);
@@ -102,8 +111,16 @@ std::string part_directory_name(std::uint64_t part_index) {
 }
 
 bool is_array_name(const std::string& name) {
-  if (name == "embed" || name == "final.pre_norm" || name == "final.post_norm") {
+  constexpr std::string_view kScales = ".scales";
+  const std::string_view whole = name;
+  const std::string_view plain =
+      whole.ends_with(kScales) ? whole.substr(0, whole.size() - kScales.size()) : whole;
+  if (plain == "embed" || plain == "final.pre_norm" || plain == "final.post_norm") {
     return true;
+  }
+  constexpr std::string_view kTopk = "logits.topk.";
+  if (whole.starts_with(kTopk)) {
+    return is_capture_word(whole.substr(kTopk.size()));
   }
   constexpr std::string_view kBlocks = "blocks.";
   if (name.size() > 128 || name.compare(0, kBlocks.size(), kBlocks) != 0) {

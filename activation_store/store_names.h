@@ -6,6 +6,8 @@
 #include <string>
 #include <string_view>
 
+#include "activation_store/types.h"
+
 namespace librarian::activation_store {
 
 /// "0", "17": decimal, no leading zero, at most 18 digits.
@@ -23,7 +25,10 @@ bool is_safe_relative_path(std::string_view path);
 /// `<path>.partial-<nonce>`
 std::string partial_path(const std::string& path, const std::string& nonce);
 
-/// Path of a shard below its array's directory: "c/3/0".
-std::string shard_path(std::uint64_t shard);
+/// Path of a shard below its array's directory: "c/3/0", or "c/3" of a vector.
+std::string shard_path(const ArrayLayout& layout, std::uint64_t shard);
+
+/// "tokens/rows_loss", "tokens/rows_m4_m1": a token array that says which rows other arrays keep.
+bool is_rows_path(std::string_view path);
 
 }  // namespace librarian::activation_store

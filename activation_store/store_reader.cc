@@ -35,15 +35,20 @@ Error unknown_capture(const CompletePart& part, const std::string& capture) {
 
 class StoreReader::Impl {
  public:
-  Impl(FileSystem& files, JobFile job) : files_(files), job_(std::move(job)) {}
+  Impl(FileSystem& files, std::shared_ptr<const JobFile> job)
+      : files_(files), job_(std::move(job)) {}
+
+  Result<void> add_part(const std::string& store_directory, std::uint64_t index);
 
   FileSystem& files_;
-  const JobFile job_;
+  const std::shared_ptr<const JobFile> job_;
   std::vector<CompletePart> parts_;
 
   std::mutex mutex_;  // guards what follows; entries stay where they are once they exist
   std::map<std::pair<std::uint64_t, std::string>, std::unique_ptr<ArrayReader>> arrays_;
   std::map<std::uint64_t, std::vector<std::int64_t>> offsets_;
+  std::map<std::pair<std::uint64_t, std::string>, std::unique_ptr<std::vector<std::int64_t>>>
+      kept_rows_;
 };
 
 StoreReader::StoreReader(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -51,35 +56,45 @@ StoreReader::StoreReader(StoreReader&&) noexcept = default;
 StoreReader& StoreReader::operator=(StoreReader&&) noexcept = default;
 StoreReader::~StoreReader() = default;
 
+Result<void> StoreReader::Impl::add_part(const std::string& store_directory, std::uint64_t index) {
+  const std::string directory = store_directory + "/" + part_directory_name(index);
+  LIB_TRY(PartFile file, read_part_file(files_, directory));
+  if (file.range != job_->parts[index]) {
+    return Error(ErrorCode::corrupt,
+                 directory + "/zarr.json: these are not the samples that job.json gives to part " +
+                     std::to_string(index));
+  }
+  parts_.push_back({index, directory, std::move(file)});
+  return {};
+}
+
 Result<StoreReader> StoreReader::open(FileSystem& files, const std::string& store_directory) {
   LIB_TRY(JobFile job, read_job_file(files, store_directory));
-  auto impl = std::make_unique<Impl>(files, std::move(job));
-  for (std::uint64_t index = 0; index < impl->job_.parts.size(); ++index) {
-    const std::string directory = store_directory + "/" + part_directory_name(index);
-    auto file = read_part_file(files, directory);
-    if (!file) {
-      if (file.error().code() == ErrorCode::not_found) {
-        continue;  // not complete yet
-      }
-      return std::move(file).error();
+  auto impl = std::make_unique<Impl>(files, std::make_shared<const JobFile>(std::move(job)));
+  for (std::uint64_t index = 0; index < impl->job_->parts.size(); ++index) {
+    auto added = impl->add_part(store_directory, index);
+    if (!added && added.error().code() != ErrorCode::not_found) {  // else not complete yet
+      return std::move(added).error();
     }
-    if (file->range != impl->job_.parts[index]) {
-      return Error(ErrorCode::corrupt,
-                   directory +
-                       "/zarr.json: these are not the samples that job.json gives to part " +
-                       std::to_string(index));
-    }
-    impl->parts_.push_back({index, directory, *std::move(file)});
   }
   return StoreReader(std::move(impl));
 }
 
-const JobFile& StoreReader::job() const { return impl_->job_; }
+Result<StoreReader> StoreReader::open_part(FileSystem& files, const std::string& store_directory,
+                                           std::shared_ptr<const JobFile> job,
+                                           std::uint64_t index) {
+  LIB_CHECK(index < job->parts.size());
+  auto impl = std::make_unique<Impl>(files, std::move(job));
+  LIB_TRY_VOID(impl->add_part(store_directory, index));
+  return StoreReader(std::move(impl));
+}
+
+const JobFile& StoreReader::job() const { return *impl_->job_; }
 const std::vector<CompletePart>& StoreReader::parts() const { return impl_->parts_; }
-std::uint64_t StoreReader::parts_total() const { return impl_->job_.parts.size(); }
+std::uint64_t StoreReader::parts_total() const { return impl_->job_->parts.size(); }
 
 std::uint64_t StoreReader::samples_total() const {
-  const auto& parts = impl_->job_.parts;
+  const auto& parts = impl_->job_->parts;
   return parts.empty() ? 0 : parts.back().first_sample + parts.back().samples;
 }
 
@@ -95,7 +110,7 @@ std::vector<std::string> StoreReader::captures() const {
     const PartFile& file = parts().front().file;
     names.insert(file.captures.begin(), file.captures.end());
     for (const ArrayRecord& array : file.arrays) {
-      if (array.shape.size() == 2) {
+      if (!array.is_tokens()) {
         names.insert(array.name);
       }
     }
@@ -112,7 +127,16 @@ Result<std::string> StoreReader::resolve(const CompletePart& part,
   const std::string& name = alias == part.file.aliases.end() ? capture : alias->second;
   const bool known = std::any_of(
       part.file.arrays.begin(), part.file.arrays.end(),
-      [&](const ArrayRecord& array) { return array.name == name && array.shape.size() == 2; });
+      [&](const ArrayRecord& array) { return array.name == name && !array.is_tokens(); });
+  const auto group = part.file.groups.find(capture);
+  if (group != part.file.groups.end()) {
+    std::string list;
+    for (const auto& [member, array] : group->second) {
+      list += (list.empty() ? "" : ", ") + array;
+    }
+    return Error(ErrorCode::not_found, part.directory + ": '" + capture +
+                                           "' is more than one array; ask for one of " + list);
+  }
   if (!known) {
     return unknown_capture(part, capture);
   }
@@ -145,9 +169,27 @@ Result<SampleRows> StoreReader::sample(const std::string& capture, std::uint64_t
   LIB_TRY(const std::string name, resolve(parts()[range.part], capture));
   LIB_TRY(const ArrayReader* const reader, array(range.part, name));
   const ArrayLayout& layout = reader->layout();
-  SampleRows rows{range.end - range.begin, layout.width, layout.type, {}};
+  SampleRows rows;
+  rows.width = layout.width;
+  rows.type = layout.type;
+  rows.is_vector = layout.is_vector;
+  std::uint64_t begin = range.begin;
+  std::uint64_t end = range.end;
+  if (!reader->attributes().rows.empty()) {
+    LIB_TRY(const std::vector<std::int64_t>* const kept,
+            kept_rows(range.part, reader->attributes().rows));
+    const auto first = std::lower_bound(kept->begin(), kept->end(), begin);
+    const auto last = std::lower_bound(first, kept->end(), end);
+    rows.positions.emplace(first, last);
+    for (std::int64_t& row : *rows.positions) {
+      row -= static_cast<std::int64_t>(range.begin);
+    }
+    begin = static_cast<std::uint64_t>(first - kept->begin());
+    end = static_cast<std::uint64_t>(last - kept->begin());
+  }
+  rows.tokens = end - begin;
   rows.bytes.resize(rows.tokens * row_bytes(layout));
-  LIB_TRY_VOID(reader->read_rows(range.begin, range.end, rows.bytes));
+  LIB_TRY_VOID(reader->read_rows(begin, end, rows.bytes));
   return rows;
 }
 
@@ -168,10 +210,9 @@ Result<const ArrayReader*> StoreReader::array(std::uint64_t part, const std::str
                      [&](const ArrayRecord& candidate) { return candidate.name == name; });
     const ArrayLayout& layout = reader.layout();
     // The manifest and the array each have a seal; together they must still tell one story.
-    if (record == where.file.arrays.end() ||
-        record->shape != std::vector<std::uint64_t>{layout.rows, layout.width} ||
+    if (record == where.file.arrays.end() || record->shape != layout.shape() ||
         record->dtype != stored_type_name(layout.type) || reader.capture() != name ||
-        layout.rows != where.file.range.tokens) {
+        layout.rows != rows_of(where.file, reader.attributes())) {
       return Error(ErrorCode::corrupt,
                    directory + "/zarr.json: this is not the array that the part's manifest lists");
     }
@@ -204,6 +245,23 @@ Result<const std::vector<std::int64_t>*> StoreReader::offsets(std::uint64_t part
     values = std::move(read);
   }
   return &values;
+}
+
+Result<const std::vector<std::int64_t>*> StoreReader::kept_rows(std::uint64_t part,
+                                                                const std::string& rows) const {
+  const std::lock_guard<std::mutex> guard(impl_->mutex_);
+  auto& values = impl_->kept_rows_[{part, rows}];
+  if (!values) {
+    const CompletePart& where = parts()[part];
+    ArrayAttributes attributes;
+    attributes.rows = rows;
+    const std::string name = rows.substr(rows.find('/') + 1);
+    LIB_TRY(auto read, token_values<std::int64_t>(impl_->files_, where, name.c_str(), "int64",
+                                                  rows_of(where.file, attributes)));
+    LIB_TRY_VOID(check_rows(read, where.file.range.tokens, where.directory + "/" + rows));
+    values = std::make_unique<std::vector<std::int64_t>>(std::move(read));
+  }
+  return values.get();
 }
 
 Result<std::vector<std::int64_t>> StoreReader::sample_index(std::uint64_t part) const {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,10 +18,13 @@ namespace librarian::activation_store {
 
 /// Rows of one sample of one capture, [tokens, width] row-major.
 struct SampleRows {
-  std::uint64_t tokens = 0;
+  std::uint64_t tokens = 0;  ///< Rows that are kept: all tokens of the sample, or some.
   std::uint64_t width = 0;
   StoredType type = StoredType::bf16;
   std::vector<std::byte> bytes;
+  bool is_vector = false;
+  /// Where only some tokens are kept: position of each in the sample, rising.
+  std::optional<std::vector<std::int64_t>> positions;
 };
 
 /// One part that is complete, as its zarr.json describes it.
@@ -46,6 +50,12 @@ class StoreReader {
   /// @error corrupt    A damaged file, or a part that is not the job's part of that number.
   /// @error bad_input  A later version of the format.
   static Result<StoreReader> open(FileSystem& files, const std::string& store_directory);
+  /// One part of `job` and nothing of the others, for who opens parts as he needs them: parts()
+  /// holds it alone, and no other part's samples can be located.
+  /// @param index  Below job->parts.size().
+  /// @error not_found  The part is not complete. @error corrupt | bad_input  as open()
+  static Result<StoreReader> open_part(FileSystem& files, const std::string& store_directory,
+                                       std::shared_ptr<const JobFile> job, std::uint64_t index);
   StoreReader(StoreReader&&) noexcept;
   StoreReader& operator=(StoreReader&&) noexcept;
   ~StoreReader();
@@ -61,7 +71,8 @@ class StoreReader {
 
   /// Requested names and arrays of the first complete part, sorted; empty if there is none.
   std::vector<std::string> captures() const;
-  /// The array that holds a capture in a part: its own name or the target of its alias.
+  /// The array that holds a capture in a part: its own name or the target of its alias. A group's
+  /// arrays are captures of their own.
   /// @error not_found  No such capture; the message lists those that exist.
   Result<std::string> resolve(const CompletePart& part, const std::string& capture) const;
 
@@ -78,6 +89,11 @@ class StoreReader {
   Result<const ArrayReader*> array(std::uint64_t part, const std::string& name) const;
   /// Offsets [samples + 1] of parts()[part]; lives as long as this object.
   Result<const std::vector<std::int64_t>*> offsets(std::uint64_t part) const;
+  /// Rows that arrays of parts()[part] with this attribute `rows` keep; lives as long as this
+  /// object.
+  /// @error corrupt  Not strictly rising, or not as many as the manifest says.
+  Result<const std::vector<std::int64_t>*> kept_rows(std::uint64_t part,
+                                                     const std::string& rows) const;
   /// Rows of the input file [samples] of parts()[part].
   Result<std::vector<std::int64_t>> sample_index(std::uint64_t part) const;
   /// Token ids of rows [begin, end) of parts()[part].

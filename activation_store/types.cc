@@ -15,7 +15,19 @@ bool multiply(std::uint64_t a, std::uint64_t b, std::uint64_t& product) {
 
 }  // namespace
 
-std::uint64_t element_bytes(StoredType type) { return type == StoredType::f32 ? 4 : 2; }
+std::uint64_t element_bytes(StoredType type) {
+  switch (type) {
+    case StoredType::bf16:
+    case StoredType::f16:
+      return 2;
+    case StoredType::f32:
+    case StoredType::i32:
+      return 4;
+    case StoredType::f8_e4m3:
+      return 1;
+  }
+  LIB_CHECK(false);
+}
 
 const char* stored_type_name(StoredType type) {
   switch (type) {
@@ -25,12 +37,17 @@ const char* stored_type_name(StoredType type) {
       return "float16";
     case StoredType::f32:
       return "float32";
+    case StoredType::f8_e4m3:
+      return "float8_e4m3fn";
+    case StoredType::i32:
+      return "int32";
   }
   return "unknown";
 }
 
 Result<StoredType> parse_stored_type(std::string_view name) {
-  for (const StoredType type : {StoredType::bf16, StoredType::f16, StoredType::f32}) {
+  for (const StoredType type :
+       {StoredType::bf16, StoredType::f16, StoredType::f32, StoredType::f8_e4m3, StoredType::i32}) {
     if (name == stored_type_name(type)) {
       return type;
     }
@@ -43,8 +60,8 @@ Result<void> check_layout(const ArrayLayout& layout) {
   const auto refuse = [](const char* reason) {
     return Error(ErrorCode::invalid_argument, std::string("array layout: ") + reason);
   };
-  if (layout.rows == 0 || layout.width == 0) {
-    return refuse("an array needs at least one row and one column");
+  if (layout.width == 0 || (layout.is_vector && layout.width != 1)) {
+    return refuse("an array needs at least one column, and a vector has just one");
   }
   if (layout.chunk_tokens == 0 || !std::has_single_bit(layout.chunk_tokens)) {
     return refuse("chunk_tokens is not a power of two");
@@ -65,6 +82,12 @@ Result<void> check_layout(const ArrayLayout& layout) {
   }
   return {};
 }
+
+std::vector<std::uint64_t> ArrayLayout::shape() const {
+  return is_vector ? std::vector<std::uint64_t>{rows} : std::vector<std::uint64_t>{rows, width};
+}
+
+std::string scales_name(const std::string& array) { return array + ".scales"; }
 
 std::uint64_t row_bytes(const ArrayLayout& layout) {
   return layout.width * element_bytes(layout.type);
@@ -89,6 +112,15 @@ std::uint64_t default_chunk_tokens(std::uint64_t width, StoredType type) {
   }
   while (tokens < kMiB && 2 * (tokens * row) * (tokens * row) <= kMiB * kMiB) {
     tokens *= 2;
+  }
+  return tokens;
+}
+
+std::uint64_t chunk_tokens_within(std::uint64_t width, StoredType type,
+                                  std::uint64_t shard_tokens) {
+  std::uint64_t tokens = default_chunk_tokens(width, type);
+  while (shard_tokens % tokens != 0) {
+    tokens /= 2;
   }
   return tokens;
 }

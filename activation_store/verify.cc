@@ -174,11 +174,12 @@ class StoreCheck {
     std::set<std::string> names;
     for (const ArrayRecord& array : check.part.arrays) {
       names.insert(array.name);
-      LIB_TRY_VOID(array.shape.size() == 2 ? check_capture_array(check, array)
-                                           : check_token_array(check, array));
+      LIB_TRY_VOID(array.is_tokens() ? check_token_array(check, array)
+                                     : check_capture_array(check, array));
     }
     for (const std::string& capture : check.part.captures) {
-      if (names.count(capture) == 0 && check.part.aliases.count(capture) == 0) {
+      if (names.count(capture) == 0 && check.part.aliases.count(capture) == 0 &&
+          check.part.groups.count(capture) == 0) {
         check.problem("zarr.json", "capture '" + capture + "' is in no array");
       }
     }

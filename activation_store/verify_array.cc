@@ -1,6 +1,7 @@
 #include "activation_store/verify_array.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "activation_store/array_metadata.h"
 #include "activation_store/blosc_chunk.h"
@@ -101,7 +102,7 @@ class CaptureCheck {
   Result<void> run() {
     bool all_right = true;
     for (std::uint64_t shard = 0; shard < shard_count(layout_); ++shard) {
-      const std::string path = record_.name + "/" + shard_path(shard);
+      const std::string path = record_.name + "/" + shard_path(layout_, shard);
       const auto found = check_.manifest.find(path);
       if (found == check_.manifest.end()) {
         check_.problem(path, "the manifest does not list this shard");
@@ -269,6 +270,22 @@ Result<bool> check_file(PartCheck& check, const FileRecord& record) {
   return noted(check, record.path, check_content(check, record));
 }
 
+namespace {
+
+bool has_array(const PartFile& part, const std::string& name) {
+  return std::any_of(part.arrays.begin(), part.arrays.end(),
+                     [&](const ArrayRecord& array) { return array.name == name; });
+}
+
+/// What the digest cannot say of rows that other arrays keep.
+Result<void> check_kept_rows(const std::vector<std::byte>& bytes, const PartFile& part) {
+  std::vector<std::int64_t> rows(bytes.size() / sizeof(std::int64_t));
+  std::memcpy(rows.data(), bytes.data(), rows.size() * sizeof(std::int64_t));
+  return check_rows(rows, part.range.tokens, "it");
+}
+
+}  // namespace
+
 Result<void> check_capture_array(PartCheck& check, const ArrayRecord& record) {
   LIB_TRY(const auto metadata, read_metadata(check, record, parse_array_metadata));
   if (!metadata) {
@@ -276,13 +293,16 @@ Result<void> check_capture_array(PartCheck& check, const ArrayRecord& record) {
     return {};
   }
   const ArrayLayout& layout = metadata->layout;
-  if (record.shape != std::vector<std::uint64_t>{layout.rows, layout.width} ||
-      record.dtype != stored_type_name(layout.type) || metadata->capture != record.name ||
-      layout.rows != check.part.range.tokens ||
+  if (record.shape != layout.shape() || record.dtype != stored_type_name(layout.type) ||
+      metadata->capture != record.name ||
+      layout.rows != rows_of(check.part, metadata->attributes) ||
       record.raw_bytes != layout.rows * row_bytes(layout)) {
     check.problem(record.name + "/zarr.json", "not the array that the manifest lists");
     LIB_TRY_VOID(check_chunk_files(check, record.name));
     return {};
+  }
+  if (layout.type == StoredType::f8_e4m3 && !has_array(check.part, scales_name(record.name))) {
+    check.problem(record.name, "the array of its scales is missing");
   }
   check_file_list(check, record, shard_count(layout));
   check.report.files_checked += shard_count(layout);
@@ -309,6 +329,8 @@ Result<void> check_token_array(PartCheck& check, const ArrayRecord& record) {
     LIB_TRY_VOID(noted(check, record.name, bytes.error()));
   } else if (xxh3_128(*bytes) != record.rows_xxh3) {
     check.problem(record.name, "XXH3-128 of its values is not the one in the manifest");
+  } else if (is_rows_path(record.name)) {
+    LIB_TRY_VOID(noted(check, record.name, check_kept_rows(*bytes, check.part)));
   }
   return {};
 }

@@ -35,7 +35,7 @@ Json make_identity(const IdentityInputs& inputs) {
   identity["offsets_xxh3"] = digest_of(inputs.tokens->offsets);
   identity["loss_mask_xxh3"] =
       inputs.tokens->loss_mask ? Json(digest_of(*inputs.tokens->loss_mask)) : Json(nullptr);
-  identity["captures"] = inputs.captures->requested;
+  identity["captures"] = inputs.captures->canonical();
   identity["dtype"] = gpu_exec::dtype_name(inputs.dtype);
   identity["codec"] = inputs.codec == activation_store::Codec::zstd ? "zstd" : "none";
   identity["chunk_tokens"] = inputs.chunk_tokens;

@@ -103,10 +103,28 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
     warnings_.push_back(text);
   }
   dtype_ = options_.dtype.value_or(checkpoint_->dtype());
+  if (checkpoint_->quantised()) {
+    if (!device_->reads_quantised()) {
+      return Error(ErrorCode::invalid_argument,
+                   "--device: quantised weights are decoded by the CPU only so far; leave it out");
+    }
+    warnings_.push_back(
+        "the weights are quantised: they are decoded to the type of the computation, and "
+        "activations are not quantised, so engines that do quantise them differ by a little");
+  }
   for (std::string& text : device_->warnings(dtype_)) {
     warnings_.push_back(std::move(text));
   }
   LIB_TRY(captures_, parse_captures(options_.captures, capture_shape(checkpoint_->spec())));
+  if (captures_.logits) {
+    return Error(ErrorCode::invalid_argument,
+                 "--capture logits.topk: logits are not built in yet; capture final.post_norm");
+  }
+  if (!captures_.options.empty()) {
+    return Error(ErrorCode::invalid_argument,
+                 "--capture " + captures_.options.begin()->first +
+                     captures_.options.begin()->second.text() + ": not built in yet");
+  }
   TokenLimits limits;
   limits.vocab_size = checkpoint_->spec().vocab_size;
   limits.max_length = options_.max_length;
@@ -235,9 +253,9 @@ Result<void> PreparedJob::plan() {
   disk.codec = options_.codec;
   disk.state_in_memory = memory_.state_in_memory;
   for (std::int32_t layer = weightmap::kEmbeddingLayer; layer < captures_.last_layer(); ++layer) {
-    const bool covered = layer >= 0 && captures_.layers[static_cast<std::size_t>(layer)].contains(
-                                           gpu_exec::CapturePoint::resid_post);
-    disk.uncovered_layers += covered ? 0 : 1;
+    // A state on disk cannot read the embedding back from its array: the table gave its rows in
+    // another order.
+    disk.uncovered_layers += layer >= 0 && captures_.keeps_state_of(layer) ? 0 : 1;
   }
   disk.skeleton_bytes = wants_skeleton() ? skeleton_tensor_file_bytes(*checkpoint_) : 0;
   disk_ = plan_disk(disk);

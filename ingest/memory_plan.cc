@@ -55,9 +55,11 @@ activation_store::ArrayLayout layout_of(const MemoryInputs& in) {
 /// Tokens, tensor table and the records of the journal and the manifest.
 std::uint64_t table_bytes(const MemoryInputs& in) {
   std::uint64_t tensors = 0;
+  std::uint64_t quantised = 0;  // Scales and the like of one layer.
   for (std::int32_t layer = weightmap::kEmbeddingLayer; layer <= in.checkpoint->layer_count();
        ++layer) {
     tensors += in.checkpoint->layer(layer).tensors.size();
+    quantised = std::max(quantised, in.checkpoint->layer(layer).table_bytes());
   }
   const std::uint64_t shards = (in.part_tokens_max + in.shard_tokens - 1) / in.shard_tokens;
   const std::uint64_t files = in.captures->array_count() * (shards + 1);
@@ -67,14 +69,18 @@ std::uint64_t table_bytes(const MemoryInputs& in) {
   const std::uint64_t embedding =
       gpu_exec::EmbeddingStage::memory_bytes(in.checkpoint->spec(), in.sample_tokens_max) +
       in.part_tokens_max * sizeof(std::uint32_t);
-  return in.token_bytes + std::max(part_copy, embedding) + tensors * kBytesPerTensorEntry +
-         files * kBytesPerFileRecord;
+  return in.token_bytes + std::max(part_copy, embedding) + quantised +
+         tensors * kBytesPerTensorEntry + files * kBytesPerFileRecord;
 }
 
 gpu_exec::ExecutorOptions executor_options(const MemoryInputs& in, std::uint64_t block_tokens) {
   gpu_exec::ExecutorOptions options;
   options.dtype = in.dtype;
   options.weight_dtype_max = in.checkpoint->widest_dtype();
+  if (in.checkpoint->quantised() &&
+      gpu_exec::dtype_bytes(in.dtype) > gpu_exec::dtype_bytes(options.weight_dtype_max)) {
+    options.weight_dtype_max = in.dtype;  // What quantised matrices are decoded to.
+  }
   options.block_rows_max = block_tokens;
   options.sample_rows_max = in.sample_tokens_max;
   // Two blocks that follow one another hold more than one block together, or they would be one.

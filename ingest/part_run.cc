@@ -123,13 +123,10 @@ class PartRun::Committer {
 PartRun::~PartRun() = default;
 
 std::string PartRun::covering_array(std::int32_t layer) const {
-  if (layer < 0) {
-    return context_.captures.embed ? "embed" : "";
+  if (!context_.captures.keeps_state_of(layer)) {
+    return "";
   }
-  return context_.captures.layers[static_cast<std::size_t>(layer)].contains(
-             CapturePoint::resid_post)
-             ? capture_array_name(layer, CapturePoint::resid_post)
-             : "";
+  return layer < 0 ? "embed" : capture_array_name(layer, CapturePoint::resid_post);
 }
 
 bool PartRun::durable_state_due() const {
@@ -147,7 +144,7 @@ Result<void> PartRun::run(const PartTools& tools,
   {
     Committer committer(*this, stop);
     WeightLoader loader(tools.weights, tools.executor, context_.clock,
-                        context_.checkpoint.layer_count(),
+                        context_.checkpoint,
                         [&](std::int32_t layer) { return prefetch_after(tools, layer); });
     Duration waited{};  // For the commit before: it held up the layer after.
     for (std::int32_t layer = first_layer(); layer <= last_layer_; ++layer) {

@@ -131,6 +131,19 @@ NamedTensor classify_tensor(std::string_view name, const NameScheme& scheme,
   return {};
 }
 
+bool is_head_name(std::string_view name, const NameScheme& scheme, WeightRole role) {
+  const std::string_view wanted =
+      role == WeightRole::head ? scheme.family->head : scheme.family->head_bias;
+  if (wanted.empty()) {
+    return false;
+  }
+  constexpr std::string_view kTextModel = "language_model.";
+  if (scheme.multimodal && name.starts_with(kTextModel)) {
+    name.remove_prefix(kTextModel.size());
+  }
+  return name == wanted;
+}
+
 std::string tensor_name(const NameScheme& scheme, std::string_view prefix, std::int32_t layer,
                         WeightRole role) {
   const TensorNames& family = *scheme.family;

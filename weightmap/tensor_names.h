@@ -29,6 +29,9 @@ struct TensorNames {
   std::span<const std::string_view> heads;
   std::span<const std::string_view> buffers_outside;
   std::span<const std::string_view> buffers_inside;
+  /// The one of `heads` that gives logits and its bias; empty: there is none.
+  std::string_view head = "lm_head.weight";
+  std::string_view head_bias = "";
 };
 
 /// What the checkpoints of one config.json call their tensors.
@@ -58,6 +61,10 @@ std::string base_prefix(const NameScheme& scheme, std::span<const std::string_vi
 /// @param layers  Number of layers; a tensor of a layer beyond is unknown.
 NamedTensor classify_tensor(std::string_view name, const NameScheme& scheme,
                             std::string_view prefix, std::int32_t layers);
+
+/// Whether `name` is that of the matrix that gives logits (or of its bias), in any writer's
+/// spelling.
+bool is_head_name(std::string_view name, const NameScheme& scheme, gpu_exec::WeightRole role);
 
 /// The name that `role` must have; `layer` counts for roles of weight_roles() only, which the
 /// family must have.

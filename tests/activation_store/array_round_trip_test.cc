@@ -38,7 +38,9 @@ void expect_round_trip(const ArrayLayout& layout, RowKind kind, std::uint64_t ap
   EXPECT_EQ(*read, rows);
 
   EXPECT_EQ(record->name, kName);
-  EXPECT_EQ(record->shape, (std::vector<std::uint64_t>{layout.rows, layout.width}));
+  EXPECT_EQ(record->shape, layout.is_vector
+                               ? (std::vector<std::uint64_t>{layout.rows})
+                               : (std::vector<std::uint64_t>{layout.rows, layout.width}));
   EXPECT_EQ(record->dtype, stored_type_name(layout.type));
   EXPECT_EQ(record->rows_xxh3, xxh3_128(rows));
   EXPECT_EQ(record->raw_bytes, rows.size());
@@ -59,8 +61,17 @@ void expect_round_trip(const ArrayLayout& layout, RowKind kind, std::uint64_t ap
 // Goal: every type, codec, width and chunk shape comes back bit for bit, however rows arrive.
 // Method: all combinations on a memory file system; appends of 1, 5 and all rows cross chunks.
 TEST(ArrayRoundTrip, GivesBackTheSameBitsForEveryTypeCodecAndShape) {
-  for (const StoredType type : {StoredType::bf16, StoredType::f16, StoredType::f32}) {
+  for (const StoredType type :
+       {StoredType::bf16, StoredType::f16, StoredType::f32, StoredType::f8_e4m3, StoredType::i32}) {
     for (const Codec codec : {Codec::none, Codec::zstd}) {
+      for (const auto& [chunk, shard] : {std::pair{1U, 1U}, {1U, 4U}, {8U, 16U}, {256U, 512U}}) {
+        for (const std::uint64_t rows : {1U, 16U, 37U, 1000U}) {
+          ArrayLayout vector{rows, 1, type, codec, chunk, shard};
+          vector.is_vector = true;
+          expect_round_trip(vector, RowKind::activations, 5);
+          expect_round_trip(vector, RowKind::noise, 0);
+        }
+      }
       for (const std::uint64_t width : {33U, 64U, 384U}) {
         for (const auto& [chunk, shard] : {std::pair{1U, 1U}, {1U, 4U}, {2U, 2U}, {8U, 16U}}) {
           for (const std::uint64_t rows : {1U, 15U, 16U, 17U, 37U}) {

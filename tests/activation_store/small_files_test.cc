@@ -301,8 +301,9 @@ TEST(RemoveArray, TakesOnlyNamesOfItsOwnGrammar) {
     ASSERT_TRUE(make_directories(files, parent_path(path)));
     ASSERT_TRUE(files.create(path));
   };
-  for (const char* const path : {"/p/embed/zarr.json", "/p/embed/zarr.json.partial-ab12",
-                                 "/p/embed/c/0/0", "/p/embed/c/10/0.partial-ff", "/p/keep"}) {
+  for (const char* const path :
+       {"/p/embed/zarr.json", "/p/embed/zarr.json.partial-ab12", "/p/embed/c/0/0",
+        "/p/embed/c/10/0.partial-ff", "/p/embed/c/3", "/p/embed/c/4.partial-ab", "/p/keep"}) {
     put(path);
   }
   ASSERT_TRUE(remove_array(files, "/p", "embed"));
@@ -311,7 +312,8 @@ TEST(RemoveArray, TakesOnlyNamesOfItsOwnGrammar) {
   EXPECT_EQ(remove_array(files, "/p", "../p").error().code(), ErrorCode::invalid_argument);
   for (const char* const foreign :
        {"/p/embed/notes.txt", "/p/embed/c/0/1", "/p/embed/c/x/0", "/p/embed/c/0/0.partial-XY",
-        "/p/embed/zarr.json.partial-", "/p/embed/c/00/0", "/p/embed/d/0/0"}) {
+        "/p/embed/c/03", "/p/embed/c/4.partial-XY", "/p/embed/c/4.x", "/p/embed/zarr.json.partial-",
+        "/p/embed/c/00/0", "/p/embed/d/0/0"}) {
     put("/p/embed/zarr.json");
     put("/p/embed/c/0/0");
     put(foreign);
@@ -329,7 +331,7 @@ TEST(RemoveArray, TakesOnlyNamesOfItsOwnGrammar) {
     }
     ASSERT_TRUE(remove_array(files, "/p", "embed")) << foreign;
   }
-  put("/p/embed/c/0");  // a file where a directory belongs
+  put("/p/embed/c");  // a file where a directory belongs
   EXPECT_EQ(remove_array(files, "/p", "embed").error().code(), ErrorCode::conflict);
 }
 

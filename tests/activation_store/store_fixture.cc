@@ -1,7 +1,8 @@
 // Writes arrays of every dtype, codec and shape, a whole small store, and beside each the raw rows,
 // for readers that are not ours. cases.json lists them.
 //   store_fixture EMPTY_DIRECTORY
-//   store_fixture --golden DIRECTORY     only the store that is committed as golden_store
+//   store_fixture --golden DIRECTORY     only the store that is committed as golden_store,
+//   store_fixture --golden-kinds DIRECTORY  or as golden_store_kinds
 #include <cstdio>
 #include <fstream>
 
@@ -37,7 +38,7 @@ Json describe(const std::string& array, const std::string& raw, const ArrayLayou
   return {{"array", array},
           {"raw", raw},
           {"dtype", stored_type_name(layout.type)},
-          {"shape", {layout.rows, layout.width}}};
+          {"shape", layout.shape()}};
 }
 
 Result<Json> write_case(const std::string& root, const ArrayLayout& layout, RowKind kind) {
@@ -58,7 +59,8 @@ Result<Json> write_case(const std::string& root, const ArrayLayout& layout, RowK
 
 Result<Json> write_all(const std::string& root) {
   Json cases = Json::array();
-  for (const StoredType type : {StoredType::bf16, StoredType::f16, StoredType::f32}) {
+  for (const StoredType type :
+       {StoredType::bf16, StoredType::f16, StoredType::f32, StoredType::f8_e4m3, StoredType::i32}) {
     for (const Codec codec : {Codec::none, Codec::zstd}) {
       for (const std::uint64_t width : {33U, 64U, 384U}) {
         for (const auto& [chunk, shard] : {std::pair{1U, 2U}, {2U, 8U}, {8U, 16U}, {16U, 16U}}) {
@@ -70,6 +72,12 @@ Result<Json> write_all(const std::string& root) {
           LIB_TRY(Json one, write_case(root, {37, width, type, codec, 8, 16}, kind));
           cases.push_back(std::move(one));
         }
+      }
+      for (const auto& [chunk, shard] : {std::pair{1U, 2U}, {8U, 16U}, {512U, 1024U}}) {
+        ArrayLayout vector{chunk == 512 ? 1100U : 37U, 1, type, codec, chunk, shard};
+        vector.is_vector = true;
+        LIB_TRY(Json one, write_case(root, vector, RowKind::activations));
+        cases.push_back(std::move(one));
       }
     }
   }
@@ -83,8 +91,14 @@ Result<Json> write_all(const std::string& root) {
   return cases;
 }
 
+StoreOptions whole_store_options() {
+  StoreOptions options;
+  options.every_kind = true;
+  return options;
+}
+
 Result<Json> write_whole_store(const std::string& root) {
-  const StoreOptions options;
+  const StoreOptions options = whole_store_options();
   LIB_TRY_VOID(write_store(posix_file_system(), root + "/store", options));
   Json parts = Json::array();
   for (const PartRange& range : partition(options)) {
@@ -100,10 +114,19 @@ Result<Json> write_whole_store(const std::string& root) {
                                 {range.tokens, options.width, options.type, options.codec,
                                  options.chunk_tokens, options.shard_tokens}));
     }
+    for (const KindArray& kind : kind_arrays(options, range)) {
+      const std::string raw = part + "." + kind.name + ".bin";
+      if (!write_bytes(root + "/" + raw, kind.rows)) {
+        return Error(ErrorCode::io, "cannot write " + raw);
+      }
+      arrays.push_back(describe(kind.name, raw, kind.layout));
+      arrays.back()["rows"] = kind.attributes.rows;
+    }
     parts.push_back({{"part", part},
                      {"first_sample", range.first_sample},
                      {"samples", range.samples},
                      {"tokens", range.tokens},
+                     {"rows", kind_rows(options, range)},
                      {"arrays", std::move(arrays)}});
   }
   return parts;
@@ -127,12 +150,15 @@ Result<void> run(const std::string& root) {
 
 int main(int argc, char** argv) {
   using namespace librarian::activation_store::testing;
-  const bool golden = argc == 3 && std::string_view(argv[1]) == "--golden";
+  const std::string_view option = argc == 3 ? argv[1] : "";
+  const bool kinds = option == "--golden-kinds";
+  const bool golden = option == "--golden" || kinds;
   if (argc != 2 && !golden) {
-    std::fputs("usage: store_fixture [--golden] EMPTY_DIRECTORY\n", stderr);
+    std::fputs("usage: store_fixture [--golden|--golden-kinds] EMPTY_DIRECTORY\n", stderr);
     return 2;
   }
-  const auto done = golden ? write_store(librarian::posix_file_system(), argv[2], golden_options())
+  const auto done = golden ? write_store(librarian::posix_file_system(), argv[2],
+                                         kinds ? golden_kinds_options() : golden_options())
                            : run(argv[1]);
   if (!done) {
     std::fprintf(stderr, "%s\n", done.error().message().c_str());

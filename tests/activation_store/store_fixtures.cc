@@ -50,8 +50,12 @@ std::uint16_t to_f16(float value) {
 
 void store_element(StoredType type, float value, std::byte* at) {
   const std::uint32_t bits = to_bits(value);
-  if (type == StoredType::f32) {
+  if (element_bytes(type) == 4) {
     std::memcpy(at, &bits, 4);
+    return;
+  }
+  if (type == StoredType::f8_e4m3) {  // any bits will do: those of a float are as uneven
+    *at = static_cast<std::byte>(to_f16(value) >> 8U);
     return;
   }
   const std::uint16_t half =
@@ -105,10 +109,21 @@ Result<void> write_part(FileSystem& files, const std::string& directory,
     part.captures.push_back(alias);
     part.aliases[alias] = array;
   }
+  PartTokens part_tokens = make_tokens(options, range);
+  std::vector<KindArray> kinds;
+  if (options.every_kind) {
+    part_tokens.rows = kind_rows(options, range);
+    kinds = kind_arrays(options, range);
+    part.captures.insert(part.captures.end(),
+                         {"blocks.2.resid_post", "blocks.3.resid_post", "embed", "logits.topk"});
+    for (const char* const member : {"ids", "log_prob", "logsumexp", "gold_log_prob"}) {
+      part.groups["logits.topk"][member] = std::string("logits.topk.") + member;
+    }
+  }
   part.device_kind = "cpu-portable";
   part.zstd_version = options.zstd_version;
   part.verified = "none";
-  LIB_TRY(auto tokens, write_part_tokens(files, directory, make_tokens(options, range), kNonce));
+  LIB_TRY(auto tokens, write_part_tokens(files, directory, part_tokens, kNonce));
   for (ArrayRecord& record : tokens) {
     take_files(part, std::move(record));
   }
@@ -116,6 +131,11 @@ Result<void> write_part(FileSystem& files, const std::string& directory,
     LIB_TRY(ArrayRecord record,
             write_array(files, directory, array, layout_of(options, range.tokens),
                         make_sample_rows(options, array, range.first_sample, range.samples), 7));
+    take_files(part, std::move(record));
+  }
+  for (const KindArray& kind : kinds) {
+    LIB_TRY(ArrayRecord record,
+            write_array(files, directory, kind.name, kind.layout, kind.rows, 3, kind.attributes));
     take_files(part, std::move(record));
   }
   return replace_file(files, directory + "/zarr.json", part_file_text(part));
@@ -148,9 +168,11 @@ std::vector<std::byte> make_rows(const ArrayLayout& layout, RowKind kind, std::u
 
 Result<ArrayRecord> write_array(FileSystem& files, const std::string& directory,
                                 const std::string& name, const ArrayLayout& layout,
-                                const std::vector<std::byte>& rows, std::uint64_t append_rows) {
+                                const std::vector<std::byte>& rows, std::uint64_t append_rows,
+                                const ArrayAttributes& attributes) {
   EncodePool pool(real_clock(), {.threads = 2, .slots = 3, .chunk_bytes_max = chunk_bytes(layout)});
-  LIB_TRY(ArrayWriter writer, ArrayWriter::create(files, pool, directory, name, layout, kNonce));
+  LIB_TRY(ArrayWriter writer,
+          ArrayWriter::create(files, pool, directory, name, layout, kNonce, attributes));
   const std::uint64_t row = row_bytes(layout);
   const std::uint64_t step = append_rows == 0 ? layout.rows : append_rows;
   for (std::uint64_t begin = 0; begin < layout.rows; begin += step) {
@@ -189,6 +211,63 @@ StoreOptions golden_options() {
   StoreOptions options;
   options.zstd_version = zstd_version();
   return options;
+}
+
+StoreOptions golden_kinds_options() {
+  StoreOptions options = golden_options();
+  options.every_kind = true;
+  options.width = 24;
+  return options;
+}
+
+std::map<std::string, std::vector<std::int64_t>> kind_rows(const StoreOptions& options,
+                                                           const PartRange& range) {
+  std::map<std::string, std::vector<std::int64_t>> kept;
+  std::int64_t row = 0;
+  kept["rows_10_11"];  // so that it is there where no sample is long enough
+  for (std::uint64_t sample = range.first_sample; sample < range.first_sample + range.samples;
+       ++sample) {
+    const std::uint64_t length = options.sample_lengths[sample];
+    for (std::uint64_t k = 0; k < length; ++k, ++row) {
+      if (k > 0) {  // as make_tokens() masks
+        kept["rows_loss"].push_back(row);
+      }
+      if (k + 1 < length) {
+        kept["rows_loss_next"].push_back(row);
+      }
+      if (k == 10 || k == 11) {
+        kept["rows_10_11"].push_back(row);
+      }
+    }
+  }
+  return kept;
+}
+
+std::vector<KindArray> kind_arrays(const StoreOptions& options, const PartRange& range) {
+  const auto kept = kind_rows(options, range);
+  std::vector<KindArray> arrays;
+  const auto add = [&](const char* name, const char* rows, StoredType type, std::uint64_t width,
+                       RowKind kind, std::uint32_t mantissa_bits = 0) {
+    KindArray array;
+    array.name = name;
+    array.layout = layout_of(options, rows[0] == 0 ? range.tokens : kept.at(rows).size());
+    array.layout.type = type;
+    array.layout.is_vector = width == 0;
+    array.layout.width = std::max<std::uint64_t>(width, 1);
+    array.attributes = {rows[0] == 0 ? "" : std::string("tokens/") + rows, mantissa_bits};
+    array.rows = make_rows(array.layout, kind, hash_name(name) + range.first_sample);
+    arrays.push_back(std::move(array));
+  };
+  const std::uint64_t width = options.width;
+  add("blocks.2.resid_post", "rows_loss", StoredType::f8_e4m3, width, RowKind::noise);
+  add("blocks.2.resid_post.scales", "rows_loss", StoredType::f32, 0, RowKind::activations);
+  add("blocks.3.resid_post", "", StoredType::bf16, width, RowKind::activations, 5);
+  add("embed", "rows_10_11", StoredType::bf16, width, RowKind::activations);
+  add("logits.topk.ids", "rows_loss_next", StoredType::i32, 4, RowKind::noise);
+  add("logits.topk.log_prob", "rows_loss_next", StoredType::f16, 4, RowKind::activations);
+  add("logits.topk.logsumexp", "rows_loss_next", StoredType::f32, 0, RowKind::activations);
+  add("logits.topk.gold_log_prob", "rows_loss_next", StoredType::f32, 0, RowKind::special);
+  return arrays;
 }
 
 std::vector<PartRange> partition(const StoreOptions& options) {

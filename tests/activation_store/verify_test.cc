@@ -95,6 +95,32 @@ TEST(VerifyStore, FindsNothingWrongWithAWholeStore) {
   }
 }
 
+TEST(VerifyStore, FindsNothingWrongWithAWholeStoreOfEveryKind) {
+  MemoryFileSystem files;
+  StoreOptions options;
+  options.every_kind = true;
+  ASSERT_TRUE(write_store(files, "/store", options));
+  const auto report = verify_store(files, "/store", {});
+  ASSERT_TRUE(report) << report.error().message();
+  EXPECT_EQ(report->state, StoreState::complete) << problems(*report);
+  EXPECT_EQ(report->files_checked, files.snapshot().size() - 5) << "all but 5 zarr/job.json";
+}
+
+// Catches: a kind of array whose files nobody checks.
+TEST(VerifyStore, NamesTheFileOfAByteFlippedInAnyKindOfArray) {
+  MemoryFileSystem files;
+  StoreOptions options;
+  options.every_kind = true;
+  options.part_tokens = 1000;
+  ASSERT_TRUE(write_store(files, "/store", options));
+  for (const auto& [path, content] : files.snapshot()) {
+    const std::uint64_t at = content.size() / 2;
+    files.corrupt(path, at, std::byte{0x10});
+    expect_damage_named(files, path.substr(sizeof kRoot - 1));
+    files.corrupt(path, at, std::byte{0x10});
+  }
+}
+
 // Goal: no byte of a store can change unseen: verify names the file, and what a reader returns is
 // right or an error.
 // Method: a store of one part; every byte of every file is flipped in turn and put back.
