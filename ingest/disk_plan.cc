@@ -17,9 +17,11 @@ double expected_ratio(activation_store::StoredType type, activation_store::Codec
 DiskPlan plan_disk(const DiskInputs& inputs) {
   DiskPlan plan;
   plan.expected_ratio = expected_ratio(inputs.type, inputs.codec);
-  plan.raw_bytes = inputs.tokens * inputs.row_bytes * inputs.arrays;
+  const std::uint64_t rows_bytes = inputs.tokens * inputs.row_bytes * inputs.arrays;
+  plan.raw_bytes = rows_bytes + inputs.logit_bytes;
   plan.store_bytes =
-      static_cast<std::uint64_t>(static_cast<double>(plan.raw_bytes) / plan.expected_ratio);
+      static_cast<std::uint64_t>(static_cast<double>(rows_bytes) / plan.expected_ratio) +
+      inputs.logit_bytes;
   const std::uint64_t state_bytes = inputs.part_tokens_max * inputs.row_bytes;
   // A new state is durable before the one before goes.
   plan.scratch_peak_bytes = inputs.uncovered_layers == 0 ? 0 : 2 * state_bytes;

@@ -9,6 +9,7 @@
 #include "gpu_exec/cuda_device.h"
 #include "ingest/identity.h"
 #include "ingest/job.h"
+#include "ingest/kept_rows.h"
 #include "ingest/layer_flops.h"
 #include "ingest/partition.h"
 #include "ingest/skeleton.h"
@@ -16,6 +17,7 @@
 #include "ingest/store_directory.h"
 #include "ingest/stored_type.h"
 #include "ingest/tokenizer_check.h"
+#include "ingest/topk_arrays.h"
 
 namespace librarian::ingest {
 namespace {
@@ -108,13 +110,12 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   }
   LIB_TRY(captures_, parse_captures(options_.captures, capture_shape(checkpoint_->spec())));
   if (captures_.logits) {
-    return Error(ErrorCode::invalid_argument,
-                 "--capture logits.topk: logits are not built in yet; capture final.post_norm");
+    LIB_TRY_VOID(checkpoint_->use_head());
   }
   if (!captures_.options.empty()) {
-    return Error(ErrorCode::invalid_argument,
-                 "--capture " + captures_.options.begin()->first +
-                     captures_.options.begin()->second.text() + ": not built in yet");
+    return Error(ErrorCode::invalid_argument, "--capture " + captures_.options.begin()->first +
+                                                  captures_.options.begin()->second.text() +
+                                                  ": not built in yet");
   }
   TokenLimits limits;
   limits.vocab_size = checkpoint_->spec().vocab_size;
@@ -145,6 +146,7 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   }
   LIB_TRY_VOID(prepare_geometry());
   LIB_TRY_VOID(prepare_partition());
+  LIB_TRY_VOID(count_logit_rows());
   LIB_TRY_VOID(plan());
 
   IdentityInputs inputs;
@@ -211,6 +213,40 @@ Result<void> PreparedJob::prepare_partition() {
   return {};
 }
 
+/// @error invalid_argument  The tokens have no loss mask, or no row is kept.
+Result<void> PreparedJob::count_logit_rows() {
+  if (!captures_.logits) {
+    return {};
+  }
+  const Positions& positions = captures_.logits->positions;
+  if (positions.needs_loss_mask() && !tokens_.loss_mask) {
+    return Error(ErrorCode::invalid_argument, "--capture " + std::string(kLogitsTopk) +
+                                                  captures_.logits->text() + ": " +
+                                                  options_.tokens + " has no loss_mask");
+  }
+  for (const activation_store::PartRange& part : parts_) {
+    const auto first = static_cast<std::size_t>(tokens_.offsets[part.first_sample]);
+    std::vector<std::int64_t> offsets;
+    for (std::uint64_t i = 0; i <= part.samples; ++i) {
+      offsets.push_back(tokens_.offsets[part.first_sample + i] -
+                        tokens_.offsets[part.first_sample]);
+    }
+    const std::uint64_t rows =
+        kept_rows(positions, offsets,
+                  tokens_.loss_mask ? std::span(*tokens_.loss_mask).subspan(first, part.tokens)
+                                    : std::span<const std::uint8_t>())
+            .size();
+    logit_rows_ += rows;
+    logit_rows_max_ = std::max(logit_rows_max_, rows);
+  }
+  if (logit_rows_ == 0) {
+    return Error(ErrorCode::invalid_argument, "--capture " + std::string(kLogitsTopk) +
+                                                  captures_.logits->text() + ": keeps no row of " +
+                                                  options_.tokens + "; look at its loss_mask");
+  }
+  return {};
+}
+
 Result<void> PreparedJob::plan() {
   MemoryInputs memory;
   memory.checkpoint = &*checkpoint_;
@@ -229,6 +265,7 @@ Result<void> PreparedJob::plan() {
   memory.block_tokens = options_.block_tokens;
   memory.state = options_.state;
   memory.threads = threads_;
+  memory.logit_rows_max = logit_rows_max_;
   LIB_TRY(memory_, plan_memory(memory));
   LIB_TRY(device_plan_, plan_device(*checkpoint_, captures_, parts_, memory_, *device_));
   if (device_plan_) {
@@ -240,6 +277,7 @@ Result<void> PreparedJob::plan() {
   disk.part_tokens_max = memory.part_tokens_max;
   disk.row_bytes = checkpoint_->spec().hidden_size * gpu_exec::dtype_bytes(dtype_);
   disk.arrays = captures_.array_count();
+  disk.logit_bytes = captures_.logits ? logit_rows_ * topk_stored_bytes(captures_.logits->k) : 0;
   disk.type = stored_type(dtype_);
   disk.codec = options_.codec;
   disk.state_in_memory = memory_.state_in_memory;
@@ -294,7 +332,8 @@ double PreparedJob::flops() const {
   for (std::int32_t layer = 0; layer < layers; ++layer) {
     total += layer_flops(checkpoint_->spec(), static_cast<std::uint32_t>(layer), tokens_.offsets);
   }
-  return total;
+  return total + 2.0 * static_cast<double>(logit_rows_) * checkpoint_->spec().hidden_size *
+                     checkpoint_->spec().vocab_size;
 }
 
 Result<double> PreparedJob::measure_flops() const {

@@ -9,8 +9,10 @@
 
 #include "base/units.h"
 #include "gpu_exec/embedding.h"
+#include "gpu_exec/topk.h"
 #include "ingest/residual_state.h"
 #include "ingest/stored_type.h"
+#include "ingest/topk_arrays.h"
 #include "weightmap/host_ring.h"
 #include "weightmap/request_plan.h"
 
@@ -34,7 +36,12 @@ std::uint64_t largest_layer_bytes(const weightmap::Checkpoint& checkpoint) {
   for (std::int32_t layer = 0; layer <= checkpoint.layer_count(); ++layer) {
     std::uint64_t bytes = 0;
     for (const weightmap::WeightTensor& tensor : checkpoint.layer(layer).tensors) {
-      bytes += weightmap::HostRing::slot_bytes(tensor.bytes.size());
+      // The head goes tile by tile: one arrives while the one before is taken.
+      const std::uint64_t most =
+          tensor.role == gpu_exec::WeightRole::head
+              ? 2 * gpu_exec::kVocabularyTile * tensor.columns * gpu_exec::dtype_bytes(tensor.dtype)
+              : ~std::uint64_t{0};
+      bytes += weightmap::HostRing::slot_bytes(std::min(tensor.bytes.size(), most));
     }
     largest = std::max(largest, bytes);
   }
@@ -60,7 +67,9 @@ std::uint64_t table_bytes(const MemoryInputs& in) {
     tensors += in.checkpoint->layer(layer).tensors.size();
   }
   const std::uint64_t shards = (in.part_tokens_max + in.shard_tokens - 1) / in.shard_tokens;
-  const std::uint64_t files = in.captures->array_count() * (shards + 1);
+  const std::uint64_t arrays =
+      in.captures->array_count() + (in.captures->logits ? kTopkArrays.size() : 0);
+  const std::uint64_t files = arrays * (shards + 1);
   // A part's tokens are copied once while they are written.
   const std::uint64_t part_copy = in.part_tokens_max * 2 * sizeof(std::int64_t);
   // While the embedding runs: what is added to its rows, and the position of each.
@@ -83,6 +92,73 @@ gpu_exec::ExecutorOptions executor_options(const MemoryInputs& in, std::uint64_t
   return options;
 }
 
+/// Arrays that are written at the same time by one step.
+std::uint64_t arrays_together(const CaptureList& captures) {
+  const std::uint64_t last =
+      captures.logits ? kTopkArrays.size() + (captures.final_norm ? 1 : 0) : 0;
+  return std::max<std::uint64_t>(captures.arrays_per_layer_max(), last);
+}
+
+gpu_exec::DType head_dtype(const weightmap::Checkpoint& checkpoint) {
+  for (const weightmap::WeightTensor& tensor : checkpoint.layer(checkpoint.layer_count()).tensors) {
+    if (tensor.role == gpu_exec::WeightRole::head) {
+      return tensor.dtype;
+    }
+  }
+  return gpu_exec::DType::bf16;
+}
+
+/// Host memory of run_head() with so many rows remembered, of which so many are a batch.
+std::uint64_t logits_bytes(const MemoryInputs& in, std::uint64_t block_rows,
+                           std::uint64_t remembered) {
+  const std::uint32_t k = in.captures->logits->k;
+  const std::uint64_t batch = 2 * row_bytes(in) + topk_stored_bytes(k);
+  // Each kept row's number and what came next.
+  return remembered * gpu_exec::topk_row_bytes(k) + block_rows * batch +
+         in.logit_rows_max * (sizeof(std::int64_t) + sizeof(std::int32_t));
+}
+
+/// Decides whether the whole head is resident or its tiles come in groups while what is known of
+/// each row waits: whichever takes less host memory, on a device of its own whatever it has room
+/// for. No bit depends on it.
+Result<void> plan_head(const MemoryInputs& in, std::uint64_t block_rows, MemoryPlan& plan) {
+  const gpu_exec::ModelSpec& model = in.checkpoint->spec();
+  const std::uint64_t tiles =
+      (model.vocab_size + gpu_exec::kVocabularyTile - 1) / gpu_exec::kVocabularyTile;
+  plan.executor.topk = in.captures->logits->k;
+  plan.executor.head_dtype = head_dtype(*in.checkpoint);
+  std::optional<MemoryPlan> best;
+  std::optional<Error> failure;
+  std::uint64_t best_bytes = 0;
+  for (const bool resident : {true, false}) {
+    MemoryPlan choice = plan;
+    choice.executor.head_resident = resident;
+    auto memory = gpu_exec::LayerExecutor::memory(model, choice.executor, *in.device);
+    if (!memory) {
+      failure = memory.error();
+      continue;
+    }
+    choice.executor_memory = *memory;
+    choice.head_passes = (tiles + memory->head_tiles - 1) / memory->head_tiles;
+    choice.logits_bytes = logits_bytes(
+        in, block_rows,
+        choice.head_passes == 1 ? std::min(block_rows, in.logit_rows_max) : in.logit_rows_max);
+    const std::uint64_t bytes =
+        choice.logits_bytes + (in.device->works_on_host_memory() ? memory->device_bytes() : 0);
+    const bool stages_less = best && best->executor_memory.staged && !memory->staged;
+    if (!best || stages_less ||
+        (bytes < best_bytes && memory->staged <= best->executor_memory.staged)) {
+      best_bytes = bytes;
+      best = std::move(choice);
+    }
+  }
+  if (!best) {
+    return *failure;
+  }
+  plan = *std::move(best);
+  return {};
+}
+
 /// @error does_not_fit  the device is too small.
 Result<MemoryPlan> plan_with(const MemoryInputs& in, std::uint64_t block_tokens, bool whole_layer,
                              bool state_in_memory, std::uint64_t slots) {
@@ -93,10 +169,14 @@ Result<MemoryPlan> plan_with(const MemoryInputs& in, std::uint64_t block_tokens,
   plan.whole_layer_prefetch = whole_layer;
 
   plan.executor = executor_options(in, block_tokens);
-  LIB_TRY(plan.executor_memory,
-          gpu_exec::LayerExecutor::memory(in.checkpoint->spec(), plan.executor, *in.device));
-  const gpu_exec::ExecutorMemory& executor = plan.executor_memory;
   const std::uint64_t block_rows = std::min(block_tokens, in.part_tokens_max);
+  if (in.captures->logits) {
+    LIB_TRY_VOID(plan_head(in, block_rows, plan));
+  } else {
+    LIB_TRY(plan.executor_memory,
+            gpu_exec::LayerExecutor::memory(in.checkpoint->spec(), plan.executor, *in.device));
+  }
+  const gpu_exec::ExecutorMemory& executor = plan.executor_memory;
   plan.workspace_bytes =
       executor.host_bytes + (in.captures->final_norm ? block_rows * row_bytes(in) : 0);
   if (in.device->works_on_host_memory()) {
@@ -125,15 +205,24 @@ Result<MemoryPlan> plan_with(const MemoryInputs& in, std::uint64_t block_tokens,
   plan.encode.chunk_bytes_max = in.chunk_tokens * row_bytes(in);
   // Two layers write at the same time: one computes, the one before commits.
   plan.encode_bytes =
-      activation_store::EncodePool::memory_bytes(plan.encode) +
       2 * in.captures->arrays_per_layer_max() * activation_store::ArrayWriter::memory_bytes(layout);
+  if (in.captures->logits) {
+    for (const TopkArray& array : kTopkArrays) {
+      const activation_store::ArrayLayout of_logits =
+          topk_layout(array, in.part_tokens_max, in.captures->logits->k, in.codec, in.shard_tokens);
+      plan.encode.chunk_bytes_max =
+          std::max(plan.encode.chunk_bytes_max, activation_store::chunk_bytes(of_logits));
+      plan.encode_bytes += activation_store::ArrayWriter::memory_bytes(of_logits);
+    }
+  }
+  plan.encode_bytes += activation_store::EncodePool::memory_bytes(plan.encode);
   if (!state_in_memory) {
     // Reading state back from a capture decodes a chunk at a time.
     plan.encode_bytes += 4 * plan.encode.chunk_bytes_max;
   }
   plan.table_bytes = table_bytes(in);
   plan.total_bytes = plan.packed_weight_bytes + plan.workspace_bytes + plan.ring_bytes +
-                     plan.state_bytes + plan.encode_bytes + plan.table_bytes;
+                     plan.state_bytes + plan.encode_bytes + plan.table_bytes + plan.logits_bytes;
   return plan;
 }
 
@@ -153,7 +242,7 @@ std::optional<std::uint64_t> read_number(const char* path) {
 }  // namespace
 
 Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
-  const std::uint64_t arrays = in.captures->arrays_per_layer_max();
+  const std::uint64_t arrays = arrays_together(*in.captures);
   const std::uint64_t slots_min = 2 * arrays + 2;
   const std::uint64_t slots = slots_min + 2 * static_cast<std::uint64_t>(in.threads);
   const std::uint64_t block_min = whole_samples(in) ? in.sample_tokens_max : 1;
@@ -236,8 +325,9 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
                    format_bytes(least.packed_weight_bytes) + " for the largest layer, " +
                    format_bytes(least.workspace_bytes) + " of workspace, " +
                    format_bytes(least.ring_bytes) + " for weights on their way, " +
-                   format_bytes(least.state_bytes + least.encode_bytes + least.table_bytes) +
-                   " for state, encoding and tables; the smallest that would do is " +
+                   format_bytes(least.state_bytes + least.encode_bytes + least.table_bytes +
+                                least.logits_bytes) +
+                   " for state, encoding, tables and logits; the smallest that would do is " +
                    std::to_string((least.total_bytes + kMiB - 1) / kMiB) + "MiB" + advice);
 }
 

@@ -6,6 +6,7 @@
 #include "base/digest.h"
 #include "ingest/part_work.h"
 #include "ingest/store_directory.h"
+#include "ingest/topk_arrays.h"
 
 namespace librarian::ingest {
 
@@ -92,6 +93,11 @@ Result<void> PartRun::publish(const std::stop_token& stop) {
   part.hidden_size = context_.checkpoint.spec().hidden_size;
   part.captures = context_.captures.requested;
   part.aliases = context_.captures.aliases;
+  if (context_.captures.logits) {
+    for (const TopkArray& array : kTopkArrays) {
+      part.groups[kLogitsTopk][array.short_name] = topk_array_name(array);
+    }
+  }
   part.device_kind = context_.device_kind;
   part.products = context_.products;
   part.zstd_version = activation_store::zstd_version();

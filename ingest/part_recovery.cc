@@ -210,6 +210,10 @@ Result<void> PartRun::write_tokens() {
   for (std::uint64_t i = 0; i < range_.samples; ++i) {
     tokens.sample_index.push_back(static_cast<std::int64_t>(range_.first_sample + i));
   }
+  if (context_.captures.logits &&
+      context_.captures.logits->positions.kind != Positions::Kind::all) {
+    tokens.rows[context_.captures.logits->positions.rows_name()] = topk_rows();
+  }
   LIB_TRY(progress_.tokens,
           activation_store::write_part_tokens(context_.files, directory_, tokens, nonce_));
   return journal_->append(tokens_record_text(progress_.tokens));
