@@ -20,8 +20,9 @@ class TemporaryDirectory {
   static Result<std::unique_ptr<TemporaryDirectory>> create(const std::string& parent) {
     std::string path = parent + "/librarian-pilot-XXXXXX";
     if (::mkdtemp(path.data()) == nullptr) {
-      return Error(ErrorCode::io, path + ": cannot make this directory for the pilot's arrays; "
-                                         "set --scratch to a place that can be written to");
+      return Error(ErrorCode::io, path +
+                                      ": cannot make this directory for the pilot's arrays; "
+                                      "set --scratch to a place that can be written to");
     }
     return std::unique_ptr<TemporaryDirectory>(new TemporaryDirectory(path));
   }
@@ -49,9 +50,9 @@ class Warnings final : public ingest::JobObserver {
 Result<int> run_pilot(const Options& options, const std::stop_token& stop) {
   ingest::JobOptions job = options.job;
   const char* const place = std::getenv("TMPDIR");
-  const std::string parent = !job.scratch.empty()                      ? job.scratch
+  const std::string parent = !job.scratch.empty()                 ? job.scratch
                              : place != nullptr && *place != '\0' ? place
-                                                                       : "/tmp";
+                                                                  : "/tmp";
   LIB_TRY(const auto directory, TemporaryDirectory::create(parent));
   job.out = directory->path() + "/store";
   job.scratch = directory->path() + "/scratch";
@@ -65,8 +66,9 @@ Result<int> run_pilot(const Options& options, const std::stop_token& stop) {
   }
   if (!std::isfinite(report.perplexity)) {
     return Error(ErrorCode::bad_input,
-                 job.model + ": the perplexity is not a number; broken weights, or a --dtype too "
-                             "narrow for this model");
+                 job.model +
+                     ": the perplexity is not a number; broken weights, or a --dtype too "
+                     "narrow for this model");
   }
   return kExitDone;
 }

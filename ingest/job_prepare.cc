@@ -110,6 +110,11 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   }
   LIB_TRY(captures_, parse_captures(options_.captures, capture_shape(checkpoint_->spec())));
   if (captures_.logits) {
+    if (captures_.logits->k > gpu_exec::kTopkMax) {
+      return Error(ErrorCode::invalid_argument,
+                   "--capture " + std::string(kLogitsTopk) + captures_.logits->text() + ": k is " +
+                       std::to_string(gpu_exec::kTopkMax) + " at most");
+    }
     LIB_TRY_VOID(checkpoint_->use_head());
   }
   if (!captures_.options.empty()) {

@@ -147,14 +147,15 @@ std::string PilotReport::text() const {
   std::snprintf(perplexity_text, sizeof perplexity_text, "%.2f", perplexity);
   std::string text = "perplexity " + std::string(perplexity_text) + " over " +
                      format_count(predicted) + (has_loss_mask ? " loss tokens" : " tokens") +
-                     "; the teacher's likeliest is the next token for " + percent(top1_share) + "\n";
-  text += has_loss_mask
-              ? "loss mask: " +
-                    percent(static_cast<double>(masked_in) / static_cast<double>(tokens)) + " of " +
-                    format_count(tokens) + " tokens; " + format_count(samples_without) + " of " +
-                    format_count(samples) + " samples have none\n"
-              : "no loss mask: all of " + format_count(tokens) + " tokens in " +
-                    format_count(samples) + " samples count\n";
+                     "; the teacher's likeliest is the next token for " + percent(top1_share) +
+                     "\n";
+  text +=
+      has_loss_mask
+          ? "loss mask: " + percent(static_cast<double>(masked_in) / static_cast<double>(tokens)) +
+                " of " + format_count(tokens) + " tokens; " + format_count(samples_without) +
+                " of " + format_count(samples) + " samples have none\n"
+          : "no loss mask: all of " + format_count(tokens) + " tokens in " + format_count(samples) +
+                " samples count\n";
   text += "longest sample: " + format_count(longest_sample) + " tokens" +
           (truncated_samples == 0 ? "" : ", " + format_count(truncated_samples) + " cut") + "\n";
   text += "rows with NaN or infinity: " + format_count(nonfinite) + "\n";

@@ -18,16 +18,16 @@ inline constexpr std::uint64_t kPilotSamples = 64;
 struct PilotReport {
   std::uint64_t samples = 0;
   std::uint64_t tokens = 0;
-  bool has_loss_mask = false;          ///< Else every token counts as masked in.
-  std::uint64_t masked_in = 0;         ///< Tokens that the loss mask has in.
-  std::uint64_t samples_without = 0;   ///< Samples that have none.
-  std::uint64_t longest_sample = 0;    ///< Tokens.
+  bool has_loss_mask = false;         ///< Else every token counts as masked in.
+  std::uint64_t masked_in = 0;        ///< Tokens that the loss mask has in.
+  std::uint64_t samples_without = 0;  ///< Samples that have none.
+  std::uint64_t longest_sample = 0;   ///< Tokens.
   std::uint64_t truncated_samples = 0;
-  std::uint64_t predicted = 0;         ///< Masked-in tokens with a token before them.
-  double perplexity = 0;               ///< e^(mean of -log p) over them; NaN if one of them is.
-  double top1_share = 0;               ///< Of them, those that are the likeliest.
-  std::uint64_t nonfinite = 0;         ///< Rows whose logits have NaN or infinity.
-  std::uint64_t shown_sample = 0;      ///< The first one with a masked-in token.
+  std::uint64_t predicted = 0;     ///< Masked-in tokens with a token before them.
+  double perplexity = 0;           ///< e^(mean of -log p) over them; NaN if one of them is.
+  double top1_share = 0;           ///< Of them, those that are the likeliest.
+  std::uint64_t nonfinite = 0;     ///< Rows whose logits have NaN or infinity.
+  std::uint64_t shown_sample = 0;  ///< The first one with a masked-in token.
   std::vector<std::int32_t> shown_ids;
   std::vector<std::uint8_t> shown_mask;
 
