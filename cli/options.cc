@@ -402,6 +402,8 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
   RawOptions raw;
   std::string config_file;
   CLI::App* plan = app.add_subcommand("plan", "What a job would take; writes nothing");
+  CLI::App* pilot = app.add_subcommand(
+      "pilot", "Look before the long run: perplexity and loss mask of a few samples");
   CLI::App* extract = app.add_subcommand("extract", "Run a job, or resume it: the same command");
   CLI::App* fetch = app.add_subcommand("fetch", "Fetch and verify a model's weights; no job runs");
   CLI::App* inspect = app.add_subcommand("inspect", "Shapes, progress, statistics, values");
@@ -413,7 +415,7 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
       app.add_subcommand("tokenize", "Texts and chats to a token file (Python: nexus_librarian)");
   CLI::App* exporter =
       app.add_subcommand("export", "A store in the formats of trainers (Python: nexus_librarian)");
-  for (CLI::App* command : {plan, extract}) {
+  for (CLI::App* command : {plan, pilot, extract}) {
     add_job_options(*command, options.job, raw);
     command
         ->add_option("--config", config_file,
@@ -423,6 +425,9 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
   add_fetch_options(*fetch, options.job, raw);
   fetch->add_flag("--verify-only", options.verify_only,
                   "Read only heads: list what the source offers to verify against");
+  pilot->add_option("--samples", options.job.num_samples, "The first N samples. Default: 64")
+      ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1} << 40U))
+      ->type_name("N");
   plan->add_option("--out", options.job.out, "Store directory: take what its job fixed")
       ->check(not_empty())
       ->type_name("DIR");
@@ -448,7 +453,7 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
       ->required()
       ->expected(2)
       ->type_name("DIR DIR");
-  for (CLI::App* command : {plan, extract, fetch, inspect, verify, diff}) {
+  for (CLI::App* command : {plan, pilot, extract, fetch, inspect, verify, diff}) {
     add_common_options(*command, options);
   }
 
@@ -470,12 +475,14 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
     return usage("tokenize and export must be the first argument. Try 'librarian tokenize --help'");
   }
   options.command = plan->parsed()      ? Command::plan
+                    : pilot->parsed()   ? Command::pilot
                     : extract->parsed() ? Command::extract
                     : fetch->parsed()   ? Command::fetch
                     : inspect->parsed() ? Command::inspect
                     : verify->parsed()  ? Command::verify
                                         : Command::diff;
-  if (options.command == Command::plan || options.command == Command::extract) {
+  if (options.command == Command::plan || options.command == Command::pilot ||
+      options.command == Command::extract) {
     LIB_TRY_VOID(apply_choices(raw, options.job));
     LIB_TRY_VOID(apply_numbers(raw, options.job));
   }

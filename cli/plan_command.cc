@@ -40,6 +40,8 @@ Json memory_to_json(const MemoryPlan& memory) {
           {"state_bytes", memory.state_bytes},
           {"encode_bytes", memory.encode_bytes},
           {"table_bytes", memory.table_bytes},
+          {"logits_bytes", memory.logits_bytes},
+          {"head_passes", memory.head_passes},
           {"staging_bytes", memory.staging_bytes},
           {"block_tokens", memory.block_tokens},
           {"state", memory.state_in_memory ? "memory" : "disk"},
@@ -197,6 +199,13 @@ void print_memory(const MemoryPlan& memory) {
                           (memory.state_in_memory ? " (in memory)" : " (on disk)")));
   print(fact("encoding", format_bytes(memory.encode_bytes)));
   print(fact("tables", format_bytes(memory.table_bytes)));
+  if (memory.head_passes != 0) {
+    print(fact("logits", format_bytes(memory.logits_bytes) +
+                             (memory.head_passes == 1
+                                  ? " (the whole head at once)"
+                                  : " (the head in " + std::to_string(memory.head_passes) +
+                                        " parts, every row meets each)")));
+  }
   if (memory.staging_bytes != 0) {
     print(fact("weights, staging", format_bytes(memory.staging_bytes)));
   }

@@ -153,6 +153,8 @@ class LayerExecutor::Impl {
   }
 
   Result<bool> reached(Ticket ticket) { return device_.reached(ticket); }
+  Result<void> wait_for(Ticket ticket) { return drain(ticket); }
+  std::uint64_t head_tiles() const { return plan_.memory.head_tiles; }
 
   Result<void> run(std::span<const Block> blocks, LayerIo& io, const std::stop_token& stop) {
     if (loading_) {
@@ -439,6 +441,8 @@ Result<Ticket> LayerExecutor::load(WeightRole role, const QuantisedMatrix& matri
 
 Result<bool> LayerExecutor::reached(Ticket ticket) { return impl_->reached(ticket); }
 
+Result<void> LayerExecutor::wait_for(Ticket ticket) { return impl_->wait_for(ticket); }
+
 Result<void> LayerExecutor::run(std::span<const Block> blocks, LayerIo& io,
                                 const std::stop_token& stop) {
   return impl_->run(blocks, io, stop);
@@ -448,6 +452,8 @@ Result<void> LayerExecutor::run_final_norm(std::span<const std::byte> rows,
                                            std::span<std::byte> normed) {
   return impl_->run_final_norm(rows, normed);
 }
+
+std::uint64_t LayerExecutor::head_tiles() const { return impl_->head_tiles(); }
 
 void LayerExecutor::begin_head(std::uint64_t first_tile) { impl_->begin_head(first_tile); }
 

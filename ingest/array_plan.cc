@@ -82,6 +82,16 @@ std::vector<PlannedArray> planned_arrays(const CaptureList& captures,
   return all;
 }
 
+std::uint64_t logits_row_bytes(std::uint32_t k) {
+  std::vector<PlannedArray> arrays;
+  add_logits({k, {}}, {.shard_tokens = 1}, arrays);
+  std::uint64_t bytes = 0;
+  for (const PlannedArray& array : arrays) {
+    bytes += activation_store::row_bytes(array.layout);
+  }
+  return bytes;
+}
+
 std::map<std::string, std::string> logits_group() {
   std::map<std::string, std::string> group;
   for (const char* const name : {"ids", "log_prob", "logsumexp", "gold_log_prob"}) {

@@ -37,6 +37,9 @@ std::vector<PlannedArray> planned_arrays(const CaptureList& captures, const Arra
 std::vector<PlannedArray> planned_arrays(const CaptureList& captures,
                                          const ArrayGeometry& geometry);
 
+/// Bytes of one row of all arrays of logits.topk.
+std::uint64_t logits_row_bytes(std::uint32_t k);
+
 /// The arrays of logits.topk by their short names, e.g. "ids" -> "logits.topk.ids".
 std::map<std::string, std::string> logits_group();
 

@@ -37,6 +37,11 @@ class CaptureSink {
   /// @error as ArrayWriter::append()
   Result<void> append(std::span<const std::byte> rows, std::uint64_t row_begin,
                       const std::stop_token& stop);
+  /// Rows that are chosen already, as they are stored. Not of a lossy array.
+  /// @error as ArrayWriter::append()
+  Result<void> append_stored(std::span<const std::byte> rows, const std::stop_token& stop) {
+    return writer_.append(rows, stop);
+  }
   /// Records of the arrays, the scales' behind. @error as ArrayWriter::finish()
   Result<std::vector<activation_store::ArrayRecord>> finish(const std::stop_token& stop);
   /// @error as ArrayWriter::publish()

@@ -109,6 +109,7 @@ class PreparedJob {
   Result<void> prepare(const std::stop_token& stop);
   Result<void> prepare_partition();
   Result<void> prepare_geometry();
+  void count_logit_rows();
   Result<void> plan();
   bool wants_skeleton() const;
   Result<void> plan_weight_staging();
@@ -142,6 +143,8 @@ class PreparedJob {
   CaptureList captures_;
   TokenData tokens_;
   std::vector<activation_store::PartRange> parts_;
+  std::uint64_t logit_rows_ = 0;      // Of logits.topk, in all parts,
+  std::uint64_t logit_rows_max_ = 0;  // and in one.
   MemoryPlan memory_;
   std::uint64_t device_overhead_bytes_ = 0;  // Host memory that opening it took.
   std::optional<DevicePlan> device_plan_;

@@ -119,8 +119,12 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   }
   LIB_TRY(captures_, parse_captures(options_.captures, capture_shape(checkpoint_->spec())));
   if (captures_.logits) {
-    return Error(ErrorCode::invalid_argument,
-                 "--capture logits.topk: logits are not built in yet; capture final.post_norm");
+    if (captures_.logits->k > gpu_exec::kTopkMax) {
+      return Error(ErrorCode::invalid_argument,
+                   "--capture " + std::string(kLogitsTopk) + captures_.logits->text() + ": k is " +
+                       std::to_string(gpu_exec::kTopkMax) + " at most");
+    }
+    LIB_TRY_VOID(checkpoint_->use_head());
   }
   TokenLimits limits;
   limits.vocab_size = checkpoint_->spec().vocab_size;
@@ -152,6 +156,9 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   }
   LIB_TRY_VOID(prepare_geometry());
   LIB_TRY_VOID(prepare_partition());
+  if (captures_.logits) {
+    count_logit_rows();
+  }
   LIB_TRY_VOID(plan());
 
   IdentityInputs inputs;
@@ -218,6 +225,14 @@ Result<void> PreparedJob::prepare_partition() {
   return {};
 }
 
+void PreparedJob::count_logit_rows() {
+  for (const activation_store::PartRange& part : parts_) {
+    const std::uint64_t rows = kept_row_count(tokens_, part, captures_.logits->positions);
+    logit_rows_ += rows;
+    logit_rows_max_ = std::max(logit_rows_max_, rows);
+  }
+}
+
 Result<void> PreparedJob::plan() {
   MemoryInputs memory;
   memory.checkpoint = &*checkpoint_;
@@ -241,6 +256,7 @@ Result<void> PreparedJob::plan() {
   memory.block_tokens = options_.block_tokens;
   memory.state = options_.state;
   memory.threads = threads_;
+  memory.logit_rows_max = logit_rows_max_;
   LIB_TRY(memory_, plan_memory(memory));
   LIB_TRY(device_plan_, plan_device(*checkpoint_, captures_, parts_, memory_, *device_));
   if (device_plan_) {
@@ -326,7 +342,8 @@ double PreparedJob::flops() const {
   for (std::int32_t layer = 0; layer < layers; ++layer) {
     total += layer_flops(checkpoint_->spec(), static_cast<std::uint32_t>(layer), tokens_.offsets);
   }
-  return total;
+  return total + 2.0 * static_cast<double>(logit_rows_) * checkpoint_->spec().hidden_size *
+                     checkpoint_->spec().vocab_size;
 }
 
 Result<double> PreparedJob::measure_flops() const {

@@ -9,6 +9,7 @@
 
 #include "base/units.h"
 #include "gpu_exec/embedding.h"
+#include "gpu_exec/topk.h"
 #include "ingest/capture_sink.h"
 #include "ingest/residual_state.h"
 #include "weightmap/host_ring.h"
@@ -34,7 +35,12 @@ std::uint64_t largest_layer_bytes(const weightmap::Checkpoint& checkpoint) {
   for (std::int32_t layer = 0; layer <= checkpoint.layer_count(); ++layer) {
     std::uint64_t bytes = 0;
     for (const weightmap::WeightTensor& tensor : checkpoint.layer(layer).tensors) {
-      bytes += weightmap::HostRing::slot_bytes(tensor.bytes.size());
+      // The head goes tile by tile: one arrives while the one before is taken.
+      const std::uint64_t most =
+          tensor.role == gpu_exec::WeightRole::head
+              ? 2 * gpu_exec::kVocabularyTile * tensor.columns * gpu_exec::dtype_bytes(tensor.dtype)
+              : ~std::uint64_t{0};
+      bytes += weightmap::HostRing::slot_bytes(std::min(tensor.bytes.size(), most));
     }
     largest = std::max(largest, bytes);
   }
@@ -110,6 +116,66 @@ gpu_exec::ExecutorOptions executor_options(const MemoryInputs& in, std::uint64_t
   return options;
 }
 
+gpu_exec::DType head_dtype(const weightmap::Checkpoint& checkpoint) {
+  for (const weightmap::WeightTensor& tensor : checkpoint.layer(checkpoint.layer_count()).tensors) {
+    if (tensor.role == gpu_exec::WeightRole::head) {
+      return tensor.dtype;
+    }
+  }
+  return gpu_exec::DType::bf16;
+}
+
+/// Host memory of run_head() with so many rows remembered, of which so many are a batch.
+std::uint64_t logits_bytes(const MemoryInputs& in, std::uint64_t block_rows,
+                           std::uint64_t remembered) {
+  const std::uint32_t k = in.captures->logits->k;
+  const std::uint64_t batch = 2 * row_bytes(in) + logits_row_bytes(k);
+  // Each kept row's number and what came next.
+  return remembered * gpu_exec::topk_row_bytes(k) + block_rows * batch +
+         in.logit_rows_max * (sizeof(std::int64_t) + sizeof(std::int32_t));
+}
+
+/// Decides whether the whole head is resident or its tiles come in groups while what is known of
+/// each row waits: whichever takes less host memory, on a device of its own whatever it has room
+/// for. No bit depends on it.
+Result<void> plan_head(const MemoryInputs& in, std::uint64_t block_rows, MemoryPlan& plan) {
+  const gpu_exec::ModelSpec& model = in.checkpoint->spec();
+  const std::uint64_t tiles =
+      (model.vocab_size + gpu_exec::kVocabularyTile - 1) / gpu_exec::kVocabularyTile;
+  plan.executor.topk = in.captures->logits->k;
+  plan.executor.head_dtype = head_dtype(*in.checkpoint);
+  std::optional<MemoryPlan> best;
+  std::optional<Error> failure;
+  std::uint64_t best_bytes = 0;
+  for (const bool resident : {true, false}) {
+    MemoryPlan choice = plan;
+    choice.executor.head_resident = resident;
+    auto memory = gpu_exec::LayerExecutor::memory(model, choice.executor, *in.device);
+    if (!memory) {
+      failure = memory.error();
+      continue;
+    }
+    choice.executor_memory = *memory;
+    choice.head_passes = (tiles + memory->head_tiles - 1) / memory->head_tiles;
+    choice.logits_bytes = logits_bytes(
+        in, block_rows,
+        choice.head_passes == 1 ? std::min(block_rows, in.logit_rows_max) : in.logit_rows_max);
+    const std::uint64_t bytes =
+        choice.logits_bytes + (in.device->works_on_host_memory() ? memory->device_bytes() : 0);
+    const bool stages_less = best && best->executor_memory.staged && !memory->staged;
+    if (!best || stages_less ||
+        (bytes < best_bytes && memory->staged <= best->executor_memory.staged)) {
+      best_bytes = bytes;
+      best = std::move(choice);
+    }
+  }
+  if (!best) {
+    return *failure;
+  }
+  plan = *std::move(best);
+  return {};
+}
+
 /// @error does_not_fit  the device is too small.
 Result<MemoryPlan> plan_with(const MemoryInputs& in, std::uint64_t block_tokens, bool whole_layer,
                              bool state_in_memory, std::uint64_t slots) {
@@ -120,10 +186,14 @@ Result<MemoryPlan> plan_with(const MemoryInputs& in, std::uint64_t block_tokens,
   plan.whole_layer_prefetch = whole_layer;
 
   plan.executor = executor_options(in, block_tokens);
-  LIB_TRY(plan.executor_memory,
-          gpu_exec::LayerExecutor::memory(in.checkpoint->spec(), plan.executor, *in.device));
-  const gpu_exec::ExecutorMemory& executor = plan.executor_memory;
   const std::uint64_t block_rows = std::min(block_tokens, in.part_tokens_max);
+  if (in.captures->logits) {
+    LIB_TRY_VOID(plan_head(in, block_rows, plan));
+  } else {
+    LIB_TRY(plan.executor_memory,
+            gpu_exec::LayerExecutor::memory(in.checkpoint->spec(), plan.executor, *in.device));
+  }
+  const gpu_exec::ExecutorMemory& executor = plan.executor_memory;
   plan.workspace_bytes =
       executor.host_bytes + (in.captures->final_norm ? block_rows * row_bytes(in) : 0);
   if (in.device->works_on_host_memory()) {
@@ -159,7 +229,7 @@ Result<MemoryPlan> plan_with(const MemoryInputs& in, std::uint64_t block_tokens,
   }
   plan.table_bytes = table_bytes(in);
   plan.total_bytes = plan.packed_weight_bytes + plan.workspace_bytes + plan.ring_bytes +
-                     plan.state_bytes + plan.encode_bytes + plan.table_bytes;
+                     plan.state_bytes + plan.encode_bytes + plan.table_bytes + plan.logits_bytes;
   return plan;
 }
 
@@ -262,8 +332,9 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
                    format_bytes(least.packed_weight_bytes) + " for the largest layer, " +
                    format_bytes(least.workspace_bytes) + " of workspace, " +
                    format_bytes(least.ring_bytes) + " for weights on their way, " +
-                   format_bytes(least.state_bytes + least.encode_bytes + least.table_bytes) +
-                   " for state, encoding and tables; the smallest that would do is " +
+                   format_bytes(least.state_bytes + least.encode_bytes + least.table_bytes +
+                                least.logits_bytes) +
+                   " for state, encoding, tables and logits; the smallest that would do is " +
                    std::to_string((least.total_bytes + kMiB - 1) / kMiB) + "MiB" + advice);
 }
 

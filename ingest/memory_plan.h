@@ -33,6 +33,7 @@ struct MemoryInputs {
   std::uint64_t block_tokens = 0;       ///< 0: auto.
   StateMode state = StateMode::automatic;
   int threads = 1;
+  std::uint64_t logit_rows_max = 0;  ///< Rows that logits.topk keeps of one part, at most.
 };
 
 struct MemoryPlan {
@@ -48,7 +49,10 @@ struct MemoryPlan {
   std::uint64_t ring_bytes = 0;           ///< Weights that arrive meanwhile.
   std::uint64_t state_bytes = 0;
   std::uint64_t encode_bytes = 0;
-  std::uint64_t table_bytes = 0;    ///< Tokens, tensor table, journal.
+  std::uint64_t table_bytes = 0;  ///< Tokens, tensor table, journal.
+  /// Rows on their way through the head, and what is known of each until all of it has passed.
+  std::uint64_t logits_bytes = 0;
+  std::uint64_t head_passes = 0;    ///< Times that a part's rows are shown a part of the head.
   std::uint64_t staging_bytes = 0;  ///< Segments of whole files on their way to a disk.
   std::uint64_t total_bytes = 0;
   std::uint64_t limit_bytes = 0;

@@ -48,7 +48,11 @@ class PartRun::BlockIo final : public gpu_exec::LayerIo {
     return {};
   }
   Result<void> idle() override {
-    return work_.layer < run_.last_layer_ ? loader_.load_ahead(work_.layer + 1) : Result<void>();
+    // The head comes tile by tile, to where this layer's weights are.
+    const bool head_is_next = run_.context_.captures.logits.has_value() &&
+                              work_.layer + 1 == run_.context_.checkpoint.layer_count();
+    return work_.layer < run_.last_layer_ && !head_is_next ? loader_.load_ahead(work_.layer + 1)
+                                                           : Result<void>();
   }
 
  private:
@@ -141,8 +145,7 @@ Result<void> PartRun::run(const PartTools& tools,
   state_saved_ = context_.clock.now();
   {
     Committer committer(*this, stop);
-    WeightLoader loader(tools.weights, tools.executor, context_.clock,
-                        context_.checkpoint,
+    WeightLoader loader(tools.weights, tools.executor, context_.clock, context_.checkpoint,
                         [&](std::int32_t layer) { return prefetch_after(tools, layer); });
     Duration waited{};  // For the commit before: it held up the layer after.
     for (std::int32_t layer = first_layer(); layer <= last_layer_; ++layer) {
@@ -154,7 +157,8 @@ Result<void> PartRun::run(const PartTools& tools,
       LIB_TRY_VOID(layer < 0 ? run_embedding(tools, work, stop)
                    : layer < context_.checkpoint.layer_count()
                        ? run_layer(tools, loader, work, stop)
-                       : run_final_norm(tools, loader, work, stop));
+                   : context_.captures.logits ? run_head(tools, loader, work, stop)
+                                              : run_final_norm(tools, loader, work, stop));
       work.times.wall = context_.clock.now() - work.begin + work.times.commit_wait;
       if (work.place.kind != StatePlace::Kind::none) {
         state_saved_ = context_.clock.now();
@@ -320,6 +324,14 @@ Result<void> PartRun::run_layer(const PartTools& tools, WeightLoader& loader, La
 Result<void> PartRun::run_final_norm(const PartTools& tools, WeightLoader& loader, LayerWork& work,
                                      const std::stop_token& stop) {
   LIB_TRY(work.weights, loader.load(work.layer, work.times, stop));
+  return write_final_norm(tools, work, stop);
+}
+
+Result<void> PartRun::write_final_norm(const PartTools& tools, LayerWork& work,
+                                       const std::stop_token& stop) {
+  if (!context_.captures.final_norm) {
+    return {};
+  }
   const std::uint64_t row_bytes =
       context_.checkpoint.spec().hidden_size * gpu_exec::dtype_bytes(context_.dtype);
   std::vector<std::byte> normed(std::min(context_.block_tokens, range_.tokens) * row_bytes);
@@ -329,9 +341,8 @@ Result<void> PartRun::run_final_norm(const PartTools& tools, WeightLoader& loade
     const std::span<std::byte> out = std::span(normed).first(rows.size());
     LIB_TRY_VOID(tools.executor.run_final_norm(rows, out));
     LIB_TRY_VOID(check_finite(out, context_.dtype, work, block.row_begin));
-    for (CaptureSink& output : work.outputs) {
-      LIB_TRY_VOID(output.append(out, block.row_begin, stop));
-    }
+    // The arrays of logits.topk, if there are any, come behind.
+    LIB_TRY_VOID(work.outputs.front().append(out, block.row_begin, stop));
   }
   return {};
 }
@@ -347,10 +358,13 @@ Result<void> PartRun::check_finite(std::span<const std::byte> rows, gpu_exec::DT
   }
   const auto row =
       static_cast<std::int64_t>(row_begin + *element / context_.checkpoint.spec().hidden_size);
+  return nonfinite_at(work.layer < 0 ? "the embedding" : "layer " + std::to_string(work.layer),
+                      row);
+}
+
+Error PartRun::nonfinite_at(const std::string& where, std::int64_t row) const {
   const auto sample =
       std::upper_bound(offsets_.begin(), offsets_.end(), row) - offsets_.begin() - 1;
-  const std::string where =
-      work.layer < 0 ? "the embedding" : "layer " + std::to_string(work.layer);
   return Error(ErrorCode::bad_input,
                context_.source.uri + ": " + where + " gives NaN or infinity (first in sample " +
                    std::to_string(range_.first_sample + static_cast<std::uint64_t>(sample)) +

@@ -94,6 +94,7 @@ class PartRun {
  private:
   class Committer;
   class BlockIo;
+  class HeadStep;
   struct LayerWork;
 
   PartRun(const PartContext& context, std::uint64_t part, const activation_store::PartRange& range,
@@ -115,6 +116,11 @@ class PartRun {
                          const std::stop_token& stop);
   Result<void> run_final_norm(const PartTools& tools, WeightLoader& loader, LayerWork& work,
                               const std::stop_token& stop);
+  Result<void> write_final_norm(const PartTools& tools, LayerWork& work,
+                                const std::stop_token& stop);
+  Result<void> run_head(const PartTools& tools, WeightLoader& loader, LayerWork& work,
+                        const std::stop_token& stop);
+  std::vector<std::int64_t> topk_rows() const;
   Result<void> take_weights(const PartTools& tools, LayerWork& work, Duration& busy,
                             const std::function<Result<void>(const weightmap::ArrivedPiece&)>& use,
                             const std::stop_token& stop);
@@ -125,6 +131,7 @@ class PartRun {
   Result<void> prefetch_after(const PartTools& tools, std::int32_t layer);
   Result<void> check_finite(std::span<const std::byte> rows, gpu_exec::DType type,
                             const LayerWork& work, std::uint64_t row_begin) const;
+  Error nonfinite_at(const std::string& where, std::int64_t row) const;
   Result<void> commit_now(LayerWork& work, const std::stop_token& stop);
   Result<void> publish(const std::stop_token& stop);
   const char* verified() const;

@@ -41,13 +41,15 @@ class WeightLoader {
   Result<void> load_ahead(std::int32_t layer);
   /// The layer that load() loaded has run: its tensors are not needed any more.
   void layer_done();
+  /// Waits until the device reads no piece any more and gives the lease back, so that somebody else
+  /// may take the next layer's weights.   @error cancelled | internal
+  Result<void> end_lease(const std::stop_token& stop);
 
  private:
   Result<void> begin(std::int32_t layer);
   Result<void> take(const weightmap::ArrivedPiece& piece);
   Result<gpu_exec::Ticket> take_quantised(const weightmap::ArrivedPiece& piece);
   Result<void> give_back_reached();
-  Result<void> end_lease(const std::stop_token& stop);
 
   weightmap::VirtualWeightMap& weights_;
   gpu_exec::LayerExecutor& executor_;

@@ -353,7 +353,6 @@ Result<void> Checkpoint::add_head_tensor(gpu_exec::WeightRole role) {
   LayerPlan& plan = layers_.back();
   const auto add = [&](WeightTensor tensor) {
     plan.bytes += tensor.bytes.size();
-    weight_bytes_ += tensor.bytes.size();
     plan.tensors.push_back(std::move(tensor));
   };
   if (role == gpu_exec::WeightRole::head && spec().head.tied) {
@@ -389,6 +388,7 @@ Result<void> Checkpoint::add_head_tensor(gpu_exec::WeightRole role) {
     return Error(ErrorCode::bad_input, where + " has shape " + shape_text(found->shape) +
                                            " where config.json asks for " + shape_text(shape));
   }
+  weight_bytes_ += found->bytes.size();
   add({role, found->name, *dtype, found->file, found->bytes, shape.back()});
   return {};
 }
