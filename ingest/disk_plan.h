@@ -28,7 +28,6 @@ struct DiskInputs {
   activation_store::Codec codec{};
   bool state_in_memory = true;
   std::uint64_t uncovered_layers = 0;  ///< Layers whose state is not also a capture.
-  std::uint64_t logit_bytes = 0;       ///< Of logits.topk, which hardly compresses.
   std::uint64_t skeleton_bytes = 0;    ///< Of <out>/model/; 0: not written, or there already.
 };
 
