@@ -204,8 +204,16 @@ Result<std::vector<bool>> Checkpoint::plan_quantised(
   const std::int32_t layers = layer_count();
   for (const auto& [module, places] : find_quantised_modules(tensors)) {
     const NamedTensor named = classify_tensor(module + ".weight", config_.names, prefix, layers);
+    if (named.kind == NamedTensor::Kind::head) {
+      for (const std::size_t i : places) {  // As it is, its scales too.
+        const auto& [file, tensor] = tensors[i];
+        skeleton_.push_back({tensor.name, tensor.dtype, tensor.shape, file, tensor.bytes});
+        taken[i] = true;
+      }
+      continue;
+    }
     if (named.kind != NamedTensor::Kind::weight) {
-      continue;  // A head, or refused by its name with all others.
+      continue;  // Refused by its name with all others.
     }
     if (named.layer < 0 || named.layer >= layers || layer_spec(named.layer).transposed) {
       return Error(ErrorCode::bad_input, directory_.display() + ": '" + module +
