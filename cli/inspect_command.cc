@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "activation_store/compare_rows.h"
+#include "activation_store/skeleton_file.h"
 #include "activation_store/store_reader.h"
 #include "base/random.h"
 #include "base/units.h"
@@ -140,6 +141,30 @@ Json array_to_json(const ArrayRecord& array) {
           {"inf", array.inf_count}};
 }
 
+/// Names and sizes of what lies in model/; null if it is not there or cannot be read.
+Json skeleton_to_json(const Result<activation_store::SkeletonFile>& skeleton) {
+  if (!skeleton) {
+    return {};
+  }
+  Json files = Json::array();
+  for (const activation_store::SkeletonEntry& entry : skeleton->entries) {
+    files.push_back({{"path", entry.name}, {"size", entry.size}});
+  }
+  return files;
+}
+
+std::string skeleton_text(const Result<activation_store::SkeletonFile>& skeleton) {
+  if (!skeleton) {
+    return skeleton.error().code() == ErrorCode::not_found ? "none (no model/)"
+                                                           : skeleton.error().message();
+  }
+  std::uint64_t bytes = 0;
+  for (const activation_store::SkeletonEntry& entry : skeleton->entries) {
+    bytes += entry.size;
+  }
+  return "model/, " + std::to_string(skeleton->entries.size()) + " files, " + format_bytes(bytes);
+}
+
 void inspect_store(const StoreReader& store, const std::string& directory, bool json) {
   std::vector<ArrayRecord> totals;  // One entry per array name, added up over the parts.
   std::uint64_t samples = 0;
@@ -161,6 +186,7 @@ void inspect_store(const StoreReader& store, const std::string& directory, bool 
       total->inf_count += array.inf_count;
     }
   }
+  const auto skeleton = activation_store::read_skeleton_file(posix_file_system(), directory);
   const char* numerics = store.numerics_uniform() ? "uniform" : "mixed";
   if (json) {
     Json arrays = Json::array();
@@ -183,6 +209,7 @@ void inspect_store(const StoreReader& store, const std::string& directory, bool 
                             {"tokens", tokens},
                             {"numerics", numerics},
                             {"identity", store.job().identity},
+                            {"skeleton", skeleton_to_json(skeleton)},
                             {"arrays", arrays},
                             {"aliases", aliases},
                             {"groups", groups}});
@@ -199,6 +226,7 @@ void inspect_store(const StoreReader& store, const std::string& directory, bool 
                             identity["layers"].dump() + " layers, hidden size " +
                             identity["hidden_size"].dump()));
   }
+  print(fact("skeleton", skeleton_text(skeleton)));
   print(fact("numerics", store.parts().empty() ? "-"
                                                : std::string(numerics) + ", " +
                                                      store.parts().front().file.device_kind));

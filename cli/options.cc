@@ -34,6 +34,7 @@ constexpr const char* kCaptureHelp =
 
 constexpr const char* kFooter =
     "Examples:\n"
+    "  librarian tokenize --tokenizer ./teacher --input chats.jsonl --out tokens.safetensors\n"
     "  librarian plan    http://127.0.0.1:8000/teacher/ --tokens tokens.safetensors\n"
     "  librarian extract ./teacher --tokens rows.jsonl --out acts --capture resid_post@spread:4\n"
     "  librarian fetch   http://127.0.0.1:8000/teacher/ --weights-cache /ssd/weights\n"
@@ -44,6 +45,8 @@ constexpr const char* kFooter =
 
 // Below this, our own limit and a dead server look alike.
 constexpr std::uint64_t kBandwidthMin = 64 * kKiB;
+// A new connection's kernel buffer takes 64 KiB at once: a quarter of a second of this.
+constexpr std::uint64_t kBandwidthPerConnectionMin = 256 * kKiB;
 
 /// Raw text of the options that need more than CLI11's own conversions.
 struct RawOptions {
@@ -62,6 +65,7 @@ struct RawOptions {
   std::string header_file;
   std::string codec = "zstd";
   std::string staging = "auto";
+  std::string skeleton = "auto";
   std::optional<std::string> cache_limit;
   std::vector<std::string> captures;
 };
@@ -174,6 +178,10 @@ Result<void> apply_choices(const RawOptions& raw, ingest::JobOptions& job) {
   } else if (raw.staging != "auto") {
     return usage("--staging " + raw.staging + ": must be auto, memory or disk");
   }
+  job.skeleton = raw.skeleton == "auto";
+  if (raw.skeleton != "auto" && raw.skeleton != "no") {
+    return usage("--skeleton " + raw.skeleton + ": must be auto or no");
+  }
   if (raw.staging == "memory" && !job.weights_cache.empty()) {
     return usage(
         "--weights-cache keeps staged files, and --staging memory stages none: leave one out");
@@ -199,6 +207,9 @@ Result<void> apply_fetch_numbers(const RawOptions& raw, ingest::JobOptions& job)
     if (job.bandwidth_max < kBandwidthMin) {
       return usage("--max-bandwidth " + *raw.bandwidth_max + ": must be at least 64KiB");
     }
+    const std::uint64_t shares = job.bandwidth_max / kBandwidthPerConnectionMin;
+    job.connections = static_cast<std::uint32_t>(
+        std::clamp<std::uint64_t>(shares, 1, std::max(job.connections, 1U)));
   }
   LIB_TRY(job.hedge_budget, share("--hedge-budget", raw.hedge_budget));
   if (!raw.header_file.empty()) {
@@ -312,6 +323,11 @@ void add_job_options(CLI::App& app, ingest::JobOptions& job, RawOptions& raw) {
          "crash), auto (disk where its limit holds two layers' files and whole files add\n"
          "at most 2 %)")
       ->capture_default_str();
+  app.add_option(
+         "--skeleton", raw.skeleton,
+         "Write OUT/model/: config, tokenizer, embedding, final norm and head, for trainers "
+         "(auto),\nor leave it out (no)")
+      ->capture_default_str();
   app.add_flag("--allow-nonfinite", job.allow_nonfinite, "Keep NaN and infinity");
 }
 
@@ -335,8 +351,8 @@ Result<std::vector<std::string>> arguments_with_config(const CLI::App& app, int 
       if (command == nullptr) {
         return usage(
             "'" + argument +
-            "' is not a command (plan, extract, fetch, inspect, verify, diff). Try 'librarian "
-            "--help'");
+            "' is not a command (plan, extract, fetch, inspect, verify, diff, tokenize, export). "
+            "Try 'librarian --help'");
       }
     }
     given.insert(argument.substr(0, argument.find('=')));
@@ -391,6 +407,11 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
   CLI::App* inspect = app.add_subcommand("inspect", "Shapes, progress, statistics, values");
   CLI::App* verify = app.add_subcommand("verify", "Check every byte of a store");
   CLI::App* diff = app.add_subcommand("diff", "Compare two stores, sample by sample");
+  // main() hands these two over to Python before anything is parsed; here they are for --help.
+  CLI::App* tokenize =
+      app.add_subcommand("tokenize", "Texts and chats to a token file (Python: nexus_librarian)");
+  CLI::App* exporter =
+      app.add_subcommand("export", "A store in the formats of trainers (Python: nexus_librarian)");
   for (CLI::App* command : {plan, extract}) {
     add_job_options(*command, options.job, raw);
     command
@@ -443,6 +464,9 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
   } catch (const CLI::ParseError& error) {
     std::string text = error.what();
     return usage(text + (text.ends_with('.') ? "" : ".") + " Try 'librarian --help'");
+  }
+  if (tokenize->parsed() || exporter->parsed()) {
+    return usage("tokenize and export must be the first argument. Try 'librarian tokenize --help'");
   }
   options.command = plan->parsed()      ? Command::plan
                     : extract->parsed() ? Command::extract

@@ -137,6 +137,7 @@ Json plan_to_json(const PreparedJob& job, double flops_per_second) {
           {"captures", captures},
           {"fetch_bytes_per_part", job.part_fetch_bytes()},
           {"fetch_bytes", job.fetch_bytes()},
+          {"skeleton_fetch_bytes", job.skeleton_fetch_bytes()},
           {"metadata_bytes", job.checkpoint().metadata_bytes()},
           {"flops", job.flops()},
           {"measured_flops_per_second", flops_per_second},
@@ -147,6 +148,7 @@ Json plan_to_json(const PreparedJob& job, double flops_per_second) {
             {"store_bytes", disk.store_bytes},
             {"expected_ratio", disk.expected_ratio},
             {"scratch_peak_bytes", disk.scratch_peak_bytes},
+            {"skeleton_bytes", disk.skeleton_bytes},
             {"peak_bytes", disk.peak_bytes},
             {"written_bytes", disk.written_bytes}}},
           {"staging", staging_to_json(job.staging())},
@@ -231,7 +233,8 @@ void print_disk(const PreparedJob& job) {
                           format_bytes(disk.raw_bytes) + " of activations (" +
                           number(disk.expected_ratio, "%.2f") + "x expected)"));
   print(fact("peak", format_bytes(disk.peak_bytes) + ", of it " +
-                         format_bytes(disk.scratch_peak_bytes) + " scratch"));
+                         format_bytes(disk.scratch_peak_bytes) + " scratch and " +
+                         format_bytes(disk.skeleton_bytes) + " model/"));
   print(fact("written to SSD", format_bytes(disk.written_bytes)));
 }
 
@@ -245,6 +248,18 @@ void print_staging(const ingest::StagingPlan& staging) {
                             format_bytes(staging.two_layers_bytes) + " at least and at most " +
                             format_bytes(staging.limit_bytes) + " at a time; " + staging.reason));
   print(fact("", (staging.is_cache ? "kept in " : "until the job ends in ") + staging.directory));
+}
+
+void print_skeleton(const PreparedJob& job) {
+  if (!job.options().skeleton) {
+    return;
+  }
+  print(fact("skeleton",
+             job.skeleton_fetch_bytes() == 0
+                 ? "is there"
+                 : format_bytes(job.skeleton_fetch_bytes()) +
+                       " of that once, for embedding, final norm and head in OUT/model; config and "
+                       "tokenizer on top"));
 }
 
 void print_time(const PreparedJob& job, double flops_per_second) {
@@ -325,6 +340,7 @@ Result<int> run_plan(const Options& options, const std::stop_token& stop) {
              std::string(gpu_exec::dtype_name(job->dtype())) + " on " + job->device_kind()));
   print(fact("to fetch", format_bytes(job->part_fetch_bytes()) + " per part, " +
                              format_bytes(job->fetch_bytes()) + " in all"));
+  print_skeleton(*job);
   print_staging(job->staging());
   print_captures(*job);
   print_memory(job->memory());

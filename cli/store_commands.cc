@@ -100,6 +100,7 @@ Result<int> run_verify(const Options& options, const std::stop_token& stop) {
     print_event("verify", {{"state", activation_store::store_state_name(report.state)},
                            {"parts_complete", report.parts_complete},
                            {"parts_total", report.parts_total},
+                           {"skeleton", activation_store::skeleton_state_name(report.skeleton)},
                            {"files_checked", report.files_checked},
                            {"bytes_checked", report.bytes_checked},
                            {"problems", problems}});
@@ -108,7 +109,8 @@ Result<int> run_verify(const Options& options, const std::stop_token& stop) {
       print("damaged: " + problem.path + ": " + problem.message + "\n");
     }
     print(options.directories[0] + ": " + std::to_string(report.parts_complete) + " of " +
-          std::to_string(report.parts_total) + " parts, " +
+          std::to_string(report.parts_total) + " parts, model/ " +
+          activation_store::skeleton_state_name(report.skeleton) + ", " +
           (report.problems.empty() ? "none damaged"
                                    : std::to_string(report.problems.size()) + " problems") +
           " (" + format_count(report.files_checked) + " files, " +

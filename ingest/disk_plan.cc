@@ -54,9 +54,10 @@ DiskPlan plan_disk(const DiskInputs& inputs) {
   const std::uint64_t state_bytes = inputs.part_tokens_max * inputs.row_bytes;
   // A new state is durable before the one before goes.
   plan.scratch_peak_bytes = inputs.uncovered_layers == 0 ? 0 : 2 * state_bytes;
-  plan.peak_bytes = plan.store_bytes + plan.scratch_peak_bytes;
+  plan.skeleton_bytes = inputs.skeleton_bytes;
+  plan.peak_bytes = plan.store_bytes + plan.scratch_peak_bytes + plan.skeleton_bytes;
   plan.written_bytes =
-      plan.store_bytes +
+      plan.store_bytes + plan.skeleton_bytes +
       (inputs.state_in_memory ? 0 : inputs.tokens * inputs.row_bytes * inputs.uncovered_layers);
   return plan;
 }

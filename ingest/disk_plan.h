@@ -28,6 +28,7 @@ struct DiskInputs {
   activation_store::Codec codec{};
   bool state_in_memory = true;
   std::uint64_t uncovered_layers = 0;  ///< Layers whose state is not also a capture.
+  std::uint64_t skeleton_bytes = 0;    ///< Of <out>/model/; 0: not written, or there already.
 };
 
 struct DiskPlan {
@@ -36,8 +37,9 @@ struct DiskPlan {
   std::uint64_t store_bytes = 0;         ///< Captures as expected on disk.
   double expected_ratio = 1;             ///< raw / stored that was assumed.
   std::uint64_t scratch_peak_bytes = 0;  ///< State files that exist at the same time.
-  std::uint64_t peak_bytes = 0;          ///< Store and scratch together.
-  std::uint64_t written_bytes = 0;       ///< Everything that reaches the SSD.
+  std::uint64_t skeleton_bytes = 0;  ///< The tensors of <out>/model/; its other files are small.
+  std::uint64_t peak_bytes = 0;      ///< Store, scratch and skeleton together.
+  std::uint64_t written_bytes = 0;   ///< Everything that reaches the SSD.
 };
 
 DiskPlan plan_disk(const DiskInputs& inputs);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "activation_store/skeleton_file.h"
 #include "base/units.h"
 #include "gpu_exec/cuda_device.h"
 #include "ingest/array_plan.h"
@@ -12,9 +13,11 @@
 #include "ingest/kept_rows.h"
 #include "ingest/layer_flops.h"
 #include "ingest/partition.h"
+#include "ingest/skeleton.h"
 #include "ingest/source_pin.h"
 #include "ingest/store_directory.h"
 #include "ingest/stored_type.h"
+#include "ingest/tokenizer_check.h"
 
 namespace librarian::ingest {
 namespace {
@@ -102,6 +105,15 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
     warnings_.push_back(text);
   }
   dtype_ = options_.dtype.value_or(checkpoint_->dtype());
+  if (checkpoint_->quantised()) {
+    if (!device_->reads_quantised()) {
+      return Error(ErrorCode::invalid_argument,
+                   "--device: quantised weights are decoded by the CPU only so far; leave it out");
+    }
+    warnings_.push_back(
+        "the weights are quantised: they are decoded to the type of the computation, and "
+        "activations are not quantised, so engines that do quantise them differ by a little");
+  }
   for (std::string& text : device_->warnings(dtype_)) {
     warnings_.push_back(std::move(text));
   }
@@ -116,6 +128,12 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   limits.samples_max = options_.num_samples;
   LIB_TRY(tokens_, read_token_file(*environment_.files, options_.tokens, limits));
   LIB_TRY_VOID(check_positions(captures_, tokens_, options_.tokens));
+  LIB_TRY(std::optional<std::string> other_template,
+          check_tokenizer(*fetcher_, *environment_.clock, model_.read_from, options_.tokens,
+                          tokens_.origin, stop));
+  if (other_template) {
+    warnings_.push_back(*std::move(other_template));
+  }
   const gpu_exec::EmbeddingSpec& embedding = checkpoint_->spec().embedding;
   const std::uint32_t learned = embedding.positions - embedding.position_offset;
   if (embedding.positions != 0 && tokens_.longest_sample() > learned) {
@@ -241,6 +259,7 @@ Result<void> PreparedJob::plan() {
     // another order.
     disk.uncovered_layers += layer >= 0 && captures_.keeps_state_of(layer) ? 0 : 1;
   }
+  disk.skeleton_bytes = wants_skeleton() ? skeleton_tensor_file_bytes(*checkpoint_) : 0;
   disk_ = plan_disk(disk);
   if (options_.disk_limit_bytes && disk_.peak_bytes > *options_.disk_limit_bytes) {
     return Error(ErrorCode::does_not_fit,
@@ -274,7 +293,18 @@ std::vector<DiskArray> PreparedJob::disk_arrays() const {
 }
 
 std::uint64_t PreparedJob::fetch_bytes() const {
-  return part_fetch_bytes() * (staging_.holds_all() ? 1 : parts_.size());
+  return part_fetch_bytes() * (staging_.holds_all() ? 1 : parts_.size()) + skeleton_fetch_bytes();
+}
+
+std::uint64_t PreparedJob::skeleton_fetch_bytes() const {
+  return disk_.skeleton_bytes == 0 ? 0 : skeleton_tensor_bytes(*checkpoint_);
+}
+
+bool PreparedJob::wants_skeleton() const {
+  return options_.skeleton &&
+         (options_.out.empty() ||
+          !environment_.files->info(options_.out + "/" + activation_store::kSkeletonDirectory +
+                                    "/" + activation_store::kSkeletonFileName));
 }
 
 std::uint64_t PreparedJob::part_fetch_bytes() const {

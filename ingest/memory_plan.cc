@@ -76,9 +76,11 @@ Writing writing_of(const MemoryInputs& in) {
 /// Tokens, tensor table and the records of the journal and the manifest.
 std::uint64_t table_bytes(const MemoryInputs& in) {
   std::uint64_t tensors = 0;
+  std::uint64_t quantised = 0;  // Scales and the like of one layer.
   for (std::int32_t layer = weightmap::kEmbeddingLayer; layer <= in.checkpoint->layer_count();
        ++layer) {
     tensors += in.checkpoint->layer(layer).tensors.size();
+    quantised = std::max(quantised, in.checkpoint->layer(layer).table_bytes());
   }
   const std::uint64_t shards = (in.part_tokens_max + in.shard_tokens - 1) / in.shard_tokens;
   const std::uint64_t files = writing_of(in).arrays * (shards + 1);
@@ -88,7 +90,7 @@ std::uint64_t table_bytes(const MemoryInputs& in) {
   const std::uint64_t embedding =
       gpu_exec::EmbeddingStage::memory_bytes(in.checkpoint->spec(), in.sample_tokens_max) +
       in.part_tokens_max * sizeof(std::uint32_t);
-  return in.token_bytes + in.kept_row_bytes + std::max(part_copy, embedding) +
+  return in.token_bytes + in.kept_row_bytes + std::max(part_copy, embedding) + quantised +
          tensors * kBytesPerTensorEntry + files * kBytesPerFileRecord;
 }
 
@@ -96,6 +98,10 @@ gpu_exec::ExecutorOptions executor_options(const MemoryInputs& in, std::uint64_t
   gpu_exec::ExecutorOptions options;
   options.dtype = in.dtype;
   options.weight_dtype_max = in.checkpoint->widest_dtype();
+  if (in.checkpoint->quantised() &&
+      gpu_exec::dtype_bytes(in.dtype) > gpu_exec::dtype_bytes(options.weight_dtype_max)) {
+    options.weight_dtype_max = in.dtype;  // What quantised matrices are decoded to.
+  }
   options.block_rows_max = block_tokens;
   options.sample_rows_max = in.sample_tokens_max;
   // Two blocks that follow one another hold more than one block together, or they would be one.

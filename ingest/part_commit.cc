@@ -47,7 +47,7 @@ Result<void> PartRun::commit_now(LayerWork& work, const std::stop_token& stop) {
   not_saved_.push_back(work.layer);
   if (record.state.kind != StatePlace::Kind::none || work.layer == last_layer_) {
     for (const std::int32_t layer : std::exchange(not_saved_, {})) {
-      context_.weight_source.layer_is_durable(layer);
+      context_.weight_source.layer_is_durable(layer, stop);
     }
   }
   progress_.layers.push_back(std::move(record));

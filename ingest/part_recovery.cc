@@ -41,7 +41,7 @@ Result<std::unique_ptr<PartRun>> PartRun::open(const PartContext& context, std::
                                                const activation_store::PartRange& range,
                                                std::unique_ptr<DirectoryLock> lock) {
   std::unique_ptr<PartRun> run(new PartRun(context, part, range, std::move(lock)));
-  LIB_TRY_VOID(make_directories(context.files, run->scratch_));
+  LIB_TRY_VOID(make_private_directories(context.files, run->scratch_));
   LIB_TRY_VOID(run->recover());
   return run;
 }

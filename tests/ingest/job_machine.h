@@ -25,6 +25,7 @@ struct CrashCase {
   StateMode state;
   Duration save_state_every;
   StagingMode staging = StagingMode::memory;
+  bool skeleton = true;
   bool loss_mask = false;  ///< The tokens have one.
 };
 inline void PrintTo(const CrashCase& how, std::ostream* out) { *out << how.name; }
@@ -47,6 +48,7 @@ class Machine {
     options_.state = how.state;
     options_.save_state_every = how.save_state_every;
     options_.staging = how.staging;
+    options_.skeleton = how.skeleton;
     options_.part_tokens = 24;
     options_.block_tokens = 16;
     options_.chunk_tokens = 4;
@@ -96,6 +98,9 @@ class Machine {
     const std::string directory = std::string(kOut) + "/part-0000" + std::to_string(part);
     const auto progress = read_part_journal(files_, directory);
     return progress ? finished_layers(*progress, last_layer) : 0;
+  }
+  bool has_skeleton() {
+    return files_.info(std::string(kOut) + "/model/librarian.json").has_value();
   }
   bool published(std::uint64_t part) {
     return files_.info(std::string(kOut) + "/part-0000" + std::to_string(part) + "/zarr.json")
