@@ -407,7 +407,8 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
   CLI::App* inspect = app.add_subcommand("inspect", "Shapes, progress, statistics, values");
   CLI::App* verify = app.add_subcommand("verify", "Check every byte of a store");
   CLI::App* diff = app.add_subcommand("diff", "Compare two stores, sample by sample");
-  // main() hands these two over to Python before anything is parsed; here they are for --help.
+  // main() hands these two over to Python where they are the first argument; here they are for
+  // --help.
   CLI::App* tokenize =
       app.add_subcommand("tokenize", "Texts and chats to a token file (Python: nexus_librarian)");
   CLI::App* exporter =

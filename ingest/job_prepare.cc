@@ -127,13 +127,13 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   limits.max_length = options_.max_length;
   limits.samples_max = options_.num_samples;
   LIB_TRY(tokens_, read_token_file(*environment_.files, options_.tokens, limits));
-  LIB_TRY_VOID(check_positions(captures_, tokens_, options_.tokens));
   LIB_TRY(std::optional<std::string> other_template,
           check_tokenizer(*fetcher_, *environment_.clock, model_.read_from, options_.tokens,
                           tokens_.origin, stop));
   if (other_template) {
     warnings_.push_back(*std::move(other_template));
   }
+  LIB_TRY_VOID(check_positions(captures_, tokens_, options_.tokens));
   const gpu_exec::EmbeddingSpec& embedding = checkpoint_->spec().embedding;
   const std::uint32_t learned = embedding.positions - embedding.position_offset;
   if (embedding.positions != 0 && tokens_.longest_sample() > learned) {

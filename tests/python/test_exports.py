@@ -7,7 +7,10 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from export_support import (
     folder_bytes, model_with_nan, read_hidden_states, read_torch_file)
 from support import read_safetensors
 
-pytest.importorskip("nexus_librarian")
+nexus_librarian = pytest.importorskip("nexus_librarian")
 from nexus_librarian import ActivationStore  # noqa: E402
 from nexus_librarian.export import output as output_module  # noqa: E402
 from nexus_librarian.export.values import fp8_bits  # noqa: E402
@@ -240,6 +243,7 @@ def test_the_final_state_that_a_trainer_wants_must_be_there(to, missing, librari
     there = {"final.pre_norm": "final.post_norm", "final.post_norm": "final.pre_norm"}[missing]
     folder = extract_draft_store(librarian, tmp_path / "store", draft_tokens(tmp_path / "t.safetensors"),
                                  captures=f"resid_post@[0,1],{there}")
+    shutil.rmtree(folder / "model", ignore_errors=True)  # Its norm would make the one of the other.
     assert export_main(folder, "--to", to, "--out", tmp_path / "out") == BAD_INPUT
     assert f"--capture {missing}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -319,3 +323,41 @@ def test_wrong_options_are_usage_errors_of_one_line(store, tmp_path, arguments, 
     said = capsys.readouterr().err
     assert said.startswith("librarian: ") and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_program_hands_over_to_python_and_a_signal_ends_it_resumably(
+        store, librarian_binary, tmp_path):
+    """Goal: `librarian export` is this export; SIGTERM gives 143 and one line, and no half file.
+
+    Method: the manifest is a FIFO, so the process is known to be inside the export when the test's end
+    of it opens, and stays there until the signal.
+    """
+    environment = {**os.environ, "LIBRARIAN_PYTHON": sys.executable,
+                   "PYTHONPATH": os.path.dirname(os.path.dirname(nexus_librarian.__file__))}
+    command = [librarian_binary, "export", store, "--to", "safetensors", "--out"]
+    done = subprocess.run([*command, tmp_path / "out"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "10 samples" in done.stdout, done.stderr
+    (tmp_path / "stopped").mkdir()
+    os.mkfifo(tmp_path / "stopped/export.json")
+    with subprocess.Popen([*command, tmp_path / "stopped"], env=environment, text=True,
+                          stderr=subprocess.PIPE) as process:
+        with open(tmp_path / "stopped/export.json", "w"):
+            process.send_signal(signal.SIGTERM)
+            said = process.communicate()[1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said == "librarian: stopped by a signal; the same command continues\n"
+    assert os.listdir(tmp_path / "stopped") == ["export.json"]
+
+
+def test_groups_become_one_tensor_for_each_member(librarian, tmp_path):
+    """Goal: logits.topk in shards, its NaN at each sample's last token not taken for damage."""
+    folder = extract_draft_store(
+        librarian, tmp_path / "store", draft_tokens(tmp_path / "t.safetensors"),
+        captures="resid_post@0,logits.topk(k=4)")
+    assert export_main(folder, "--to", "safetensors", "--out", tmp_path / "out") == 0
+    tensors = read_safetensors(tmp_path / "out/shard-00000.safetensors")
+    for place, sample in enumerate(numpy_samples(folder)):
+        rows = slice(*tensors["offsets"][place : place + 2])
+        for member, values in sample["logits.topk"].items():
+            np.testing.assert_array_equal(tensors[f"logits.topk.{member}"][rows], values)
+        assert np.isnan(tensors["logits.topk.gold_log_prob"][rows][-1])

@@ -7,6 +7,7 @@ has to be captured.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from typing import Any
 
@@ -24,6 +25,7 @@ _PLAIN = {"exaone4", "glm4", "granite", "llama", "ministral3", "mistral", "olmo2
 _GEMMA = {"gemma", "gemma2", "gemma3", "gemma3_text"}
 _WEIGHTS = ("model.norm.weight", "language_model.model.norm.weight",
             "model.language_model.norm.weight")
+_TENSORS = "model.safetensors"
 _BLOCK_ROWS = 1024  # Bounds the float32 copies.
 
 
@@ -68,20 +70,20 @@ def _read(path: str, identity: str) -> tuple[np.ndarray, float] | None:
         return None
     if seal["identity_digest"] != identity:
         raise _decoder.DamagedStoreError(f"{folder}: the skeleton of another job")
-    config = _config(folder, seal)
+    digests = {entry["path"]: entry["xxh3"] for entry in seal["files"]}
+    config = json.loads(bytes(_checked(folder, "config.json", digests)))
     text = config.get("text_config", config)
     kind, epsilon = config.get("model_type"), text.get("rms_norm_eps")
     if kind not in _PLAIN | _GEMMA or epsilon is None:
         return None
-    tensors = os.path.join(folder, "model.safetensors")
-    for name in _WEIGHTS:
-        if name in seal["xxh3_of_tensors"]:
-            weight = read_tensor(tensors, name)
-            if weight is None or _decoder.xxh3_128(weight) != seal["xxh3_of_tensors"][name]:
-                raise _decoder.DamagedStoreError(f"{tensors}: {name} is not what was written")
-            weight = values.to_float(weight)
-            return (weight + 1 if kind in _GEMMA else weight), float(epsilon)
-    return None
+    tensors = os.path.join(folder, _TENSORS)
+    weight = next((found for name in _WEIGHTS
+                   if (found := read_tensor(tensors, name)) is not None), None)
+    _checked(folder, _TENSORS, digests)
+    if weight is None:
+        return None
+    weight = values.to_float(weight)
+    return (weight + 1 if kind in _GEMMA else weight), float(epsilon)
 
 
 def _sealed(path: str) -> dict[str, Any] | None:
@@ -103,11 +105,14 @@ def _sealed(path: str) -> dict[str, Any] | None:
     return document
 
 
-def _config(folder: str, seal: dict[str, Any]) -> dict[str, Any]:
-    path = os.path.join(folder, "config.json")
-    with open(path, "rb") as file:
-        data = file.read()
-    expected = {entry["path"]: entry["xxh3"] for entry in seal["files"]}.get("config.json")
-    if _decoder.xxh3_128(data) != expected:
+def _checked(folder: str, name: str, digests: dict[str, str]) -> mmap.mmap:
+    """A file's content, compared with its digest in librarian.json."""
+    path = os.path.join(folder, name)
+    try:
+        with open(path, "rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (FileNotFoundError, ValueError):  # mmap has no empty files.
+        data = None
+    if data is None or _decoder.xxh3_128(data) != digests.get(name):
         raise _decoder.DamagedStoreError(f"{path}: not what was written")
-    return json.loads(data)
+    return data
