@@ -31,7 +31,7 @@ const std::map<std::string, std::string>& model() {
 }
 
 CrashCase with(const std::vector<std::string>& captures, StateMode state = StateMode::memory) {
-  return {"", captures, state, std::chrono::hours(1), StagingMode::memory, true};
+  return {"", captures, state, std::chrono::hours(1), StagingMode::memory, false, true};
 }
 
 const std::vector<std::string>& subsets() {

@@ -118,6 +118,7 @@ INSTANTIATE_TEST_SUITE_P(
                   StateMode::disk,
                   std::chrono::hours(1),
                   StagingMode::memory,
+                  true,
                   true}),
     [](const auto& param) { return param.param.name; });
 
