@@ -16,6 +16,8 @@ Result<int> dispatch(const Options& options, const std::stop_token& stop) {
   switch (options.command) {
     case Command::plan:
       return run_plan(options, stop);
+    case Command::pilot:
+      return run_pilot(options, stop);
     case Command::extract:
       return run_extract(options, stop);
     case Command::fetch:

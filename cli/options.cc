@@ -24,10 +24,13 @@ constexpr const char* kModelHelp =
     "or hf://org/name[@revision] (HF_TOKEN, HF_ENDPOINT; pinned to its commit at the start)";
 
 constexpr const char* kCaptureHelp =
-    "What to keep, repeatable and comma-separated: NAME[@LAYERS].\n"
+    "What to keep, repeatable and comma-separated: NAME[@LAYERS][(KEY=VALUE,...)].\n"
     "NAME: embed, resid_pre, resid_mid, resid_post, attn_out, mlp_out, final.pre_norm,\n"
-    "final.post_norm; hf:i, vllm:i (their hidden states).\n"
-    "LAYERS: all, 12, -1, [0,8,-1], 0..3, every:8, spread:8. Default: resid_post@all";
+    "final.post_norm; hf:i, vllm:i (their hidden states); logits.topk; eagle3, dflash:k (what\n"
+    "such drafts are trained on).\n"
+    "LAYERS: all, 12, -1, [0,8,-1], 0..3, every:8, spread:8. Default: resid_post@all.\n"
+    "KEY: positions=all|loss|last|a..b (tokens of each sample), keep_mantissa_bits=3..6,\n"
+    "dtype=fp8_e4m3 (lossy); k (of logits.topk)";
 
 constexpr const char* kFooter =
     "Examples:\n"
@@ -399,17 +402,20 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
   RawOptions raw;
   std::string config_file;
   CLI::App* plan = app.add_subcommand("plan", "What a job would take; writes nothing");
+  CLI::App* pilot = app.add_subcommand(
+      "pilot", "Look before the long run: perplexity and loss mask of a few samples");
   CLI::App* extract = app.add_subcommand("extract", "Run a job, or resume it: the same command");
   CLI::App* fetch = app.add_subcommand("fetch", "Fetch and verify a model's weights; no job runs");
   CLI::App* inspect = app.add_subcommand("inspect", "Shapes, progress, statistics, values");
   CLI::App* verify = app.add_subcommand("verify", "Check every byte of a store");
   CLI::App* diff = app.add_subcommand("diff", "Compare two stores, sample by sample");
-  // main() hands these two over to Python before anything is parsed; here they are for --help.
+  // main() hands these two over to Python where they are the first argument; here they are for
+  // --help.
   CLI::App* tokenize =
       app.add_subcommand("tokenize", "Texts and chats to a token file (Python: nexus_librarian)");
   CLI::App* exporter =
       app.add_subcommand("export", "A store in the formats of trainers (Python: nexus_librarian)");
-  for (CLI::App* command : {plan, extract}) {
+  for (CLI::App* command : {plan, pilot, extract}) {
     add_job_options(*command, options.job, raw);
     command
         ->add_option("--config", config_file,
@@ -419,6 +425,9 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
   add_fetch_options(*fetch, options.job, raw);
   fetch->add_flag("--verify-only", options.verify_only,
                   "Read only heads: list what the source offers to verify against");
+  pilot->add_option("--samples", options.job.num_samples, "The first N samples. Default: 64")
+      ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1} << 40U))
+      ->type_name("N");
   plan->add_option("--out", options.job.out, "Store directory: take what its job fixed")
       ->check(not_empty())
       ->type_name("DIR");
@@ -444,7 +453,7 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
       ->required()
       ->expected(2)
       ->type_name("DIR DIR");
-  for (CLI::App* command : {plan, extract, fetch, inspect, verify, diff}) {
+  for (CLI::App* command : {plan, pilot, extract, fetch, inspect, verify, diff}) {
     add_common_options(*command, options);
   }
 
@@ -466,12 +475,14 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
     return usage("tokenize and export must be the first argument. Try 'librarian tokenize --help'");
   }
   options.command = plan->parsed()      ? Command::plan
+                    : pilot->parsed()   ? Command::pilot
                     : extract->parsed() ? Command::extract
                     : fetch->parsed()   ? Command::fetch
                     : inspect->parsed() ? Command::inspect
                     : verify->parsed()  ? Command::verify
                                         : Command::diff;
-  if (options.command == Command::plan || options.command == Command::extract) {
+  if (options.command == Command::plan || options.command == Command::pilot ||
+      options.command == Command::extract) {
     LIB_TRY_VOID(apply_choices(raw, options.job));
     LIB_TRY_VOID(apply_numbers(raw, options.job));
   }

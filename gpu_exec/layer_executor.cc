@@ -126,11 +126,21 @@ class LayerExecutor::Impl {
       LIB_TRY_VOID(load_final(role, type, bytes));
       return device_.mark(Queue::weights);
     }
+    return load({role, type, bytes});
+  }
+
+  Result<Ticket> load(WeightRole role, const QuantisedMatrix& matrix) {
+    if (!device_.reads_quantised()) {
+      return invalid("this device does not read quantised weights");
+    }
+    return load({role, options_.dtype, {}, matrix});
+  }
+
+  Result<Ticket> load(const LayerTensor& tensor) {
     Layer* layer = loading_ ? loading_.get() : running_.get();
     if (layer == nullptr) {
-      return invalid(std::string("no layer has begun that has a ") + weight_role_name(role));
+      return invalid(std::string("no layer has begun that has a ") + weight_role_name(tensor.role));
     }
-    const LayerTensor tensor{role, type, bytes};
     LIB_TRY_VOID(check_tensor(model_, *layer->spec, options_.weight_dtype_max, tensor));
     if (plan_.memory.staged) {
       layer->tensors.push_back(tensor);
@@ -143,6 +153,8 @@ class LayerExecutor::Impl {
   }
 
   Result<bool> reached(Ticket ticket) { return device_.reached(ticket); }
+  Result<void> wait_for(Ticket ticket) { return drain(ticket); }
+  std::uint64_t head_tiles() const { return plan_.memory.head_tiles; }
 
   Result<void> run(std::span<const Block> blocks, LayerIo& io, const std::stop_token& stop) {
     if (loading_) {
@@ -423,7 +435,13 @@ Result<Ticket> LayerExecutor::load(WeightRole role, DType type, std::span<const 
   return impl_->load(role, type, bytes);
 }
 
+Result<Ticket> LayerExecutor::load(WeightRole role, const QuantisedMatrix& matrix) {
+  return impl_->load(role, matrix);
+}
+
 Result<bool> LayerExecutor::reached(Ticket ticket) { return impl_->reached(ticket); }
+
+Result<void> LayerExecutor::wait_for(Ticket ticket) { return impl_->wait_for(ticket); }
 
 Result<void> LayerExecutor::run(std::span<const Block> blocks, LayerIo& io,
                                 const std::stop_token& stop) {
@@ -434,6 +452,8 @@ Result<void> LayerExecutor::run_final_norm(std::span<const std::byte> rows,
                                            std::span<std::byte> normed) {
   return impl_->run_final_norm(rows, normed);
 }
+
+std::uint64_t LayerExecutor::head_tiles() const { return impl_->head_tiles(); }
 
 void LayerExecutor::begin_head(std::uint64_t first_tile) { impl_->begin_head(first_tile); }
 

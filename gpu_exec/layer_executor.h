@@ -124,9 +124,15 @@ class LayerExecutor {
   /// @error invalid_argument  the size does not fit the shape, the layer has no such role, or
   ///                          `type` is wider than weight_dtype_max.
   Result<Ticket> load(WeightRole role, DType type, std::span<const std::byte> bytes);
+  /// The same for a matrix in a quantised layout, which is decoded to ExecutorOptions::dtype.
+  /// @param matrix  What it points to must stay as long as `bytes` above.
+  /// @error invalid_argument  the sizes do not fit, or the device does not read quantised matrices.
+  Result<Ticket> load(WeightRole role, const QuantisedMatrix& matrix);
 
   /// As Device::reached().
   Result<bool> reached(Ticket ticket);
+  /// Waits until it is.   @error internal  the device failed.
+  Result<void> wait_for(Ticket ticket);
 
   /// Runs the layer begun last over blocks. A row's result depends on its sample's rows up to it
   /// and on nothing else: not on blocks, neighbours, stages or threads.
@@ -140,6 +146,8 @@ class LayerExecutor {
   /// load(final_norm).
   Result<void> run_final_norm(std::span<const std::byte> rows, std::span<std::byte> normed);
 
+  /// Tiles of the head that there is room for at once.
+  std::uint64_t head_tiles() const;
   /// Forgets the head's tiles, and the layers: the next one begins anew. What comes from here on
   /// are tiles from `first_tile` on, in order.
   void begin_head(std::uint64_t first_tile);

@@ -109,12 +109,14 @@ class PreparedJob {
   Result<void> prepare(const std::stop_token& stop);
   Result<void> prepare_partition();
   Result<void> prepare_geometry();
+  void count_logit_rows();
   Result<void> plan();
   bool wants_skeleton() const;
   Result<void> plan_weight_staging();
   Result<std::uint64_t> staging_limit_bytes() const;
   Result<std::uint64_t> disk_needed_bytes() const;
   Result<void> check_disk();
+  std::vector<DiskArray> disk_arrays() const;
   Result<std::unique_ptr<weightmap::WeightSource>> open_weight_source(
       std::unique_ptr<weightmap::remote::StagingDirectory>& directory);
   Result<RunReport> run_parts(KnownWeights& known_weights, JobObserver& observer,
@@ -141,6 +143,8 @@ class PreparedJob {
   CaptureList captures_;
   TokenData tokens_;
   std::vector<activation_store::PartRange> parts_;
+  std::uint64_t logit_rows_ = 0;      // Of logits.topk, in all parts,
+  std::uint64_t logit_rows_max_ = 0;  // and in one.
   MemoryPlan memory_;
   std::uint64_t device_overhead_bytes_ = 0;  // Host memory that opening it took.
   std::optional<DevicePlan> device_plan_;

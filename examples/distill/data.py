@@ -22,8 +22,8 @@ def layer_of(capture, teacher_layers):
 def choose_anchors(store, teacher_layers, student_layers, pairs, critical, critical_weight):
     """Which capture each student layer is held to.
 
-    @param pairs     {teacher layer: student layer}, or None: for each student layer the captured layer
-                     of the teacher that is nearest to the same relative depth.
+    @param pairs     {teacher layer: student layer}, or None: for each student layer the captured
+                     layer of the teacher that is nearest to the same relative depth.
     @param critical  Teacher layers whose loss counts `critical_weight` times.
     @return  {capture: (student layer, weight)}
     @raise ValueError  A layer that is not there, or not an anchor.
@@ -42,14 +42,15 @@ def choose_anchors(store, teacher_layers, student_layers, pairs, critical, criti
                 pairs[min(free, key=lambda layer: abs(layer - wanted))] = student_layer
     for teacher_layer, student_layer in pairs.items():
         if teacher_layer not in captured:
-            raise ValueError(f"--anchors: the store has no resid_post of layer {teacher_layer}; it has "
-                             f"layers {', '.join(map(str, sorted(captured))) or 'none'}")
+            raise ValueError(f"--anchors: the store has no resid_post of layer {teacher_layer}; it "
+                             f"has layers {', '.join(map(str, sorted(captured))) or 'none'}")
         if not 0 <= student_layer < student_layers:
-            raise ValueError(f"--anchors: no student layer {student_layer}; there are {student_layers}")
+            raise ValueError(f"--anchors: no student layer {student_layer}; there are "
+                             f"{student_layers}, from 0")
     for layer in critical:
         if layer not in pairs:
-            raise ValueError(f"--critical-layers: layer {layer} is not an anchor; anchors are layers "
-                             f"{', '.join(map(str, sorted(pairs))) or 'none'}")
+            raise ValueError(f"--critical-layers: layer {layer} is not an anchor; anchors are "
+                             f"layers {', '.join(map(str, sorted(pairs))) or 'none'}")
     return {captured[teacher_layer]: (pairs[teacher_layer],
                                       critical_weight if teacher_layer in critical else 1.0)
             for teacher_layer in sorted(pairs)}
@@ -61,7 +62,8 @@ def measure_variances(store, captures, first):
     @param first  Rows at each sample's beginning that are left out, as in the loss.
     """
     dataset = ActivationDataset(store, captures)
-    picked = torch.linspace(0, len(dataset) - 1, min(VARIANCE_SAMPLES, len(dataset))).long().unique()
+    count = min(VARIANCE_SAMPLES, len(dataset))
+    picked = torch.linspace(0, len(dataset) - 1, count).round().long().unique()
     rows = {capture: [] for capture in captures}
     for index in picked.tolist():
         batch = collate_padded([dataset[index]])
@@ -71,7 +73,7 @@ def measure_variances(store, captures, first):
     for capture in captures:
         values = torch.cat(rows[capture])
         if len(values) < 2:
-            raise ValueError(f"{capture}: too few rows to measure the teacher's variance; anchors need "
+            raise ValueError(f"{capture}: too few rows to measure the teacher's variance; it needs "
                              "positions=all, or a smaller --skip-first-tokens")
         variances[capture] = max(float(values.var(0).mean()), 1e-12)
     return variances
@@ -86,7 +88,7 @@ def to_device(batch, device):
 class Batches:
     """Padded batches of the store, epoch after epoch, from where a checkpoint left off.
 
-    `taken` counts the batches since the first epoch's beginning: a place in the data has one number.
+    `taken` counts the batches since the first epoch's beginning, so it names a place in the data.
     """
 
     def __init__(self, store, anchors, batch_size, seed, workers):

@@ -1,7 +1,7 @@
 """The losses: activation anchoring, cross entropy on the tokens, KL to the teacher's top-k logits.
 
-Each is the sum over its rows, with the number of rows beside it: the caller divides by the rows of all
-the batches of a step, so that accumulating over small batches gives what one large batch would.
+Each is a sum over rows, and is divided by the rows of all the batches of a step, so that
+accumulating over small batches gives what one large batch would.
 """
 
 import torch
@@ -58,8 +58,8 @@ def topk_kl(logits, ids, log_prob):
     @param logits    [n, vocab] of the student.
     @param ids       int [n, k] of the teacher's most probable tokens.
     @param log_prob  [n, k] natural log of their probabilities.
-    @return  Sum over the rows. With the ghost token the k probabilities of both sides sum to one, so a
-             student cannot gain by moving mass to tokens outside the k.
+    @return  Sum over the rows. With the ghost token the probabilities of both sides sum to one, so
+             the student cannot gain by moving mass to or from the tokens outside the k.
     """
     student = F.log_softmax(logits.float(), -1).gather(-1, ids.long())
     teacher = log_prob.float()

@@ -28,11 +28,12 @@ def parse_options(arguments=None):
         description="Train a small student from a Librarian store.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("store", type=pathlib.Path, nargs="+", help="what `librarian extract --out` wrote; several stores "
-        "of one teacher are read one after the other")
+    add("store", type=pathlib.Path, nargs="+", help="what `librarian extract --out` wrote; several "
+        "stores of one teacher are read one after the other")
     add("--out", type=pathlib.Path, required=True, help="checkpoints, losses.csv, losses.png")
     add("--resume", action="store_true", help="go on where OUT/last.pt is; begin if there is none")
-    add("--teacher", type=pathlib.Path, help="folder with the teacher's config.json; STORE/model if not given")
+    add("--teacher", type=pathlib.Path,
+        help="folder with the teacher's config.json; STORE/model if not given")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--workers", type=int, default=0, help="processes that read ahead")
     add("--threads", type=int, default=0, help="of torch on the CPU; 0: torch decides")
@@ -43,19 +44,21 @@ def parse_options(arguments=None):
     group.add_argument("--heads", type=int, default=4)
     group.add_argument("--ffn", type=int, default=704)
     group.add_argument("--copy-from-teacher", action="store_true",
-                       help="begin with the teacher's embedding, final norm and head; --width must be its")
+                       help="begin with the teacher's embedding, final norm and head; --width must "
+                       "be the teacher's")
 
     group = parser.add_argument_group("losses")
     group.add_argument("--anchors", type=layer_pairs, metavar="T:S,T:S",
-                       help="teacher layer : student layer; if not given, for each student layer the captured "
-                       "teacher layer nearest to the same relative depth")
-    group.add_argument("--alpha-hidden", type=float, default=1.0, help="weight of the anchoring; 0: none")
+                       help="teacher layer : student layer; if not given, for each student layer "
+                       "the captured teacher layer nearest to the same relative depth")
+    group.add_argument("--alpha-hidden", type=float, default=1.0,
+                       help="weight of the anchoring; 0: none")
     group.add_argument("--critical-layers", type=layer_list, default=[], metavar="T,T",
                        help="teacher layers whose anchors count more")
     group.add_argument("--critical-weight", type=float, default=10.0)
     group.add_argument("--skip-first-tokens", type=int, default=1,
-                       help="rows of each sample that are not anchored: what a teacher keeps at its first "
-                       "token is often a hundred times larger than everything else")
+                       help="rows of each sample that are not anchored: a teacher's values at its "
+                       "first token are often a hundred times larger than all others")
     group.add_argument("--ce-weight", type=float, default=1.0)
     group.add_argument("--kl-weight", type=float, default=1.0, help="if the store has logits.topk")
 
@@ -69,7 +72,7 @@ def parse_options(arguments=None):
     group.add_argument("--clip", type=float, default=1.0, help="the gradient's norm at most")
     group.add_argument("--bf16", action="store_true", help="autocast the student to bfloat16")
     group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--log-every", type=int, default=10, help="steps; where the output is no terminal")
+    group.add_argument("--log-every", type=int, default=10, help="steps between lines that stay")
     group.add_argument("--save-every", type=int, default=50, help="steps")
 
     group = parser.add_argument_group("when a step goes wrong")
@@ -82,8 +85,8 @@ def parse_options(arguments=None):
                        help="for demonstration: multiply one loss of this step by 1000")
     options = parser.parse_args(arguments)
 
-    for name in ("width", "layers", "heads", "ffn", "steps", "batch_size", "accumulate", "log_every",
-                 "save_every"):
+    for name in ("width", "layers", "heads", "ffn", "steps", "batch_size", "accumulate",
+                 "log_every", "save_every"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if options.width % options.heads or options.width // options.heads % 2:

@@ -10,18 +10,21 @@ COLUMNS = ["step", "batches", "loss", "ce", "kl", "hidden", "lr", "gradient_norm
 
 
 class Progress:
-    """One row of losses.csv per step, in the order in which things happened: after a rollback the step
-    numbers go back, and the row of the step that was refused says `spike`."""
+    """One row of losses.csv per step, in the order in which things happened: after a rollback the
+    step numbers go back, and the row of the step that was refused says `spike`."""
 
-    def __init__(self, folder, steps, log_every, resumed_at):
-        """@param resumed_at  Step that a resumed run stands at: later rows are of steps that were
-                              lost and are done again. None: a new run."""
+    def __init__(self, folder, steps, log_every, first_step, rows):
+        """
+        @param first_step  Step that a resumed run stands at; 0: a new run.
+        @param rows        Rows of losses.csv up to there. Those behind are of steps that were lost
+                           when the run was stopped, and that are done again.
+        """
         self._path = folder / "losses.csv"
         self._steps, self._log_every = steps, log_every
         self._live = sys.stdout.isatty()
-        self._started, self._first_step, self._tokens = time.monotonic(), resumed_at or 0, 0
-        write_losses(self._path, [] if resumed_at is None
-                     else keep_until(read_losses(self._path), resumed_at))
+        self._started, self._first_step, self._tokens = time.monotonic(), first_step, 0
+        self.rows = rows
+        write_losses(self._path, read_losses(self._path)[:rows] if rows else [])
         self._file = open(self._path, "a", newline="")
         self._writer = csv.DictWriter(self._file, COLUMNS, restval="")
         self._tensorboard = None
@@ -37,9 +40,13 @@ class Progress:
         print(line, flush=True)
 
     def step(self, row, tokens):
-        """@param row  Values of COLUMNS by name; `step` counts from 1. @param tokens  Read for it."""
+        """
+        @param row     Values of COLUMNS by name; `step` counts from 1.
+        @param tokens  Tokens that the step has read.
+        """
         self._writer.writerow(row)
         self._file.flush()
+        self.rows += 1
         self._tokens += tokens
         if row.get("event"):
             return
@@ -56,7 +63,8 @@ class Progress:
     def _line(self, row):
         seconds = time.monotonic() - self._started
         left = seconds / max(1, row["step"] - self._first_step) * (self._steps - row["step"])
-        parts = ", ".join(f"{name} {row[name]:.4f}" for name in ("ce", "kl", "hidden") if name in row)
+        parts = ", ".join(f"{name} {row[name]:.4f}" for name in ("ce", "kl", "hidden")
+                          if name in row)
         return (f"step {row['step']}/{self._steps}  loss {row['loss']:.4f} ({parts})  "
                 f"lr {row['lr']:.2e}  {self._tokens / seconds:.0f} tokens/s  "
                 f"{int(left) // 60}:{int(left) % 60:02d} left")
@@ -75,12 +83,6 @@ def read_losses(path):
         text = file.read()
     lines = text[: text.rfind("\n") + 1].splitlines()
     return list(csv.DictReader(lines))
-
-
-def keep_until(rows, step):
-    """The rows up to the last one of this step that was taken."""
-    taken = [i for i, row in enumerate(rows) if int(row["step"]) == step and not row["event"]]
-    return rows[: taken[-1] + 1] if taken else []
 
 
 def write_losses(path, rows):
@@ -109,7 +111,8 @@ def plot_losses(csv_path, path):
     figure = Figure(figsize=(8, 5), dpi=120)
     axes = figure.subplots()
     for name in names:
-        points = [(step, float(row[name])) for step, row in sorted(taken.items()) if row[name] != ""]
+        points = [(step, float(row[name])) for step, row in sorted(taken.items())
+                  if row[name] != ""]
         axes.plot(*zip(*points), label=name, linewidth=2 if name == "loss" else 1)
     for i, row in enumerate(spikes):
         axes.axvline(int(row["step"]), color="red", linestyle=":",

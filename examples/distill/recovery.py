@@ -43,8 +43,8 @@ class Checkpoints:
         self.last, self.best = folder / "last.pt", folder / "best.pt"
 
     def save(self, state, is_best):
-        """Writes last.pt, and makes it best.pt too if `is_best`. Whenever the process or the machine
-        stops, each name stands for a whole checkpoint, the old or the new."""
+        """Writes last.pt, and makes it best.pt too if `is_best`. Whenever the process or the
+        machine stops, each name stands for a whole checkpoint, the old or the new."""
         unfinished = self._folder / "last.pt.unfinished"
         with open(unfinished, "wb") as file:
             torch.save(state, file)

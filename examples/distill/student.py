@@ -48,8 +48,8 @@ def rope(x, theta):
 
 
 def causal_attention(queries, keys, values):
-    """[B, heads, T, head_dim] each. Samples are padded at their ends, so no mask is needed: no token
-    sees what comes after it."""
+    """[B, heads, T, head_dim] each. Samples are padded at their ends, so the padding needs no mask:
+    no token sees what comes after it."""
     if hasattr(F, "scaled_dot_product_attention"):  # torch 2.0 and later.
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
     tokens = queries.shape[-2]
@@ -142,7 +142,7 @@ def build(shape, anchor_captures, teacher_width, device, seed):
                     std = 1 / math.sqrt(shape.width)
                 elif name.endswith(("attention_out.weight", "down.weight")):
                     std = residual_std
-                generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
+                generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
                 parameter.copy_(torch.empty(parameter.shape).normal_(0, std, generator=generator))
     return model
 
@@ -164,8 +164,9 @@ def copy_from_teacher(student, teacher_folder, config):
     @raise ValueError  The teacher's family or sizes do not fit, or the skeleton is not there.
     """
     if config.get("model_type") not in LLAMA_LIKE:
-        raise ValueError(f"{teacher_folder}: embedding and head of a {config.get('model_type')} model mean "
-                         "something else than the student's; leave --copy-from-teacher out")
+        raise ValueError(f"{teacher_folder}: embedding and head of a {config.get('model_type')} "
+                         "model mean something else than the student's; leave --copy-from-teacher "
+                         "out")
     path = pathlib.Path(teacher_folder) / "model.safetensors"
     if not path.is_file():
         raise ValueError(f"{path} is not there; extract without --skeleton no, or leave "
@@ -179,8 +180,8 @@ def copy_from_teacher(student, teacher_folder, config):
             dtype, shape, (begin, end) = tensors.get(name, ("absent", [], (0, 0)))
             if dtype not in SAFETENSORS_TYPES or shape != list(parameter.shape):
                 raise ValueError(f"{path}: {name} is {dtype} {shape}, the student needs "
-                                 f"{list(parameter.shape)}; choose --width as the teacher's, or leave "
-                                 "--copy-from-teacher out")
+                                 f"{list(parameter.shape)}; choose --width as the teacher's, or "
+                                 "leave --copy-from-teacher out")
             file.seek(data_begin + begin)
             values = torch.frombuffer(bytearray(file.read(end - begin)),
                                       dtype=SAFETENSORS_TYPES[dtype])

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Train a small student from a Librarian store: it learns the text, the teacher's layers, its logits.
+"""Train a small student from a Librarian store: it learns text, the teacher's layers and logits.
 
     train.py acts --out run              # acts is what `librarian extract --out acts` wrote
     train.py acts --out run --resume     # goes on at the last checkpoint
 
-Read from the top: what a step is, then the run: how it begins, its loop, and what happens when a step
-goes wrong. README.md says what each file beside this one holds.
+Read from the top: what a step is, then the run: how it begins, what is saved, and what happens when
+a step goes wrong. README.md says what each file beside this one holds.
 """
 
 import importlib.util
@@ -39,7 +39,7 @@ def learning_rate(step, options):
 
 
 def make_optimizer(model, device, options):
-    """AdamW; on a GPU with bitsandbytes its 8-bit states, paged to host memory when that is short."""
+    """AdamW; on a GPU with bitsandbytes, 8-bit states that are paged to host memory."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]  # Norms and biases do not decay.
     groups = [{"params": matrices, "weight_decay": options.weight_decay},
@@ -75,7 +75,7 @@ def add_gradients(model, losses, batches, device, bf16, factor):
 
 
 class Run:
-    """A run: what is trained, where it stands in the data, and what it knows about its own losses."""
+    """What is trained, where it stands in the data, and what it knows about its own losses."""
 
     def __init__(self, options):
         self.options, self.device = options, torch.device(options.device)
@@ -113,8 +113,8 @@ class Run:
             self._restore(resumed)
             self.lr_scale, self.rollbacks = resumed["lr_scale"], resumed["rollbacks"]
             self.skipped = set(resumed["skipped"])
-        self.progress = Progress(options.out, options.steps, options.log_every,
-                                 self.step if resumed else None)
+        self.progress = Progress(options.out, options.steps, options.log_every, self.step,
+                                 resumed["rows"] if resumed else 0)
         self._say_what_is_trained(store, anchors, copied, resumed is not None)
         if not resumed:
             self.save()  # There is something to roll back to from the first step on.
@@ -125,8 +125,8 @@ class Run:
         if not self.checkpoints.last.is_file():
             return None
         if not options.resume:
-            raise ValueError(f"{options.out} holds a run already; add --resume to go on with it, or "
-                             "take another --out")
+            raise ValueError(f"{options.out} holds a run already; add --resume to go on with it, "
+                             "or take another --out")
         state = Checkpoints.load(self.checkpoints.last, self.device)
         check_same_run(state["options"], options)
         return state
@@ -154,7 +154,7 @@ class Run:
             "data": self.batches.state_dict(), "step": self.step,
             "recent_losses": self.detector.losses, "best_median": self.best_median,
             "lr_scale": self.lr_scale, "rollbacks": self.rollbacks,
-            "skipped": sorted(self.skipped)}, is_best)
+            "skipped": sorted(self.skipped), "rows": self.progress.rows}, is_best)
 
     def _restore(self, state):
         """All but what a rollback must not forget: how many there were, and what they skip."""
@@ -166,15 +166,16 @@ class Run:
         self.best_median = state["best_median"]
 
     def roll_back(self, why, place):
-        """Back to the best checkpoint, with a smaller learning rate and without the batches at `place`
-        in the data.
+        """Back to the best checkpoint, with a smaller learning rate and without the batches at
+        `place` in the data.
 
         @raise GaveUp  There were --max-rollbacks already.
         """
         self.progress.say(f"step {self.step + 1}: {why}")
         if self.rollbacks == self.options.max_rollbacks:
-            raise GaveUp(f"{self.rollbacks} rollbacks did not help; look at {self.options.out}/losses.csv, "
-                         "then try a smaller --lr or a larger --spike-factor")
+            raise GaveUp(f"{self.rollbacks} rollbacks did not help; look at "
+                         f"{self.options.out}/losses.csv, then try a smaller --lr or a larger "
+                         "--spike-factor")
         self.rollbacks += 1
         self.lr_scale *= self.options.rollback_lr
         self.skipped.add(place)
@@ -218,14 +219,15 @@ class Run:
         if plot_losses(self.options.out / "losses.csv", picture):
             self.progress.say(f"the losses are drawn in {picture}")
         else:
-            self.progress.say(f"matplotlib is not installed, so there is no picture; the losses are in "
-                              f"{self.options.out}/losses.csv")
+            self.progress.say("matplotlib is not installed, so there is no picture; the losses are "
+                              f"in {self.options.out}/losses.csv")
 
 
 def open_store(options):
     store = ActivationStore(options.store)
     if len(store) == 0:
-        raise ValueError(f"{options.store[0]}: no part is complete yet; wait for `librarian extract`")
+        raise ValueError(f"{options.store[0]}: no part is complete yet; wait for "
+                         "`librarian extract`")
     return store
 
 

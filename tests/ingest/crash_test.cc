@@ -109,7 +109,17 @@ INSTANTIATE_TEST_SUITE_P(
                   Duration(0)},
         CrashCase{"disk", {"attn_out@all", "mlp_out@all"}, StateMode::disk, std::chrono::hours(1)},
         CrashCase{
-            "disk_captured", {"resid_post@all", "embed"}, StateMode::disk, std::chrono::hours(1)}),
+            "disk_captured", {"resid_post@all", "embed"}, StateMode::disk, std::chrono::hours(1)},
+        // Nothing of these may serve as state, and the second part keeps no row of some.
+        CrashCase{"disk_partial_and_lossy",
+                  {"embed(positions=last)", "resid_post@[0,1](positions=loss)",
+                   "resid_post@[2,3](dtype=fp8_e4m3,positions=loss)",
+                   "resid_post@4(keep_mantissa_bits=4)", "resid_post@5"},
+                  StateMode::disk,
+                  std::chrono::hours(1),
+                  StagingMode::memory,
+                  true,
+                  true}),
     [](const auto& param) { return param.param.name; });
 
 // Goal: a crash of the run that resumes is no worse than one of the run before.

@@ -79,8 +79,8 @@ def test_every_sample_is_what_was_written(fixture_root, cases):
     assert list(store.sample(3, [])) == ["input_ids", "loss_mask"]
     with pytest.raises(IndexError, match="no sample 8; there are 8"):
         store.sample(8)
-    with pytest.raises(NotInStoreError, match="no capture 'embed'; it has blocks.0.resid_post"):
-        store.sample(0, ["embed"])
+    with pytest.raises(NotInStoreError, match="no capture 'absent'; it has blocks.0.resid_post"):
+        store.sample(0, ["absent"])
 
 
 def test_several_stores_follow_each_other(store_copy):

@@ -117,9 +117,9 @@ PyObject* writable_memory(PyObject* /*module*/, PyObject* arguments) {
   if (PyArg_ParseTuple(arguments, "Kn", &address, &bytes) == 0) {
     return nullptr;
   }
-  return PyMemoryView_FromMemory(reinterpret_cast<char*>(static_cast<std::uintptr_t>(
-                                     address)),  // NOLINT: a tensor's data_ptr()
-                                 bytes, PyBUF_WRITE);
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): a tensor's data_ptr() comes as a number
+  auto* const memory = reinterpret_cast<char*>(static_cast<std::uintptr_t>(address));
+  return PyMemoryView_FromMemory(memory, bytes, PyBUF_WRITE);
 }
 
 PyObject* job_facts(PyObject* self, PyObject* /*unused*/) {
@@ -311,7 +311,8 @@ PyModuleDef module_definition = {PyModuleDef_HEAD_INIT,
 }  // namespace
 }  // namespace librarian::activation_store::python
 
-extern "C" PyMODINIT_FUNC PyInit__decoder() {
+// NOLINTNEXTLINE(bugprone-reserved-identifier,readability-identifier-naming): CPython looks for it
+PyMODINIT_FUNC PyInit__decoder() {
   PyObject* const module = PyModule_Create(&librarian::activation_store::python::module_definition);
   if (module != nullptr && !librarian::activation_store::python::fill_module(module)) {
     Py_DECREF(module);
