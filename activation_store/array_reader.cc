@@ -15,12 +15,17 @@
 namespace librarian::activation_store {
 namespace {
 
-/// What one call of read_rows() needs to decode; kept for the next call.
+/// What a thread needs to decode, whatever the number of arrays it reads.
 struct Workspace {
   ChunkDecoder decoder;
   std::vector<std::byte> encoded;
   std::vector<std::byte> raw;
 };
+
+Workspace& workspace() {
+  static thread_local Workspace work;
+  return work;
+}
 
 using Places = std::shared_ptr<const std::vector<ChunkPlace>>;
 
@@ -47,7 +52,6 @@ class ArrayReader::Impl {
   const ArrayMetadata metadata_;
   std::mutex mutex_;  // guards what follows
   std::map<std::uint64_t, Places> places_;
-  std::vector<std::unique_ptr<Workspace>> idle_;
 };
 
 ArrayReader::ArrayReader(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -81,27 +85,14 @@ Result<void> ArrayReader::Impl::read_rows(std::uint64_t begin, std::uint64_t end
                                                   std::to_string(layout.rows) + ", into " +
                                                   std::to_string(into.size()) + " bytes");
   }
-  std::unique_ptr<Workspace> work;
-  {
-    const std::lock_guard<std::mutex> guard(mutex_);
-    if (!idle_.empty()) {
-      work = std::move(idle_.back());
-      idle_.pop_back();
-    }
-  }
-  if (!work) {
-    work = std::make_unique<Workspace>();
-  }
   Result<void> result;
   while (begin < end && result) {
     const std::uint64_t shard = begin / layout.shard_tokens;
     const std::uint64_t stop = std::min(end, (shard + 1) * layout.shard_tokens);
-    result = read_shard(shard, begin, stop, into.first((stop - begin) * row), *work);
+    result = read_shard(shard, begin, stop, into.first((stop - begin) * row), workspace());
     into = into.subspan((stop - begin) * row);
     begin = stop;
   }
-  const std::lock_guard<std::mutex> guard(mutex_);
-  idle_.push_back(std::move(work));
   return result;
 }
 
@@ -176,14 +167,13 @@ Result<void> ArrayReader::Impl::read_chunk(const File& file, ChunkPlace place, s
   }
   work.encoded.resize(place.size);
   LIB_TRY_VOID(read_exactly(file, "it", place.offset, work.encoded));
-  const bool whole = end - begin == layout.chunk_tokens;
-  if (whole) {
-    return work.decoder.decode(layout, work.encoded, into);
+  const std::uint64_t first = chunk * layout.chunk_tokens;
+  const std::uint64_t valid = std::min(layout.chunk_tokens, layout.rows - first);
+  if (valid == layout.chunk_tokens) {
+    return work.decoder.decode_rows(layout, work.encoded, begin - first, end - first, into);
   }
   work.raw.resize(raw_bytes);
   LIB_TRY_VOID(work.decoder.decode(layout, work.encoded, work.raw));
-  const std::uint64_t first = chunk * layout.chunk_tokens;
-  const std::uint64_t valid = std::min(layout.chunk_tokens, layout.rows - first);
   if (!is_filled(layout.type, std::span(work.raw).subspan(valid * row))) {
     return Error(ErrorCode::corrupt, "rows beyond the end of the array are not the fill value");
   }

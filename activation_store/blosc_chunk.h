@@ -65,12 +65,19 @@ class ChunkDecoder {
   /// @param raw  Exactly chunk_bytes(layout); its content is undefined after an error.
   /// @error corrupt  The checksum, a length or a frame does not fit; the message has no file name.
   Result<void> decode(const ArrayLayout& layout, std::span<const std::byte> encoded,
-                      std::span<std::byte> raw);
+                      std::span<std::byte> raw) {
+    return decode_rows(layout, encoded, 0, layout.chunk_tokens, raw);
+  }
+  /// Rows [begin, end) of a chunk alone. The checksum is that of the whole chunk; blocks without
+  /// such a row are not decompressed.
+  /// @param rows  Exactly the size of those rows.
+  Result<void> decode_rows(const ArrayLayout& layout, std::span<const std::byte> encoded,
+                           std::uint64_t begin, std::uint64_t end, std::span<std::byte> rows);
 
  private:
   struct ZstdState;
   Result<void> decode_blosc(const ArrayLayout& layout, std::span<const std::byte> encoded,
-                            std::span<std::byte> raw);
+                            std::uint64_t begin, std::uint64_t end, std::span<std::byte> rows);
   Result<const std::byte*> decode_stream(std::span<const std::byte> stored,
                                          std::span<std::byte> to);
 

@@ -11,6 +11,7 @@ namespace librarian::activation_store {
 namespace {
 
 constexpr std::uint64_t kVersion = 1;
+constexpr const char* kTensorsKey = "xxh3_of_tensors";
 constexpr std::uint64_t kPieceBytes = 4U << 20U;
 
 std::string directory_of(const std::string& store_directory) {
@@ -79,6 +80,10 @@ std::string skeleton_file_text(const SkeletonFile& skeleton) {
     document["files"].push_back(
         {{"path", entry.name}, {"size", entry.size}, {"xxh3", entry.xxh3.hex()}});
   }
+  document[kTensorsKey] = Json::object();
+  for (const auto& [name, xxh3] : skeleton.tensors) {
+    document[kTensorsKey][name] = xxh3;
+  }
   return seal_json(document);
 }
 
@@ -103,6 +108,15 @@ Result<SkeletonFile> read_skeleton_file(FileSystem& files, const std::string& st
       return corrupt(path, "'" + entry.name + "' stands twice in it");
     }
     skeleton.entries.push_back(std::move(entry));
+  }
+  if (!document.contains(kTensorsKey) || !document[kTensorsKey].is_object()) {
+    return corrupt(path, std::string("'") + kTensorsKey + "' is missing or no object");
+  }
+  for (const auto& [name, xxh3] : document[kTensorsKey].items()) {
+    if (!xxh3.is_string()) {
+      return corrupt(path, "the digest of '" + name + "' is no text");
+    }
+    skeleton.tensors[name] = xxh3.get<std::string>();
   }
   return skeleton;
 }

@@ -3,6 +3,8 @@
 /// Functions here keep no state: any may be called concurrently for different paths.
 
 #include <cstdint>
+#include <map>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -25,8 +27,9 @@ struct SkeletonEntry {
 };
 /// librarian.json: the skeleton is there if and only if this file is.
 struct SkeletonFile {
-  std::string identity_digest;         ///< As in job.json.
-  std::vector<SkeletonEntry> entries;  ///< By name.
+  std::string identity_digest;                 ///< As in job.json.
+  std::vector<SkeletonEntry> entries;          ///< By name.
+  std::map<std::string, std::string> tensors;  ///< XXH3-128 of each in model.safetensors, hex.
 };
 /// Sealed; a function of its argument alone.
 std::string skeleton_file_text(const SkeletonFile& skeleton);

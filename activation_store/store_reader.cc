@@ -35,10 +35,13 @@ Error unknown_capture(const CompletePart& part, const std::string& capture) {
 
 class StoreReader::Impl {
  public:
-  Impl(FileSystem& files, JobFile job) : files_(files), job_(std::move(job)) {}
+  Impl(FileSystem& files, std::shared_ptr<const JobFile> job)
+      : files_(files), job_(std::move(job)) {}
+
+  Result<void> add_part(const std::string& store_directory, std::uint64_t index);
 
   FileSystem& files_;
-  const JobFile job_;
+  const std::shared_ptr<const JobFile> job_;
   std::vector<CompletePart> parts_;
 
   std::mutex mutex_;  // guards what follows; entries stay where they are once they exist
@@ -53,35 +56,45 @@ StoreReader::StoreReader(StoreReader&&) noexcept = default;
 StoreReader& StoreReader::operator=(StoreReader&&) noexcept = default;
 StoreReader::~StoreReader() = default;
 
+Result<void> StoreReader::Impl::add_part(const std::string& store_directory, std::uint64_t index) {
+  const std::string directory = store_directory + "/" + part_directory_name(index);
+  LIB_TRY(PartFile file, read_part_file(files_, directory));
+  if (file.range != job_->parts[index]) {
+    return Error(ErrorCode::corrupt,
+                 directory + "/zarr.json: these are not the samples that job.json gives to part " +
+                     std::to_string(index));
+  }
+  parts_.push_back({index, directory, std::move(file)});
+  return {};
+}
+
 Result<StoreReader> StoreReader::open(FileSystem& files, const std::string& store_directory) {
   LIB_TRY(JobFile job, read_job_file(files, store_directory));
-  auto impl = std::make_unique<Impl>(files, std::move(job));
-  for (std::uint64_t index = 0; index < impl->job_.parts.size(); ++index) {
-    const std::string directory = store_directory + "/" + part_directory_name(index);
-    auto file = read_part_file(files, directory);
-    if (!file) {
-      if (file.error().code() == ErrorCode::not_found) {
-        continue;  // not complete yet
-      }
-      return std::move(file).error();
+  auto impl = std::make_unique<Impl>(files, std::make_shared<const JobFile>(std::move(job)));
+  for (std::uint64_t index = 0; index < impl->job_->parts.size(); ++index) {
+    auto added = impl->add_part(store_directory, index);
+    if (!added && added.error().code() != ErrorCode::not_found) {  // else not complete yet
+      return std::move(added).error();
     }
-    if (file->range != impl->job_.parts[index]) {
-      return Error(ErrorCode::corrupt,
-                   directory +
-                       "/zarr.json: these are not the samples that job.json gives to part " +
-                       std::to_string(index));
-    }
-    impl->parts_.push_back({index, directory, *std::move(file)});
   }
   return StoreReader(std::move(impl));
 }
 
-const JobFile& StoreReader::job() const { return impl_->job_; }
+Result<StoreReader> StoreReader::open_part(FileSystem& files, const std::string& store_directory,
+                                           std::shared_ptr<const JobFile> job,
+                                           std::uint64_t index) {
+  LIB_CHECK(index < job->parts.size());
+  auto impl = std::make_unique<Impl>(files, std::move(job));
+  LIB_TRY_VOID(impl->add_part(store_directory, index));
+  return StoreReader(std::move(impl));
+}
+
+const JobFile& StoreReader::job() const { return *impl_->job_; }
 const std::vector<CompletePart>& StoreReader::parts() const { return impl_->parts_; }
-std::uint64_t StoreReader::parts_total() const { return impl_->job_.parts.size(); }
+std::uint64_t StoreReader::parts_total() const { return impl_->job_->parts.size(); }
 
 std::uint64_t StoreReader::samples_total() const {
-  const auto& parts = impl_->job_.parts;
+  const auto& parts = impl_->job_->parts;
   return parts.empty() ? 0 : parts.back().first_sample + parts.back().samples;
 }
 

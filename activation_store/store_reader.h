@@ -50,6 +50,12 @@ class StoreReader {
   /// @error corrupt    A damaged file, or a part that is not the job's part of that number.
   /// @error bad_input  A later version of the format.
   static Result<StoreReader> open(FileSystem& files, const std::string& store_directory);
+  /// One part of `job` and nothing of the others, for who opens parts as he needs them: parts()
+  /// holds it alone, and no other part's samples can be located.
+  /// @param index  Below job->parts.size().
+  /// @error not_found  The part is not complete. @error corrupt | bad_input  as open()
+  static Result<StoreReader> open_part(FileSystem& files, const std::string& store_directory,
+                                       std::shared_ptr<const JobFile> job, std::uint64_t index);
   StoreReader(StoreReader&&) noexcept;
   StoreReader& operator=(StoreReader&&) noexcept;
   ~StoreReader();

@@ -77,6 +77,39 @@ Json staging_to_json(const ingest::StagingPlan& staging) {
           {"two_layers_bytes", staging.two_layers_bytes}};
 }
 
+/// The arrays that a capture is stored in.
+std::vector<ingest::DiskArray> arrays_of(const PreparedJob& job, const std::string& capture) {
+  const auto alias = job.captures().aliases.find(capture);
+  const std::string& home = alias == job.captures().aliases.end() ? capture : alias->second;
+  std::vector<ingest::DiskArray> arrays;
+  for (const ingest::DiskArray& array : job.disk().arrays) {
+    if (array.name == home || array.name == activation_store::scales_name(home) ||
+        (capture == ingest::kLogitsTopk && array.name.starts_with(capture + "."))) {
+      arrays.push_back(array);
+    }
+  }
+  return arrays;
+}
+
+/// "(positions=loss)", empty without.
+std::string capture_options_text(const PreparedJob& job, const std::string& capture) {
+  const auto& names = job.captures().requested;
+  const auto index = std::find(names.begin(), names.end(), capture) - names.begin();
+  return job.captures().canonical()[static_cast<std::size_t>(index)].substr(capture.size());
+}
+
+Json stored_to_json(const PreparedJob& job, const std::string& capture) {
+  Json stored = Json::array();
+  for (const ingest::DiskArray& array : arrays_of(job, capture)) {
+    stored.push_back({{"array", array.name},
+                      {"rows", array.rows},
+                      {"dtype", activation_store::stored_type_name(array.type)},
+                      {"raw_bytes", array.rows * array.row_bytes},
+                      {"store_bytes", array.store_bytes}});
+  }
+  return stored;
+}
+
 Json plan_to_json(const PreparedJob& job, double flops_per_second) {
   const std::int32_t layers = job.checkpoint().layer_count();
   const ingest::CaptureShape shape = ingest::capture_shape(job.checkpoint().spec());
@@ -86,6 +119,8 @@ Json plan_to_json(const PreparedJob& job, double flops_per_second) {
     const auto alias = job.captures().aliases.find(name);
     captures.push_back({{"name", name},
                         {"array", alias == job.captures().aliases.end() ? name : alias->second},
+                        {"options", capture_options_text(job, name)},
+                        {"stored", stored_to_json(job, name)},
                         {"hf", other.hf},
                         {"vllm", other.vllm},
                         {"transformer_lens", other.transformer_lens}});
@@ -126,7 +161,7 @@ Json plan_to_json(const PreparedJob& job, double flops_per_second) {
 void print_captures(const PreparedJob& job) {
   const ingest::CaptureShape shape = ingest::capture_shape(job.checkpoint().spec());
   const std::vector<std::string>& names = job.captures().requested;
-  print("captures (" + std::to_string(job.captures().array_count()) + " arrays)\n");
+  print("captures (" + std::to_string(job.disk().arrays.size()) + " arrays)\n");
   for (const std::string& name : names) {
     const ingest::CaptureNotations other = ingest::capture_notations(name, shape);
     const auto alias = job.captures().aliases.find(name);
@@ -136,6 +171,15 @@ void print_captures(const PreparedJob& job) {
       text += "  (stored as " + alias->second + ")";
     }
     print(fact(name, text));
+    std::uint64_t raw = 0;
+    std::uint64_t stored = 0;
+    for (const ingest::DiskArray& array : arrays_of(job, name)) {
+      raw += array.rows * array.row_bytes;
+      stored += array.store_bytes;
+    }
+    print(fact("", capture_options_text(job, name) + " " +
+                       format_count(arrays_of(job, name).front().rows) + " rows, " +
+                       format_bytes(stored) + " for " + format_bytes(raw)));
   }
 }
 

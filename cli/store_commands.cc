@@ -109,12 +109,12 @@ Result<int> run_verify(const Options& options, const std::stop_token& stop) {
       print("damaged: " + problem.path + ": " + problem.message + "\n");
     }
     print(options.directories[0] + ": " + std::to_string(report.parts_complete) + " of " +
-          std::to_string(report.parts_total) + " parts, model/ " +
-          activation_store::skeleton_state_name(report.skeleton) + ", " +
+          std::to_string(report.parts_total) + " parts, " +
           (report.problems.empty() ? "none damaged"
                                    : std::to_string(report.problems.size()) + " problems") +
           " (" + format_count(report.files_checked) + " files, " +
-          format_bytes(report.bytes_checked) + " checked)\n");
+          format_bytes(report.bytes_checked) + " checked); model/ " +
+          activation_store::skeleton_state_name(report.skeleton) + "\n");
   }
   return report.state == StoreState::complete ? kExitDone : kExitDamaged;
 }

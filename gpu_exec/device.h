@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "gpu_exec/model_spec.h"
+#include "gpu_exec/quantised.h"
 #include "gpu_exec/topk.h"
 
 namespace librarian::gpu_exec {
@@ -61,6 +62,9 @@ struct MatrixSource {
   RowRuns rows;             ///< Where output i lies.
   bool transposed = false;  ///< The tensor is [inputs, tensor_rows], else [tensor_rows, inputs].
   std::uint64_t tensor_rows = 0;  ///< Only read if transposed.
+  /// The tensor as a quantised checkpoint has it, or null. Then it is decoded to `type`, `bytes` is
+  /// not read, and it is not transposed. Only where Device::reads_quantised().
+  const QuantisedMatrix* quantised = nullptr;
 };
 
 /// A vector inside a tensor of a checkpoint, at any alignment.
@@ -244,6 +248,8 @@ class Device {
 
   /// Whether operations take pointers to host memory. Else rows are copied in and out.
   virtual bool works_on_host_memory() const { return true; }
+  /// Whether pack_matrix() takes quantised matrices.
+  virtual bool reads_quantised() const { return false; }
   /// Places for weights that take turns: with 2, the next ones come while these are used.
   virtual std::uint64_t weight_buffers() const { return 1; }
   /// linear() and glu() read and write whole multiples of so many rows; what they write beyond the

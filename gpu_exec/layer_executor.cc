@@ -126,11 +126,21 @@ class LayerExecutor::Impl {
       LIB_TRY_VOID(load_final(role, type, bytes));
       return device_.mark(Queue::weights);
     }
+    return load({role, type, bytes});
+  }
+
+  Result<Ticket> load(WeightRole role, const QuantisedMatrix& matrix) {
+    if (!device_.reads_quantised()) {
+      return invalid("this device does not read quantised weights");
+    }
+    return load({role, options_.dtype, {}, matrix});
+  }
+
+  Result<Ticket> load(const LayerTensor& tensor) {
     Layer* layer = loading_ ? loading_.get() : running_.get();
     if (layer == nullptr) {
-      return invalid(std::string("no layer has begun that has a ") + weight_role_name(role));
+      return invalid(std::string("no layer has begun that has a ") + weight_role_name(tensor.role));
     }
-    const LayerTensor tensor{role, type, bytes};
     LIB_TRY_VOID(check_tensor(model_, *layer->spec, options_.weight_dtype_max, tensor));
     if (plan_.memory.staged) {
       layer->tensors.push_back(tensor);
@@ -423,6 +433,10 @@ void LayerExecutor::begin_layer(std::uint32_t layer_index) { impl_->begin_layer(
 
 Result<Ticket> LayerExecutor::load(WeightRole role, DType type, std::span<const std::byte> bytes) {
   return impl_->load(role, type, bytes);
+}
+
+Result<Ticket> LayerExecutor::load(WeightRole role, const QuantisedMatrix& matrix) {
+  return impl_->load(role, matrix);
 }
 
 Result<bool> LayerExecutor::reached(Ticket ticket) { return impl_->reached(ticket); }

@@ -124,6 +124,10 @@ class LayerExecutor {
   /// @error invalid_argument  the size does not fit the shape, the layer has no such role, or
   ///                          `type` is wider than weight_dtype_max.
   Result<Ticket> load(WeightRole role, DType type, std::span<const std::byte> bytes);
+  /// The same for a matrix in a quantised layout, which is decoded to ExecutorOptions::dtype.
+  /// @param matrix  What it points to must stay as long as `bytes` above.
+  /// @error invalid_argument  the sizes do not fit, or the device does not read quantised matrices.
+  Result<Ticket> load(WeightRole role, const QuantisedMatrix& matrix);
 
   /// As Device::reached().
   Result<bool> reached(Ticket ticket);

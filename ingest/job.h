@@ -20,6 +20,7 @@
 #include "ingest/disk_plan.h"
 #include "ingest/job_events.h"
 #include "ingest/job_options.h"
+#include "ingest/known_weights.h"
 #include "ingest/memory_plan.h"
 #include "ingest/part_journal.h"
 #include "ingest/run_report.h"
@@ -108,21 +109,22 @@ class PreparedJob {
   Result<void> prepare(const std::stop_token& stop);
   Result<void> prepare_partition();
   Result<void> prepare_geometry();
-  Result<void> count_logit_rows();
+  void count_logit_rows();
   Result<void> plan();
   bool wants_skeleton() const;
   Result<void> plan_weight_staging();
   Result<std::uint64_t> staging_limit_bytes() const;
   Result<std::uint64_t> disk_needed_bytes() const;
   Result<void> check_disk();
+  std::vector<DiskArray> disk_arrays() const;
   Result<std::unique_ptr<weightmap::WeightSource>> open_weight_source(
       std::unique_ptr<weightmap::remote::StagingDirectory>& directory);
-  Result<RunReport> run_parts(JobObserver& observer, Result<void>& outcome,
-                              const std::stop_token& stop);
-  Result<std::string> try_skeleton(JobObserver& observer, RunReport& report,
-                                   const std::stop_token& stop);
-  Result<void> finish_skeleton(JobObserver& observer, RunReport& report,
-                               const std::stop_token& stop);
+  Result<RunReport> run_parts(KnownWeights& known_weights, JobObserver& observer,
+                              Result<void>& outcome, const std::stop_token& stop);
+  Result<std::string> try_skeleton(KnownWeights& known_weights, JobObserver& observer,
+                                   RunReport& report, const std::stop_token& stop);
+  Result<void> finish_skeleton(KnownWeights& known_weights, JobObserver& observer,
+                               RunReport& report, const std::stop_token& stop);
   Result<void> remove_scratch();
   void write_report(const RunReport& report);
   SourceRecord source_record() const;

@@ -7,6 +7,7 @@
 #include "activation_store/skeleton_file.h"
 #include "base/units.h"
 #include "gpu_exec/cuda_device.h"
+#include "ingest/array_plan.h"
 #include "ingest/identity.h"
 #include "ingest/job.h"
 #include "ingest/kept_rows.h"
@@ -17,7 +18,6 @@
 #include "ingest/store_directory.h"
 #include "ingest/stored_type.h"
 #include "ingest/tokenizer_check.h"
-#include "ingest/topk_arrays.h"
 
 namespace librarian::ingest {
 namespace {
@@ -105,6 +105,15 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
     warnings_.push_back(text);
   }
   dtype_ = options_.dtype.value_or(checkpoint_->dtype());
+  if (checkpoint_->quantised()) {
+    if (!device_->reads_quantised()) {
+      return Error(ErrorCode::invalid_argument,
+                   "--device: quantised weights are decoded by the CPU only so far; leave it out");
+    }
+    warnings_.push_back(
+        "the weights are quantised: they are decoded to the type of the computation, and "
+        "activations are not quantised, so engines that do quantise them differ by a little");
+  }
   for (std::string& text : device_->warnings(dtype_)) {
     warnings_.push_back(std::move(text));
   }
@@ -117,11 +126,6 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
     }
     LIB_TRY_VOID(checkpoint_->use_head());
   }
-  if (!captures_.options.empty()) {
-    return Error(ErrorCode::invalid_argument, "--capture " + captures_.options.begin()->first +
-                                                  captures_.options.begin()->second.text() +
-                                                  ": not built in yet");
-  }
   TokenLimits limits;
   limits.vocab_size = checkpoint_->spec().vocab_size;
   limits.max_length = options_.max_length;
@@ -133,6 +137,7 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   if (other_template) {
     warnings_.push_back(*std::move(other_template));
   }
+  LIB_TRY_VOID(check_positions(captures_, tokens_, options_.tokens));
   const gpu_exec::EmbeddingSpec& embedding = checkpoint_->spec().embedding;
   const std::uint32_t learned = embedding.positions - embedding.position_offset;
   if (embedding.positions != 0 && tokens_.longest_sample() > learned) {
@@ -151,7 +156,7 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   }
   LIB_TRY_VOID(prepare_geometry());
   LIB_TRY_VOID(prepare_partition());
-  LIB_TRY_VOID(count_logit_rows());
+  count_logit_rows();
   LIB_TRY_VOID(plan());
 
   IdentityInputs inputs;
@@ -218,38 +223,15 @@ Result<void> PreparedJob::prepare_partition() {
   return {};
 }
 
-/// @error invalid_argument  The tokens have no loss mask, or no row is kept.
-Result<void> PreparedJob::count_logit_rows() {
+void PreparedJob::count_logit_rows() {
   if (!captures_.logits) {
-    return {};
-  }
-  const Positions& positions = captures_.logits->positions;
-  if (positions.needs_loss_mask() && !tokens_.loss_mask) {
-    return Error(ErrorCode::invalid_argument, "--capture " + std::string(kLogitsTopk) +
-                                                  captures_.logits->text() + ": " +
-                                                  options_.tokens + " has no loss_mask");
+    return;
   }
   for (const activation_store::PartRange& part : parts_) {
-    const auto first = static_cast<std::size_t>(tokens_.offsets[part.first_sample]);
-    std::vector<std::int64_t> offsets;
-    for (std::uint64_t i = 0; i <= part.samples; ++i) {
-      offsets.push_back(tokens_.offsets[part.first_sample + i] -
-                        tokens_.offsets[part.first_sample]);
-    }
-    const std::uint64_t rows =
-        kept_rows(positions, offsets,
-                  tokens_.loss_mask ? std::span(*tokens_.loss_mask).subspan(first, part.tokens)
-                                    : std::span<const std::uint8_t>())
-            .size();
+    const std::uint64_t rows = kept_row_count(tokens_, part, captures_.logits->positions);
     logit_rows_ += rows;
     logit_rows_max_ = std::max(logit_rows_max_, rows);
   }
-  if (logit_rows_ == 0) {
-    return Error(ErrorCode::invalid_argument, "--capture " + std::string(kLogitsTopk) +
-                                                  captures_.logits->text() + ": keeps no row of " +
-                                                  options_.tokens + "; look at its loss_mask");
-  }
-  return {};
 }
 
 Result<void> PreparedJob::plan() {
@@ -263,6 +245,11 @@ Result<void> PreparedJob::plan() {
   memory.shard_tokens = shard_tokens_;
   for (const activation_store::PartRange& part : parts_) {
     memory.part_tokens_max = std::max(memory.part_tokens_max, part.tokens);
+    std::uint64_t kept = 0;
+    for (const auto& [name, positions] : positions_of(captures_)) {
+      kept += kept_row_count(tokens_, part, positions);
+    }
+    memory.kept_row_bytes = std::max(memory.kept_row_bytes, kept * sizeof(std::int64_t));
   }
   memory.sample_tokens_max = tokens_.longest_sample();
   memory.token_bytes = tokens_.memory_bytes();
@@ -281,9 +268,7 @@ Result<void> PreparedJob::plan() {
   disk.tokens = tokens_.tokens();
   disk.part_tokens_max = memory.part_tokens_max;
   disk.row_bytes = checkpoint_->spec().hidden_size * gpu_exec::dtype_bytes(dtype_);
-  disk.arrays = captures_.array_count();
-  disk.logit_bytes = captures_.logits ? logit_rows_ * topk_stored_bytes(captures_.logits->k) : 0;
-  disk.type = stored_type(dtype_);
+  disk.arrays = disk_arrays();
   disk.codec = options_.codec;
   disk.state_in_memory = memory_.state_in_memory;
   for (std::int32_t layer = weightmap::kEmbeddingLayer; layer < captures_.last_layer(); ++layer) {
@@ -301,6 +286,27 @@ Result<void> PreparedJob::plan() {
                      "; capture fewer layers or samples, or raise the limit");
   }
   return {};
+}
+
+std::vector<DiskArray> PreparedJob::disk_arrays() const {
+  const ArrayGeometry geometry{dtype_, options_.codec, checkpoint_->spec().hidden_size,
+                               chunk_tokens_, shard_tokens_};
+  const activation_store::PartRange whole{0, tokens_.samples(), tokens_.tokens()};
+  std::map<std::string, std::uint64_t> rows{{"", tokens_.tokens()}};
+  for (const auto& [name, positions] : positions_of(captures_)) {
+    rows[name] = kept_row_count(tokens_, whole, positions);
+  }
+  std::vector<DiskArray> arrays;
+  for (const PlannedArray& planned : planned_arrays(captures_, geometry)) {
+    DiskArray array;
+    array.name = planned.name;
+    array.rows = rows.at(planned.positions.rows_name());
+    array.row_bytes = activation_store::row_bytes(planned.layout);
+    array.type = planned.layout.type;
+    array.keep_mantissa_bits = planned.attributes.keep_mantissa_bits;
+    arrays.push_back(std::move(array));
+  }
+  return arrays;
 }
 
 std::uint64_t PreparedJob::fetch_bytes() const {

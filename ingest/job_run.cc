@@ -206,14 +206,11 @@ class PartLoop {
 
 /// Claims, runs and publishes parts; everything that this takes is given back when it returns.
 /// @param outcome  How it ended, where there is a report of it.
-Result<RunReport> PreparedJob::run_parts(JobObserver& observer, Result<void>& outcome,
-                                         const std::stop_token& stop) {
+Result<RunReport> PreparedJob::run_parts(KnownWeights& known_weights, JobObserver& observer,
+                                         Result<void>& outcome, const std::stop_token& stop) {
   Clock& clock = *environment_.clock;
   FileSystem& files = *environment_.files;
   const double peak_flops = device_->peak_flops(dtype_);
-  KnownWeights known_weights;
-  LIB_TRY_VOID(known_weights.read_published(files, options_.out, parts_.size()));
-
   EncodePool encoder(clock, memory_.encode);
   Recorder recorder(observer);
   const weightmap::remote::FetchStatistics before = fetcher_->statistics();
@@ -299,16 +296,18 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
     LIB_CHECK(pinned.has_value());
     LIB_TRY_VOID(write_source_pin(files, options_.out, place_.text, pinned->revision));
   }
+  KnownWeights known_weights;
+  LIB_TRY_VOID(known_weights.read_published(files, options_.out, parts_.size()));
   RunReport skeleton;
   RunReport report;
   Result<void> outcome;
-  if (const auto tried = try_skeleton(observer, skeleton, stop); !tried) {
+  if (const auto tried = try_skeleton(known_weights, observer, skeleton, stop); !tried) {
     outcome = tried.error();
   } else {
-    LIB_TRY(report, run_parts(observer, outcome, stop));
+    LIB_TRY(report, run_parts(known_weights, observer, outcome, stop));
   }
   if (outcome) {
-    outcome = finish_skeleton(observer, skeleton, stop);
+    outcome = finish_skeleton(known_weights, observer, skeleton, stop);
   }
   if (!outcome && stop.stop_requested()) {
     outcome = Error(ErrorCode::cancelled, "stopped; the same command resumes");
@@ -346,8 +345,8 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
 /// Writes the skeleton if nobody else is at it. Nothing of a part is in memory meanwhile, so it may
 /// take what the parts will.
 /// @return  Who is at it; empty: it is there, or not wanted.
-Result<std::string> PreparedJob::try_skeleton(JobObserver& observer, RunReport& report,
-                                              const std::stop_token& stop) {
+Result<std::string> PreparedJob::try_skeleton(KnownWeights& known_weights, JobObserver& observer,
+                                              RunReport& report, const std::stop_token& stop) {
   if (!options_.skeleton) {
     return std::string();
   }
@@ -356,6 +355,7 @@ Result<std::string> PreparedJob::try_skeleton(JobObserver& observer, RunReport& 
   inputs.checkpoint = &*checkpoint_;
   inputs.store_directory = options_.out;
   inputs.identity_digest = identity_digest_;
+  inputs.known_weights = &known_weights;
   inputs.memory_bytes = memory_.total_bytes - memory_.table_bytes;
   inputs.on_begun = [&] { observer.skeleton_started(skeleton_tensor_bytes(*checkpoint_)); };
   LIB_TRY(const SkeletonOutcome outcome,
@@ -378,10 +378,10 @@ Result<std::string> PreparedJob::try_skeleton(JobObserver& observer, RunReport& 
 }
 
 /// A store is complete when its skeleton is there, too: whoever was at it may have died.
-Result<void> PreparedJob::finish_skeleton(JobObserver& observer, RunReport& report,
-                                          const std::stop_token& stop) {
+Result<void> PreparedJob::finish_skeleton(KnownWeights& known_weights, JobObserver& observer,
+                                          RunReport& report, const std::stop_token& stop) {
   while (true) {
-    LIB_TRY(const std::string holder, try_skeleton(observer, report, stop));
+    LIB_TRY(const std::string holder, try_skeleton(known_weights, observer, report, stop));
     if (holder.empty()) {
       return {};
     }

@@ -2,54 +2,99 @@
 
 #include <algorithm>
 
-#include "base/error.h"
-
 namespace librarian::ingest {
 namespace {
 
-/// Of a sample's own positions, [first, last]; empty if they lie outside.
-struct Range {
-  std::int64_t begin, end;
-};
-Range clipped(const Positions& positions, std::int64_t length) {
-  const auto from_start = [length](std::int64_t position) {
-    return position < 0 ? position + length : position;
-  };
-  switch (positions.kind) {
-    case Positions::Kind::last:
-      return {length - 1, length};
-    case Positions::Kind::range:
-      return {std::max<std::int64_t>(0, from_start(positions.first)),
-              std::min(length, from_start(positions.last) + 1)};
-    default:
-      return {0, length};
+/// Calls `use(row of the part)` for each kept row, in order.
+template <typename Use>
+void for_each_row(const TokenData& tokens, const activation_store::PartRange& part,
+                  const Positions& positions, Use use) {
+  const std::int64_t origin = tokens.offsets[part.first_sample];
+  for (std::uint64_t sample = part.first_sample; sample < part.first_sample + part.samples;
+       ++sample) {
+    const std::int64_t begin = tokens.offsets[sample];
+    const std::int64_t length = tokens.offsets[sample + 1] - begin;
+    std::int64_t first = 0;
+    std::int64_t last = length - 1;
+    std::int64_t mask_shift = 0;
+    switch (positions.kind) {
+      case Positions::Kind::all:
+      case Positions::Kind::loss:
+        break;
+      case Positions::Kind::loss_next:
+        last = length - 2;
+        mask_shift = 1;
+        break;
+      case Positions::Kind::last:
+        first = last;
+        break;
+      case Positions::Kind::range:
+        first = std::max<std::int64_t>(positions.first + (positions.first < 0 ? length : 0), 0);
+        last = std::min(positions.last + (positions.last < 0 ? length : 0), length - 1);
+        break;
+    }
+    for (std::int64_t k = first; k <= last; ++k) {
+      if (!positions.needs_loss_mask() ||
+          (*tokens.loss_mask)[static_cast<std::size_t>(begin + k + mask_shift)] != 0) {
+        use(begin - origin + k);
+      }
+    }
   }
 }
 
 }  // namespace
 
-std::vector<std::int64_t> kept_rows(const Positions& positions,
-                                    std::span<const std::int64_t> offsets,
-                                    std::span<const std::uint8_t> loss_mask) {
-  LIB_CHECK(!positions.needs_loss_mask() ||
-            loss_mask.size() == static_cast<std::size_t>(offsets.back()));
+std::vector<std::int64_t> kept_rows(const TokenData& tokens,
+                                    const activation_store::PartRange& part,
+                                    const Positions& positions) {
+  LIB_CHECK(positions.kind != Positions::Kind::all);
   std::vector<std::int64_t> rows;
-  for (std::size_t sample = 0; sample + 1 < offsets.size(); ++sample) {
-    const std::int64_t start = offsets[sample];
-    const std::int64_t length = offsets[sample + 1] - start;
-    const Range range = clipped(positions, length);
-    for (std::int64_t i = range.begin; i < range.end; ++i) {
-      const auto row = static_cast<std::size_t>(start + i);
-      const bool kept = positions.kind == Positions::Kind::loss ? loss_mask[row] != 0
-                        : positions.kind == Positions::Kind::loss_next
-                            ? i + 1 < length && loss_mask[row + 1] != 0
-                            : true;
-      if (kept) {
-        rows.push_back(start + i);
-      }
+  // Counted first: the list must not take more than the plan says.
+  rows.reserve(kept_row_count(tokens, part, positions));
+  for_each_row(tokens, part, positions, [&](std::int64_t row) { rows.push_back(row); });
+  return rows;
+}
+
+std::uint64_t kept_row_count(const TokenData& tokens, const activation_store::PartRange& part,
+                             const Positions& positions) {
+  if (positions.kind == Positions::Kind::all) {
+    return part.tokens;
+  }
+  std::uint64_t count = 0;
+  for_each_row(tokens, part, positions, [&](std::int64_t /*row*/) { ++count; });
+  return count;
+}
+
+std::map<std::string, Positions> positions_of(const CaptureList& captures) {
+  std::map<std::string, Positions> all;
+  for (const auto& [array, options] : captures.options) {
+    all[options.positions.rows_name()] = options.positions;
+  }
+  if (captures.logits) {
+    all[captures.logits->positions.rows_name()] = captures.logits->positions;
+  }
+  all.erase("");
+  return all;
+}
+
+Result<void> check_positions(const CaptureList& captures, const TokenData& tokens,
+                             const std::string& token_path) {
+  for (const auto& [name, positions] : positions_of(captures)) {
+    if (positions.needs_loss_mask() && !tokens.loss_mask) {
+      return Error(ErrorCode::invalid_argument,
+                   "--capture with positions=loss: " + token_path +
+                       " has no loss_mask; tokenize with one, or keep all positions");
+    }
+    const activation_store::PartRange whole{0, tokens.samples(), tokens.tokens()};
+    if (kept_row_count(tokens, whole, positions) == 0) {
+      return Error(
+          ErrorCode::invalid_argument,
+          "--capture with positions=" + positions.text() + ": no token of " + token_path +
+              (positions.needs_loss_mask() ? " is in its loss_mask" : " is at such a position") +
+              ", so nothing would be kept");
     }
   }
-  return rows;
+  return {};
 }
 
 }  // namespace librarian::ingest

@@ -10,9 +10,8 @@
 #include "base/units.h"
 #include "gpu_exec/embedding.h"
 #include "gpu_exec/topk.h"
+#include "ingest/capture_sink.h"
 #include "ingest/residual_state.h"
-#include "ingest/stored_type.h"
-#include "ingest/topk_arrays.h"
 #include "weightmap/host_ring.h"
 #include "weightmap/request_plan.h"
 
@@ -48,55 +47,73 @@ std::uint64_t largest_layer_bytes(const weightmap::Checkpoint& checkpoint) {
   return largest;
 }
 
-activation_store::ArrayLayout layout_of(const MemoryInputs& in) {
-  activation_store::ArrayLayout layout;
-  layout.rows = in.part_tokens_max;
-  layout.width = in.checkpoint->spec().hidden_size;
-  layout.type = stored_type(in.dtype);
-  layout.codec = in.codec;
-  layout.chunk_tokens = in.chunk_tokens;
-  layout.shard_tokens = in.shard_tokens;
-  return layout;
+/// What writing arrays takes beside the weights and the state.
+struct Writing {
+  std::uint64_t arrays = 0;           ///< In all.
+  std::uint64_t arrays_per_step = 0;  ///< Most that are written at the same time.
+  std::uint64_t bytes_per_step = 0;   ///< Most that their writers and sinks take.
+  std::uint64_t chunk_bytes_max = 0;
+};
+
+Writing writing_of(const MemoryInputs& in) {
+  const ArrayGeometry geometry{in.dtype, in.codec, in.checkpoint->spec().hidden_size,
+                               in.chunk_tokens, in.shard_tokens};
+  Writing writing;
+  // A state on disk is read back by chunks of this size, also where no array is kept that way.
+  writing.chunk_bytes_max = in.chunk_tokens * row_bytes(in);
+  for (std::int32_t layer = -1; layer <= in.captures->last_layer(); ++layer) {
+    std::uint64_t arrays = 0;
+    std::uint64_t bytes = 0;
+    for (PlannedArray& array : planned_arrays(*in.captures, geometry, layer)) {
+      array.layout.rows = in.part_tokens_max;
+      ++arrays;
+      bytes += activation_store::ArrayWriter::memory_bytes(array.layout) +
+               CaptureSink::memory_bytes(array, in.dtype);
+      writing.chunk_bytes_max =
+          std::max(writing.chunk_bytes_max, activation_store::chunk_bytes(array.layout));
+    }
+    writing.arrays += arrays;
+    writing.arrays_per_step = std::max(writing.arrays_per_step, arrays);
+    writing.bytes_per_step = std::max(writing.bytes_per_step, bytes);
+  }
+  return writing;
 }
 
 /// Tokens, tensor table and the records of the journal and the manifest.
 std::uint64_t table_bytes(const MemoryInputs& in) {
   std::uint64_t tensors = 0;
+  std::uint64_t quantised = 0;  // Scales and the like of one layer.
   for (std::int32_t layer = weightmap::kEmbeddingLayer; layer <= in.checkpoint->layer_count();
        ++layer) {
     tensors += in.checkpoint->layer(layer).tensors.size();
+    quantised = std::max(quantised, in.checkpoint->layer(layer).table_bytes());
   }
   const std::uint64_t shards = (in.part_tokens_max + in.shard_tokens - 1) / in.shard_tokens;
-  const std::uint64_t arrays =
-      in.captures->array_count() + (in.captures->logits ? kTopkArrays.size() : 0);
-  const std::uint64_t files = arrays * (shards + 1);
+  const std::uint64_t files = writing_of(in).arrays * (shards + 1);
   // A part's tokens are copied once while they are written.
-  const std::uint64_t part_copy = in.part_tokens_max * 2 * sizeof(std::int64_t);
+  const std::uint64_t part_copy = in.part_tokens_max * 2 * sizeof(std::int64_t) + in.kept_row_bytes;
   // While the embedding runs: what is added to its rows, and the position of each.
   const std::uint64_t embedding =
       gpu_exec::EmbeddingStage::memory_bytes(in.checkpoint->spec(), in.sample_tokens_max) +
       in.part_tokens_max * sizeof(std::uint32_t);
-  return in.token_bytes + std::max(part_copy, embedding) + tensors * kBytesPerTensorEntry +
-         files * kBytesPerFileRecord;
+  return in.token_bytes + in.kept_row_bytes + std::max(part_copy, embedding) + quantised +
+         tensors * kBytesPerTensorEntry + files * kBytesPerFileRecord;
 }
 
 gpu_exec::ExecutorOptions executor_options(const MemoryInputs& in, std::uint64_t block_tokens) {
   gpu_exec::ExecutorOptions options;
   options.dtype = in.dtype;
   options.weight_dtype_max = in.checkpoint->widest_dtype();
+  if (in.checkpoint->quantised() &&
+      gpu_exec::dtype_bytes(in.dtype) > gpu_exec::dtype_bytes(options.weight_dtype_max)) {
+    options.weight_dtype_max = in.dtype;  // What quantised matrices are decoded to.
+  }
   options.block_rows_max = block_tokens;
   options.sample_rows_max = in.sample_tokens_max;
   // Two blocks that follow one another hold more than one block together, or they would be one.
   options.blocks_max = 2 * in.part_tokens_max / block_tokens + 1;
   options.captures_max = in.captures->arrays_per_layer_max();
   return options;
-}
-
-/// Arrays that are written at the same time by one step.
-std::uint64_t arrays_together(const CaptureList& captures) {
-  const std::uint64_t last =
-      captures.logits ? kTopkArrays.size() + (captures.final_norm ? 1 : 0) : 0;
-  return std::max<std::uint64_t>(captures.arrays_per_layer_max(), last);
 }
 
 gpu_exec::DType head_dtype(const weightmap::Checkpoint& checkpoint) {
@@ -112,7 +129,9 @@ gpu_exec::DType head_dtype(const weightmap::Checkpoint& checkpoint) {
 std::uint64_t logits_bytes(const MemoryInputs& in, std::uint64_t block_rows,
                            std::uint64_t remembered) {
   const std::uint32_t k = in.captures->logits->k;
-  const std::uint64_t batch = 2 * row_bytes(in) + topk_stored_bytes(k);
+  // A row comes, is normed, and leaves as ids and halves, a sum and a gold log-probability.
+  const std::uint64_t batch =
+      2 * row_bytes(in) + k * (sizeof(std::int32_t) + sizeof(std::uint16_t)) + 2 * sizeof(float);
   // Each kept row's number and what came next.
   return remembered * gpu_exec::topk_row_bytes(k) + block_rows * batch +
          in.logit_rows_max * (sizeof(std::int64_t) + sizeof(std::int32_t));
@@ -199,26 +218,16 @@ Result<MemoryPlan> plan_with(const MemoryInputs& in, std::uint64_t block_tokens,
   state.in_memory = state_in_memory;
   plan.state_bytes = ResidualState::memory_bytes(state, block_tokens);
 
-  const activation_store::ArrayLayout layout = layout_of(in);
+  const Writing writing = writing_of(in);
   plan.encode.threads = in.threads;
   plan.encode.slots = slots;
-  plan.encode.chunk_bytes_max = in.chunk_tokens * row_bytes(in);
+  plan.encode.chunk_bytes_max = writing.chunk_bytes_max;
   // Two layers write at the same time: one computes, the one before commits.
   plan.encode_bytes =
-      2 * in.captures->arrays_per_layer_max() * activation_store::ArrayWriter::memory_bytes(layout);
-  if (in.captures->logits) {
-    for (const TopkArray& array : kTopkArrays) {
-      const activation_store::ArrayLayout of_logits =
-          topk_layout(array, in.part_tokens_max, in.captures->logits->k, in.codec, in.shard_tokens);
-      plan.encode.chunk_bytes_max =
-          std::max(plan.encode.chunk_bytes_max, activation_store::chunk_bytes(of_logits));
-      plan.encode_bytes += activation_store::ArrayWriter::memory_bytes(of_logits);
-    }
-  }
-  plan.encode_bytes += activation_store::EncodePool::memory_bytes(plan.encode);
+      activation_store::EncodePool::memory_bytes(plan.encode) + 2 * writing.bytes_per_step;
   if (!state_in_memory) {
     // Reading state back from a capture decodes a chunk at a time.
-    plan.encode_bytes += 4 * plan.encode.chunk_bytes_max;
+    plan.encode_bytes += 4 * in.chunk_tokens * row_bytes(in);
   }
   plan.table_bytes = table_bytes(in);
   plan.total_bytes = plan.packed_weight_bytes + plan.workspace_bytes + plan.ring_bytes +
@@ -242,7 +251,7 @@ std::optional<std::uint64_t> read_number(const char* path) {
 }  // namespace
 
 Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
-  const std::uint64_t arrays = arrays_together(*in.captures);
+  const std::uint64_t arrays = writing_of(in).arrays_per_step;
   const std::uint64_t slots_min = 2 * arrays + 2;
   const std::uint64_t slots = slots_min + 2 * static_cast<std::uint64_t>(in.threads);
   const std::uint64_t block_min = whole_samples(in) ? in.sample_tokens_max : 1;

@@ -28,6 +28,7 @@ struct MemoryInputs {
   std::uint64_t part_tokens_max = 0;    ///< Tokens of the largest part.
   std::uint64_t sample_tokens_max = 0;  ///< Longest sample.
   std::uint64_t token_bytes = 0;        ///< TokenData::memory_bytes().
+  std::uint64_t kept_row_bytes = 0;     ///< Lists of rows that arrays of the largest part keep.
   std::uint64_t limit_bytes = 0;        ///< --host-memory.
   std::uint64_t block_tokens = 0;       ///< 0: auto.
   StateMode state = StateMode::automatic;

@@ -1,17 +1,16 @@
 // A part's last step where logits are wanted: its rows meet the head tile by tile.
 #include <algorithm>
+#include <array>
+#include <numeric>
 #include <span>
 #include <utility>
 
 #include "gpu_exec/topk.h"
-#include "ingest/kept_rows.h"
 #include "ingest/part_work.h"
 #include "ingest/stopwatch.h"
-#include "ingest/topk_arrays.h"
 
 namespace librarian::ingest {
 
-using activation_store::ArrayWriter;
 using gpu_exec::WeightRole;
 
 /// The head comes in groups of as many tiles as the executor has room for. All rows meet a group
@@ -39,24 +38,6 @@ class PartRun::HeadStep {
     tools.executor.begin_head(0);
   }
 
-  Result<void> open_writers() {
-    const PartContext& context = run_.context_;
-    activation_store::ArrayAttributes attributes;
-    if (context.captures.logits->positions.kind != Positions::Kind::all) {
-      attributes.rows = "tokens/" + context.captures.logits->positions.rows_name();
-    }
-    for (const TopkArray& array : kTopkArrays) {
-      const std::string name = topk_array_name(array);
-      LIB_TRY(ArrayWriter writer,
-              ArrayWriter::create(
-                  context.files, tools_.encoder, run_.directory_, name,
-                  topk_layout(array, rows_.size(), k_, context.codec, context.shard_tokens),
-                  run_.nonce_, attributes));
-      outputs_.push_back({name, std::move(writer)});
-    }
-    return {};
-  }
-
   /// A piece of the step's weights.
   Result<void> take(const weightmap::ArrivedPiece& piece) {
     gpu_exec::LayerExecutor& executor = tools_.executor;
@@ -78,8 +59,6 @@ class PartRun::HeadStep {
     executor.begin_head(first_tile_);
     return {};
   }
-
-  std::vector<LayerWork::Output> take_outputs() { return std::move(outputs_); }
 
  private:
   /// A token predicts the one behind it in its sample.
@@ -166,8 +145,10 @@ class PartRun::HeadStep {
     const std::array<std::span<const std::byte>, 4> all{
         std::as_bytes(std::span(ids)), std::as_bytes(std::span(log_prob)),
         std::as_bytes(std::span(logsumexp)), std::as_bytes(std::span(gold_log_prob))};
+    // The last of the step, in this order; see planned_arrays().
+    const std::size_t first = work_.outputs.size() - all.size();
     for (std::size_t i = 0; i < all.size(); ++i) {
-      LIB_TRY_VOID(outputs_[i].writer.append(all[i], stop_));
+      LIB_TRY_VOID(work_.outputs[first + i].append(all[i], begin, stop_));
     }
     return {};
   }
@@ -185,34 +166,30 @@ class PartRun::HeadStep {
   std::vector<std::int32_t> gold_ids_;  ///< As `rows_`.
   std::vector<std::byte> memory_;       ///< Of a batch, or of all rows; see TopkRow.
   std::vector<std::byte> batch_, normed_;
-  std::vector<LayerWork::Output> outputs_;
   std::uint64_t first_tile_ = 0;  ///< The first one that is on the device.
   std::uint64_t next_tile_ = 0;
 };
 
 std::vector<std::int64_t> PartRun::topk_rows() const {
-  const TokenData& tokens = context_.tokens;
-  const auto first = static_cast<std::size_t>(tokens.offsets[range_.first_sample]);
-  return kept_rows(context_.captures.logits->positions, offsets_,
-                   tokens.loss_mask ? std::span(*tokens.loss_mask).subspan(first, range_.tokens)
-                                    : std::span<const std::uint8_t>());
+  const auto kept = kept_rows_.find(context_.captures.logits->positions.rows_name());
+  if (kept != kept_rows_.end()) {
+    return kept->second;
+  }
+  std::vector<std::int64_t> rows(range_.tokens);
+  std::iota(rows.begin(), rows.end(), 0);
+  return rows;
 }
 
 Result<void> PartRun::run_head(const PartTools& tools, WeightLoader& loader, LayerWork& work,
                                const std::stop_token& stop) {
   LIB_TRY_VOID(loader.end_lease(stop));
   HeadStep head(*this, tools, work, stop);
-  LIB_TRY_VOID(head.open_writers());
   const Duration waited_before = work.times.capture_wait;
   LIB_TRY_VOID(take_weights(
       tools, work, work.times.compute_busy,
       [&](const weightmap::ArrivedPiece& piece) { return head.take(piece); }, stop));
   work.times.compute_busy -= work.times.capture_wait - waited_before;
-  LIB_TRY_VOID(write_final_norm(tools, work, stop));
-  for (LayerWork::Output& output : head.take_outputs()) {
-    work.outputs.push_back(std::move(output));
-  }
-  return {};
+  return write_final_norm(tools, work, stop);
 }
 
 }  // namespace librarian::ingest

@@ -8,12 +8,10 @@
 #include "ingest/nonfinite.h"
 #include "ingest/part_work.h"
 #include "ingest/stopwatch.h"
-#include "ingest/stored_type.h"
 
 namespace librarian::ingest {
 namespace {
 
-using activation_store::ArrayLayout;
 using activation_store::ArrayWriter;
 using gpu_exec::CapturePoint;
 
@@ -32,14 +30,14 @@ class PartRun::BlockIo final : public gpu_exec::LayerIo {
   Result<std::span<std::byte>> load(std::size_t block) override {
     return run_.state_->load(run_.blocks_[block].row_begin, run_.blocks_[block].rows);
   }
-  Result<void> capture(CapturePoint point, std::size_t /*block*/,
+  Result<void> capture(CapturePoint point, std::size_t block,
                        std::span<const std::byte> rows) override {
     const Stopwatch watch(run_.context_.clock, work_.times.capture_wait);
     const std::string name = capture_array_name(work_.layer, point);
     const auto output = std::find_if(work_.outputs.begin(), work_.outputs.end(),
-                                     [&](const auto& entry) { return entry.name == name; });
+                                     [&](const auto& sink) { return sink.name() == name; });
     LIB_CHECK(output != work_.outputs.end());
-    return output->writer.append(rows, stop_);
+    return output->append(rows, run_.blocks_[block].row_begin, stop_);
   }
   Result<void> store(std::size_t block, std::span<std::byte> rows) override {
     const BlockRange& range = run_.blocks_[block];
@@ -147,8 +145,7 @@ Result<void> PartRun::run(const PartTools& tools,
   state_saved_ = context_.clock.now();
   {
     Committer committer(*this, stop);
-    WeightLoader loader(tools.weights, tools.executor, context_.clock,
-                        context_.checkpoint.layer_count(),
+    WeightLoader loader(tools.weights, tools.executor, context_.clock, context_.checkpoint,
                         [&](std::int32_t layer) { return prefetch_after(tools, layer); });
     Duration waited{};  // For the commit before: it held up the layer after.
     for (std::int32_t layer = first_layer(); layer <= last_layer_; ++layer) {
@@ -181,19 +178,38 @@ Result<void> PartRun::run(const PartTools& tools,
 }
 
 Result<void> PartRun::open_writers(const PartTools& tools, LayerWork& work) {
-  ArrayLayout layout;
-  layout.rows = range_.tokens;
-  layout.width = context_.checkpoint.spec().hidden_size;
-  layout.type = stored_type(context_.dtype);
-  layout.codec = context_.codec;
-  layout.chunk_tokens = context_.chunk_tokens;
-  layout.shard_tokens = context_.shard_tokens;
-  for (const std::string& name : context_.captures.arrays_of(work.layer)) {
-    LIB_TRY(ArrayWriter writer,
-            ArrayWriter::create(context_.files, tools.encoder, directory_, name, layout, nonce_));
-    work.outputs.push_back({name, std::move(writer)});
+  std::vector<PlannedArray> arrays = planned_arrays(context_.captures, geometry(), work.layer);
+  for (std::size_t i = 0; i < arrays.size(); ++i) {
+    PlannedArray& array = arrays[i];
+    LIB_TRY(ArrayWriter writer, open_writer(tools, array));
+    std::optional<ArrayWriter> scales;
+    if (array.layout.type == activation_store::StoredType::f8_e4m3) {
+      LIB_TRY(scales, open_writer(tools, arrays[++i]));
+    }
+    // What comes of the head is of the kept rows alone.
+    const bool of_head = array.name.starts_with(kLogitsTopk);
+    const auto kept = of_head ? kept_rows_.end() : kept_rows_.find(array.positions.rows_name());
+    work.outputs.emplace_back(array, context_.dtype, std::move(writer), std::move(scales),
+                              kept == kept_rows_.end() ? nullptr : &kept->second);
   }
   return {};
+}
+
+Result<ArrayWriter> PartRun::open_writer(const PartTools& tools, PlannedArray& array) {
+  const auto kept = kept_rows_.find(array.positions.rows_name());
+  array.layout.rows = kept == kept_rows_.end() ? range_.tokens : kept->second.size();
+  return ArrayWriter::create(context_.files, tools.encoder, directory_, array.name, array.layout,
+                             nonce_, array.attributes);
+}
+
+ArrayGeometry PartRun::geometry() const {
+  ArrayGeometry geometry;
+  geometry.dtype = context_.dtype;
+  geometry.codec = context_.codec;
+  geometry.hidden_size = context_.checkpoint.spec().hidden_size;
+  geometry.chunk_tokens = context_.chunk_tokens;
+  geometry.shard_tokens = context_.shard_tokens;
+  return geometry;
 }
 
 Result<void> PartRun::prefetch_after(const PartTools& tools, std::int32_t layer) {
@@ -277,9 +293,9 @@ Result<void> PartRun::run_embedding(const PartTools& tools, LayerWork& work,
   for (const BlockRange& block : blocks_) {
     LIB_TRY(const std::span<const std::byte> rows, state_->load(block.row_begin, block.rows));
     LIB_TRY_VOID(check_finite(rows, context_.dtype, work, block.row_begin));
-    for (LayerWork::Output& output : work.outputs) {
+    for (CaptureSink& output : work.outputs) {
       const Stopwatch watch(context_.clock, work.times.capture_wait);
-      LIB_TRY_VOID(output.writer.append(rows, stop));
+      LIB_TRY_VOID(output.append(rows, block.row_begin, stop));
     }
   }
   return {};
@@ -315,7 +331,8 @@ Result<void> PartRun::run_final_norm(const PartTools& tools, WeightLoader& loade
 
 Result<void> PartRun::write_final_norm(const PartTools& tools, LayerWork& work,
                                        const std::stop_token& stop) {
-  if (work.outputs.empty()) {
+  // Behind it are those of logits.topk, whose rows are not of this kind.
+  if (!context_.captures.final_norm) {
     return {};
   }
   const std::uint64_t row_bytes =
@@ -327,9 +344,7 @@ Result<void> PartRun::write_final_norm(const PartTools& tools, LayerWork& work,
     const std::span<std::byte> out = std::span(normed).first(rows.size());
     LIB_TRY_VOID(tools.executor.run_final_norm(rows, out));
     LIB_TRY_VOID(check_finite(out, context_.dtype, work, block.row_begin));
-    for (LayerWork::Output& output : work.outputs) {
-      LIB_TRY_VOID(output.writer.append(out, stop));
-    }
+    LIB_TRY_VOID(work.outputs.front().append(out, block.row_begin, stop));
   }
   return {};
 }

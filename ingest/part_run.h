@@ -17,6 +17,7 @@
 #include "base/error.h"
 #include "base/file_system.h"
 #include "gpu_exec/layer_executor.h"
+#include "ingest/array_plan.h"
 #include "ingest/capture_list.h"
 #include "ingest/directory_lock.h"
 #include "ingest/job_events.h"
@@ -124,6 +125,9 @@ class PartRun {
                             const std::function<Result<void>(const weightmap::ArrivedPiece&)>& use,
                             const std::stop_token& stop);
   Result<void> open_writers(const PartTools& tools, LayerWork& work);
+  /// @param array  Gets the rows that this part keeps of it.
+  Result<activation_store::ArrayWriter> open_writer(const PartTools& tools, PlannedArray& array);
+  ArrayGeometry geometry() const;
   Result<void> prefetch_after(const PartTools& tools, std::int32_t layer);
   Result<void> check_finite(std::span<const std::byte> rows, gpu_exec::DType type,
                             const LayerWork& work, std::uint64_t row_begin) const;
@@ -145,7 +149,8 @@ class PartRun {
   std::string directory_;
   std::string scratch_;
   std::string nonce_;
-  std::vector<std::int64_t> offsets_;  // Of this part's samples, from 0.
+  std::vector<std::int64_t> offsets_;                           // Of this part's samples, from 0.
+  std::map<std::string, std::vector<std::int64_t>> kept_rows_;  // By Positions::rows_name().
   std::vector<BlockRange> blocks_;
   PartProgress progress_;
   bool fresh_ = true;           // No journal yet.

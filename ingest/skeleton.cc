@@ -123,6 +123,18 @@ class NewFile {
   std::unique_ptr<File> file_;
 };
 
+/// Whether the store has its skeleton, which must then be the job's, whole, and of its weights.
+Result<bool> has_skeleton(FileSystem& files, const SkeletonInputs& inputs) {
+  const auto skeleton = activation_store::read_skeleton_file(files, inputs.store_directory);
+  if (!skeleton) {
+    return skeleton.error().code() == ErrorCode::not_found ? Result<bool>(false) : skeleton.error();
+  }
+  LIB_TRY_VOID(activation_store::check_skeleton_sizes(files, inputs.store_directory, *skeleton,
+                                                      inputs.identity_digest));
+  LIB_TRY_VOID(inputs.known_weights->check(skeleton->tensors));
+  return true;
+}
+
 class Writer {
  public:
   Writer(Fetcher& fetcher, FileSystem& files, Clock& clock, const SkeletonInputs& inputs)
@@ -145,9 +157,11 @@ class Writer {
     LIB_TRY_VOID(files_.sync_directory(directory_));
     std::sort(entries_.begin(), entries_.end(),
               [](const SkeletonEntry& a, const SkeletonEntry& b) { return a.name < b.name; });
+    LIB_TRY_VOID(inputs_.known_weights->check(tensors_));
     LIB_TRY_VOID(lock.check_still_held());
-    return replace_file(files_, directory_ + "/" + activation_store::kSkeletonFileName,
-                        activation_store::skeleton_file_text({inputs_.identity_digest, entries_}));
+    return replace_file(
+        files_, directory_ + "/" + activation_store::kSkeletonFileName,
+        activation_store::skeleton_file_text({inputs_.identity_digest, entries_, tensors_}));
   }
 
   std::uint64_t fetched_bytes() const { return fetched_bytes_; }
@@ -209,7 +223,9 @@ class Writer {
     }
     LIB_TRY(NewFile file, NewFile::create(files_, directory_, name, nonce_));
     LIB_TRY_VOID(file.append(std::as_bytes(std::span(opened->head))));
-    LIB_TRY_VOID(append_range(file, opened->id, {opened->head.size(), opened->info.size}, stop));
+    LIB_TRY_VOID(take_range(
+        opened->id, {opened->head.size(), opened->info.size},
+        [&](std::span<const std::byte> bytes) { return file.append(bytes); }, stop));
     fetched_bytes_ += opened->head.size();
     return keep(file);
   }
@@ -220,18 +236,25 @@ class Writer {
     const std::string head = tensor_file_head(tensors);
     LIB_TRY_VOID(file.append(std::as_bytes(std::span(head))));
     for (const StoredTensor& tensor : tensors) {
-      const ObjectId object = inputs_.checkpoint->files()[tensor.file].object;
-      LIB_TRY_VOID(append_range(file, object, tensor.bytes, stop));
+      StreamingXxh3 digest;
+      LIB_TRY_VOID(take_range(
+          inputs_.checkpoint->files()[tensor.file].object, tensor.bytes,
+          [&](std::span<const std::byte> bytes) {
+            digest.update(bytes);
+            return file.append(bytes);
+          },
+          stop));
+      tensors_[tensor.name] = digest.digest().hex();
     }
     return keep(file);
   }
 
-  Result<void> append_range(NewFile& file, ObjectId object, ByteRange range,
-                            const std::stop_token& stop) {
+  Result<void> take_range(ObjectId object, ByteRange range,
+                          const std::function<Result<void>(std::span<const std::byte>)>& use,
+                          const std::stop_token& stop) {
     fetched_bytes_ += range.size();
-    return weightmap::remote::fetch_in_order(
-        fetcher_, clock_, object, range, window_, window_.size() / kPiecesInFlight,
-        [&](std::span<const std::byte> bytes) { return file.append(bytes); }, stop);
+    return weightmap::remote::fetch_in_order(fetcher_, clock_, object, range, window_,
+                                             window_.size() / kPiecesInFlight, use, stop);
   }
 
   Result<void> keep(NewFile& file) {
@@ -248,6 +271,7 @@ class Writer {
   const std::string nonce_;
   std::vector<std::byte> window_;
   std::vector<SkeletonEntry> entries_;
+  WeightDigests tensors_;
   std::uint64_t fetched_bytes_ = 0;
   std::string refused_;
 };
@@ -266,22 +290,11 @@ std::uint64_t skeleton_tensor_file_bytes(const weightmap::Checkpoint& checkpoint
   return tensor_file_head(file_order(checkpoint)).size() + skeleton_tensor_bytes(checkpoint);
 }
 
-Result<bool> has_skeleton(FileSystem& files, const std::string& store_directory,
-                          const std::string& identity_digest) {
-  const auto skeleton = activation_store::read_skeleton_file(files, store_directory);
-  if (!skeleton) {
-    return skeleton.error().code() == ErrorCode::not_found ? Result<bool>(false) : skeleton.error();
-  }
-  LIB_TRY_VOID(
-      activation_store::check_skeleton_sizes(files, store_directory, *skeleton, identity_digest));
-  return true;
-}
-
 Result<SkeletonOutcome> write_skeleton(Fetcher& fetcher, FileSystem& files, Clock& clock,
                                        const SkeletonInputs& inputs, const std::stop_token& stop) {
   SkeletonOutcome outcome;
   const std::string directory = inputs.store_directory + "/" + activation_store::kSkeletonDirectory;
-  LIB_TRY(outcome.there, has_skeleton(files, inputs.store_directory, inputs.identity_digest));
+  LIB_TRY(outcome.there, has_skeleton(files, inputs));
   // A crash right after publication leaves the lock: its owner's last duty is ours then.
   if (outcome.there && !files.info(directory + "/.lock")) {
     return outcome;
@@ -293,7 +306,7 @@ Result<SkeletonOutcome> write_skeleton(Fetcher& fetcher, FileSystem& files, Cloc
     return outcome;
   }
   // It may have been finished while we came to the lock.
-  LIB_TRY(outcome.there, has_skeleton(files, inputs.store_directory, inputs.identity_digest));
+  LIB_TRY(outcome.there, has_skeleton(files, inputs));
   if (outcome.there) {
     LIB_TRY_VOID(remove_temporaries(files, directory, 0));
   } else {

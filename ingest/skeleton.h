@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/file_system.h"
+#include "ingest/known_weights.h"
 #include "weightmap/checkpoint.h"
 #include "weightmap/remote/fetcher.h"
 
@@ -22,15 +23,11 @@ std::uint64_t skeleton_tensor_file_bytes(const weightmap::Checkpoint& checkpoint
 /// Bytes of tensors in it: what has to be fetched for it.
 std::uint64_t skeleton_tensor_bytes(const weightmap::Checkpoint& checkpoint);
 
-/// Whether the store has its skeleton.
-/// @error corrupt  It has, and it is another job's or lacks files. @error io | bad_input
-Result<bool> has_skeleton(FileSystem& files, const std::string& store_directory,
-                          const std::string& identity_digest);
-
 struct SkeletonInputs {
   const weightmap::Checkpoint* checkpoint = nullptr;
   std::string store_directory;  ///< Exists, and is the job's.
   std::string identity_digest;
+  KnownWeights* known_weights = nullptr;  ///< Tensors of the skeleton are compared and added.
   std::uint64_t memory_bytes = 0;  ///< What may be allocated meanwhile; at least 64 KiB are used.
   std::function<void()> on_begun;  ///< Called before the first byte, if this call writes it.
 };
@@ -45,8 +42,10 @@ struct SkeletonOutcome {
 /// Writes the skeleton unless it is there or another process is at it. Files get temporary names
 /// until they are durable, and librarian.json comes last: whoever dies, the next one begins anew,
 /// and removes what it finds. The bytes depend on the model's alone.
-/// @error as has_skeleton(); source_changed (config.json); bad_input (a file too large to be what
-///        its name says); unavailable | no_space | io | cancelled
+/// @error corrupt         What is there is another job's, or lacks files.
+/// @error source_changed  config.json or a tensor is not what it was.
+/// @error bad_input       A file is too large to be what its name says.
+/// @error unavailable | no_space | io | cancelled
 Result<SkeletonOutcome> write_skeleton(weightmap::remote::Fetcher& fetcher, FileSystem& files,
                                        Clock& clock, const SkeletonInputs& inputs,
                                        const std::stop_token& stop);

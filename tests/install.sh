@@ -6,7 +6,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 packages=(
-  g++ cmake ninja-build ccache git pkg-config python3 python3-venv
+  g++ cmake ninja-build ccache git pkg-config python3 python3-venv python3-dev python3-pytest
+  python3-torch python3-matplotlib
   libcurl4-openssl-dev libzstd-dev libtbb-dev libboost-dev libboost-context-dev libgtest-dev
   libgmock-dev nlohmann-json3-dev libcli11-dev libtomlplusplus-dev libspdlog-dev libfmt-dev
   libexpected-dev libssl-dev libxxhash-dev libbenchmark-dev openssl nginx

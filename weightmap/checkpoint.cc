@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/digest.h"
+#include "weightmap/quantised_modules.h"
 #include "weightmap/remote/fetcher.h"
 #include "weightmap/tensor_names.h"
 #include "weightmap/weight_files.h"
@@ -61,14 +62,15 @@ Result<std::string> read_header(remote::Fetcher& fetcher, const remote::Fetcher:
 }
 
 /// As the tensors lie in the files, but a table or head comes last: its rows need what else belongs
-/// to the step.
+/// to the step. So do the codes of quantised matrices, which are decoded as they come, with scales
+/// that are there already.
 void sort_tensors(LayerPlan& plan) {
   std::sort(plan.tensors.begin(), plan.tensors.end(),
-            [](const WeightTensor& a, const WeightTensor& b) {
-              const auto key = [](const WeightTensor& tensor) {
+            [&plan](const WeightTensor& a, const WeightTensor& b) {
+              const auto key = [&plan](const WeightTensor& tensor) {
                 return std::tuple(tensor.role == gpu_exec::WeightRole::embedding ||
                                       tensor.role == gpu_exec::WeightRole::head,
-                                  tensor.file, tensor.bytes.begin);
+                                  plan.is_codes(tensor), tensor.file, tensor.bytes.begin);
               };
               return key(a) < key(b);
             });
@@ -183,6 +185,67 @@ bool Checkpoint::is_tied_head(const NamedTensor& named,
          shape == std::vector<std::uint64_t>{spec().vocab_size, spec().hidden_size};
 }
 
+std::uint64_t LayerPlan::table_bytes() const {
+  std::uint64_t total = 0;
+  for (const WeightTensor& tensor : tensors) {
+    total += tensor.suffix.empty() || is_codes(tensor) ? 0 : tensor.bytes.size();
+  }
+  return total;
+}
+
+/// Takes the tensors of quantised matrices out of the usual way.
+/// @return  For each tensor whether it was taken.
+Result<std::vector<bool>> Checkpoint::plan_quantised(
+    std::span<const std::pair<std::uint32_t, TensorInfo>> tensors, std::string_view prefix) {
+  std::vector<bool> taken(tensors.size());
+  if (!config_.quantisation) {
+    return taken;
+  }
+  const std::int32_t layers = layer_count();
+  for (const auto& [module, places] : find_quantised_modules(tensors)) {
+    const NamedTensor named = classify_tensor(module + ".weight", config_.names, prefix, layers);
+    if (named.kind != NamedTensor::Kind::weight) {
+      continue;  // A head, or refused by its name with all others.
+    }
+    if (named.layer < 0 || named.layer >= layers || layer_spec(named.layer).transposed) {
+      return Error(ErrorCode::bad_input, directory_.display() + ": '" + module +
+                                             "' is quantised: built in for the layers' matrices "
+                                             "only");
+    }
+    const std::vector<std::uint64_t> shape =
+        gpu_exec::weight_shape(spec(), layer_spec(named.layer), named.role);
+    if (shape.size() != 2) {
+      return Error(ErrorCode::bad_input,
+                   directory_.display() + ": '" + module + "' is quantised, and no matrix");
+    }
+    std::vector<ModuleTensor> found;
+    for (const std::size_t i : places) {
+      const TensorInfo& tensor = tensors[i].second;
+      found.push_back(
+          {std::string(split_module_name(tensor.name).suffix), tensor.dtype, tensor.shape});
+    }
+    auto described = describe_quantised(*config_.quantisation, found, shape[0], shape[1], module);
+    if (!described) {
+      return described.error().with_context(directory_.display());
+    }
+    LayerPlan& plan = layers_[static_cast<std::size_t>(named.layer + 1)];
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      taken[places[i]] = true;
+      if (described->tables.at(found[i].suffix) == QuantTable::unused) {
+        continue;
+      }
+      const auto& [file, tensor] = tensors[places[i]];
+      plan.bytes += tensor.bytes.size();
+      weight_bytes_ += tensor.bytes.size();
+      plan.tensors.push_back(
+          {named.role, tensor.name, DType::f32, file, tensor.bytes, 1, found[i].suffix});
+    }
+    plan.quantised.emplace(named.role, *std::move(described));
+    quantised_ = true;
+  }
+  return taken;
+}
+
 Result<void> Checkpoint::plan_layers(std::vector<std::pair<std::uint32_t, TensorInfo>> tensors) {
   const std::int32_t layers = layer_count();
   const NameScheme& scheme = config_.names;
@@ -193,7 +256,17 @@ Result<void> Checkpoint::plan_layers(std::vector<std::pair<std::uint32_t, Tensor
   }
   std::array<std::uint64_t, 3> bytes_of_dtype{};
   std::set<std::pair<std::int32_t, gpu_exec::WeightRole>> present;
-  for (auto& [file, tensor] : tensors) {
+  LIB_TRY(const std::vector<bool> taken, plan_quantised(tensors, prefix));
+  for (const LayerPlan& plan : layers_) {
+    for (const auto& [role, module] : plan.quantised) {
+      present.emplace(plan.layer, role);
+    }
+  }
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    if (taken[i]) {
+      continue;
+    }
+    auto& [file, tensor] = tensors[i];
     const NamedTensor named = classify_tensor(tensor.name, scheme, prefix, layers);
     const std::string where =
         directory_.child(files_[file].name).display() + ": tensor '" + tensor.name + "'";
@@ -320,7 +393,9 @@ Result<void> Checkpoint::add_head_tensor(gpu_exec::WeightRole role) {
   return {};
 }
 
-gpu_exec::DType Checkpoint::dtype() const { return config_.dtype.value_or(commonest_dtype_); }
+gpu_exec::DType Checkpoint::dtype() const {
+  return config_.dtype.value_or(quantised_ ? DType::bf16 : commonest_dtype_);
+}
 
 const LayerPlan& Checkpoint::layer(std::int32_t layer) const {
   LIB_CHECK(layer >= kEmbeddingLayer && layer <= layer_count());

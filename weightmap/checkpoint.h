@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "weightmap/model_config.h"
+#include "weightmap/quantisation.h"
 #include "weightmap/remote/fetcher.h"
 #include "weightmap/safetensors_header.h"
 #include "weightmap/weight_files.h"
@@ -34,6 +35,8 @@ struct WeightTensor {
   std::uint32_t file = 0;  ///< Index into Checkpoint::files.
   remote::ByteRange bytes;
   std::uint64_t columns = 1;  ///< Elements of one row (the last dimension).
+  /// Of a quantised matrix's tensors, see quantisation.h; empty: a plain tensor of `dtype`.
+  std::string suffix{};
 };
 
 /// A tensor as it lies in its file, whatever it is for.
@@ -54,6 +57,15 @@ struct LayerPlan {
   std::int32_t layer = kEmbeddingLayer;
   std::vector<WeightTensor> tensors;
   std::uint64_t bytes = 0;  ///< Sum over tensors.
+  /// Matrices that are quantised. Their codes come behind all else, which is small.
+  std::map<gpu_exec::WeightRole, QuantisedModule> quantised{};
+
+  bool is_codes(const WeightTensor& tensor) const {
+    return !tensor.suffix.empty() &&
+           quantised.at(tensor.role).tables.at(tensor.suffix) == QuantTable::codes;
+  }
+  /// What is kept of quantised matrices until their codes come: bytes of all their other tensors.
+  std::uint64_t table_bytes() const;
 };
 
 /// Immutable once opened; safe to read from any thread.
@@ -78,6 +90,8 @@ class Checkpoint {
   gpu_exec::DType dtype() const;
   /// Widest type among the weights.
   gpu_exec::DType widest_dtype() const { return widest_dtype_; }
+  /// Whether any matrix of a layer is quantised: it is decoded to the type of the computation.
+  bool quantised() const { return quantised_; }
 
   /// @param layer  kEmbeddingLayer to L; L is the final norm, and empty if there is none.
   const LayerPlan& layer(std::int32_t layer) const;
@@ -104,6 +118,8 @@ class Checkpoint {
   const gpu_exec::LayerSpec& layer_spec(std::int32_t layer) const;
   std::vector<gpu_exec::WeightRole> roles_of(std::int32_t layer) const;
   Result<void> add_head_tensor(gpu_exec::WeightRole role);
+  Result<std::vector<bool>> plan_quantised(
+      std::span<const std::pair<std::uint32_t, TensorInfo>> tensors, std::string_view prefix);
   Result<void> plan_layers(std::vector<std::pair<std::uint32_t, TensorInfo>> tensors);
 
   remote::Uri directory_;
@@ -115,6 +131,7 @@ class Checkpoint {
   std::vector<StoredTensor> skeleton_;
   gpu_exec::DType widest_dtype_ = gpu_exec::DType::bf16;
   gpu_exec::DType commonest_dtype_ = gpu_exec::DType::bf16;
+  bool quantised_ = false;
   std::uint64_t weight_bytes_ = 0;
   std::uint64_t metadata_bytes_ = 0;
 };

@@ -41,6 +41,23 @@ TEST(Crc32c, ContinuesOverAnySplit) {
   }
 }
 
+// Goal: long inputs, which are taken in several lanes at once, have the same checksum.
+// Method: against one byte at a time, which never fills a lane, around the lengths where lanes
+// begin.
+TEST(Crc32c, OfLongInputsEqualsByteByByte) {
+  std::string text;
+  std::uint32_t bytewise = 0;
+  for (unsigned i = 0; i < 20000; ++i) {
+    const std::string byte(1, static_cast<char>((i * 2654435761U) >> 13U));
+    text += byte;
+    bytewise = crc32c(bytes_of(byte), bytewise);
+    if (i % 997 == 7 || i % 6144 >= 6140) {
+      ASSERT_EQ(crc32c(bytes_of(text)), bytewise) << i;
+      ASSERT_EQ(crc32c(bytes_of(text.substr(7)), crc32c(bytes_of(text.substr(0, 7)))), bytewise);
+    }
+  }
+}
+
 TEST(Xxh3, StreamedEqualsWholeAndRoundTripsAsHex) {
   std::string text;
   StreamingXxh3 streaming;

@@ -13,7 +13,9 @@ import tempfile
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPOSITORY / "tests" / "python"), str(REPOSITORY / "examples")]
+BUILD = pathlib.Path(os.environ.get("LIBRARIAN_BUILD_DIR", REPOSITORY / "build/release"))
+sys.path[:0] = [str(REPOSITORY / "tests" / "python"), str(REPOSITORY / "examples"),
+                str(BUILD / "python")]
 
 from fault_server import FaultServer  # noqa: E402  (needs the path above)
 

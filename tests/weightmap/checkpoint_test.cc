@@ -60,6 +60,37 @@ TEST(Checkpoint, GivesEveryByteOfTheModelItsRole) {
   EXPECT_EQ(checkpoint.weight_bytes(), bytes);
 }
 
+std::vector<std::string> skeleton_names(const OpenedCheckpoint& opened) {
+  std::vector<std::string> names;
+  for (const StoredTensor& tensor : opened.checkpoint->skeleton()) {
+    names.push_back(tensor.name);
+  }
+  return names;
+}
+
+// Catches: a head that is dropped because config.json says nothing of ties, or kept twice because
+// the file has it though they are tied.
+TEST(Checkpoint, KnowsWhatLiesOutsideTheLayers) {
+  CheckpointFiles model = CheckpointFiles::tiny();
+  const OpenedCheckpoint opened(model.contents());
+  ASSERT_TRUE(opened.checkpoint) << opened.checkpoint.error().message();
+  EXPECT_EQ(skeleton_names(opened),
+            (std::vector<std::string>{"lm_head.weight", "model.embed_tokens.weight",
+                                      "model.norm.weight"}));
+  for (const StoredTensor& tensor : opened.checkpoint->skeleton()) {
+    const std::string& file = opened.contents.at(opened.checkpoint->files()[tensor.file].name);
+    EXPECT_EQ(tensor.dtype, "BF16");
+    EXPECT_EQ(tensor.shape, model.tensor(tensor.name).shape);
+    EXPECT_EQ(file.substr(tensor.bytes.begin, tensor.bytes.size()),
+              model.tensor(tensor.name).bytes);
+  }
+  model.config["tie_word_embeddings"] = true;
+  const OpenedCheckpoint tied(model.contents());
+  ASSERT_TRUE(tied.checkpoint) << tied.checkpoint.error().message();
+  EXPECT_EQ(skeleton_names(tied),
+            (std::vector<std::string>{"model.embed_tokens.weight", "model.norm.weight"}));
+}
+
 TEST(Checkpoint, OpensTheOtherFormsThatPeoplePublish) {
   const std::pair<const char*, std::function<void(CheckpointFiles&)>> forms[] = {
       {"one file without an index", put_all_into_one_file},
