@@ -173,6 +173,9 @@ std::string job_file_text(const JobFile& job) {
   document["identity_digest"] = job.identity_digest;
   document["identity"] = job.identity;
   document["parts"] = std::move(parts);
+  if (job.skeleton) {
+    document["skeleton"] = true;
+  }
   return seal_json(document);
 }
 
@@ -194,6 +197,9 @@ Result<JobFile> read_job_file(FileSystem& files, const std::string& store_direct
     }
     next_sample += range.samples;
     job.parts.push_back(range);
+  }
+  if (document.contains("skeleton")) {
+    LIB_TRY(job.skeleton, ours(json_bool(document, "skeleton", path)));
   }
   return job;
 }

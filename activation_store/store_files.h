@@ -40,6 +40,7 @@ struct JobFile {  // NOLINT(bugprone-exception-escape): nlohmann's ordered map o
   Json identity;  ///< Canonical; what decides whether a run belongs to this store.
   std::string identity_digest;  ///< SHA-256 of the canonical identity text, hex; not checked here.
   std::vector<PartRange> parts;
+  bool skeleton = false;  ///< Whether the job asks for STORE/model/.
 };
 std::string job_file_text(const JobFile& job);
 /// @error not_found | corrupt | bad_input (a later version)

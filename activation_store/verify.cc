@@ -6,6 +6,7 @@
 #include "activation_store/array_metadata.h"
 #include "activation_store/array_writer.h"
 #include "activation_store/published_file.h"
+#include "activation_store/skeleton_file.h"
 #include "activation_store/store_files.h"
 #include "activation_store/store_names.h"
 #include "activation_store/verify_array.h"
@@ -67,9 +68,13 @@ class StoreCheck {
       LIB_TRY_VOID(check_part(index, static_cast<bool>(job)));
     }
     LIB_TRY_VOID(check_group(names));
-    report_.state = !report_.problems.empty()                      ? StoreState::damaged
-                    : report_.parts_complete < report_.parts_total ? StoreState::incomplete
-                                                                   : StoreState::complete;
+    LIB_TRY_VOID(verify_skeleton(files_, directory_, job ? job->identity_digest : std::string(),
+                                 job && job->skeleton, report_, stop_));
+    const bool missing =
+        report_.parts_complete < report_.parts_total || report_.skeleton == SkeletonState::missing;
+    report_.state = !report_.problems.empty() ? StoreState::damaged
+                    : missing                 ? StoreState::incomplete
+                                              : StoreState::complete;
     return std::move(report_);
   }
 
@@ -252,6 +257,20 @@ const char* store_state_name(StoreState state) {
     case StoreState::incomplete:
       return "incomplete";
     case StoreState::damaged:
+      return "damaged";
+  }
+  return "unknown";
+}
+
+const char* skeleton_state_name(SkeletonState state) {
+  switch (state) {
+    case SkeletonState::not_asked_for:
+      return "not asked for";
+    case SkeletonState::complete:
+      return "complete";
+    case SkeletonState::missing:
+      return "missing";
+    case SkeletonState::damaged:
       return "damaged";
   }
   return "unknown";

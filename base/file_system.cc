@@ -30,17 +30,31 @@ Result<void> read_exactly(const File& file, const std::string& path, std::uint64
   return {};
 }
 
-Result<void> make_directories(FileSystem& files, const std::string& path) {
+namespace {
+
+using MakeDirectory = Result<void> (FileSystem::*)(const std::string& path);
+
+Result<void> make_missing(FileSystem& files, const std::string& path, MakeDirectory make) {
   auto existing = files.info(path);
   if (existing && existing->kind == FileKind::directory) {
     return {};
   }
   const std::string parent = parent_path(path);
   if (parent != path) {
-    LIB_TRY_VOID(make_directories(files, parent));
+    LIB_TRY_VOID(make_missing(files, parent, make));
   }
-  LIB_TRY_VOID(files.make_directory(path));
+  LIB_TRY_VOID((files.*make)(path));
   return files.sync_directory(parent);
+}
+
+}  // namespace
+
+Result<void> make_directories(FileSystem& files, const std::string& path) {
+  return make_missing(files, path, &FileSystem::make_directory);
+}
+
+Result<void> make_private_directories(FileSystem& files, const std::string& path) {
+  return make_missing(files, path, &FileSystem::make_private_directory);
 }
 
 Result<void> replace_file(FileSystem& files, const std::string& path, std::string_view text) {

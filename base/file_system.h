@@ -109,6 +109,8 @@ Result<void> read_exactly(const File& file, const std::string& path, std::uint64
 
 /// Makes `path` and its missing parents, syncing each new name.
 Result<void> make_directories(FileSystem& files, const std::string& path);
+/// The same, and the new ones are for this user alone (0700).
+Result<void> make_private_directories(FileSystem& files, const std::string& path);
 
 /// Writes `text` to `path` so that a crash leaves the old file or the new one, never a mixture:
 /// temporary beside it (`<path>.partial-<nonce>`), sync, rename, sync of the directory.

@@ -117,22 +117,37 @@ Error missing(const Json& object, const char* key, const std::string& what, cons
 
 }  // namespace
 
-Result<Json> parse_json(std::string_view text, const std::string& what, const JsonLimits& limits) {
+namespace {
+
+Result<Json> parse_from(char first, std::string_view text, const std::string& what,
+                        const JsonLimits& limits) {
   if (text.size() > limits.text_bytes_max) {
     return Error(ErrorCode::bad_input,
                  what + ": " + std::to_string(text.size()) + " bytes of JSON, more than the " +
                      std::to_string(limits.text_bytes_max) + " that are accepted");
   }
   // The parser would take a NUL for the end and not see what follows.
-  if (text.empty() || text.front() != '{' || text.find('\0') != std::string_view::npos) {
-    return Error(ErrorCode::bad_input,
-                 what + ": not a JSON object (it must begin with '{' and hold no NUL)");
+  if (text.empty() || text.front() != first || text.find('\0') != std::string_view::npos) {
+    return Error(ErrorCode::bad_input, what + ": not a JSON " +
+                                           (first == '{' ? "object" : "array") +
+                                           " (it must begin with '" + first + "' and hold no NUL)");
   }
   LimitedBuilder builder(limits);
   if (!Json::sax_parse(text.begin(), text.end(), &builder)) {
     return Error(ErrorCode::bad_input, what + ": not usable JSON: " + builder.failure());
   }
   return builder.take();
+}
+
+}  // namespace
+
+Result<Json> parse_json(std::string_view text, const std::string& what, const JsonLimits& limits) {
+  return parse_from('{', text, what, limits);
+}
+
+Result<Json> parse_json_array(std::string_view text, const std::string& what,
+                              const JsonLimits& limits) {
+  return parse_from('[', text, what, limits);
 }
 
 Result<std::uint64_t> json_uint(const Json& object, const char* key, const std::string& what) {

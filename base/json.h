@@ -28,6 +28,9 @@ struct JsonLimits {
 /// @param what  Names the document in errors, e.g. its URI.
 /// @error bad_input  Not such a document, or beyond a limit.
 Result<Json> parse_json(std::string_view text, const std::string& what, const JsonLimits& = {});
+/// The same with an array as top level.
+Result<Json> parse_json_array(std::string_view text, const std::string& what,
+                              const JsonLimits& = {});
 
 /// A member of `object` with the asked type, or an error naming `what` and the key.
 /// @error bad_input  Absent, or of another type; for integers also: negative or fractional.

@@ -10,6 +10,7 @@
 namespace librarian::cli {
 
 Result<int> run_plan(const Options& options, const std::stop_token& stop);
+Result<int> run_pilot(const Options& options, const std::stop_token& stop);
 Result<int> run_extract(const Options& options, const std::stop_token& stop);
 Result<int> run_fetch(const Options& options, const std::stop_token& stop);
 Result<int> run_inspect(const Options& options, const std::stop_token& stop);

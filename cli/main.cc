@@ -5,6 +5,7 @@
 #include "cli/commands.h"
 #include "cli/exit_codes.h"
 #include "cli/output.h"
+#include "cli/python_command.h"
 #include "cli/secrets.h"
 #include "cli/signals.h"
 
@@ -15,6 +16,8 @@ Result<int> dispatch(const Options& options, const std::stop_token& stop) {
   switch (options.command) {
     case Command::plan:
       return run_plan(options, stop);
+    case Command::pilot:
+      return run_pilot(options, stop);
     case Command::extract:
       return run_extract(options, stop);
     case Command::fetch:
@@ -41,6 +44,9 @@ int report_error(const Error& error, bool json, int signal_number) {
 }
 
 int run(int argc, char** argv) {
+  if (argc > 1 && is_python_command(argv[1])) {
+    return report_error(run_python_command(argv), false, 0);
+  }
   forbid_core_files();
   const auto parsed = parse_command_line(argc, argv);
   if (!parsed) {

@@ -24,13 +24,17 @@ constexpr const char* kModelHelp =
     "or hf://org/name[@revision] (HF_TOKEN, HF_ENDPOINT; pinned to its commit at the start)";
 
 constexpr const char* kCaptureHelp =
-    "What to keep, repeatable and comma-separated: NAME[@LAYERS].\n"
+    "What to keep, repeatable and comma-separated: NAME[@LAYERS][(KEY=VALUE,...)].\n"
     "NAME: embed, resid_pre, resid_mid, resid_post, attn_out, mlp_out, final.pre_norm,\n"
-    "final.post_norm; hf:i, vllm:i (their hidden states).\n"
-    "LAYERS: all, 12, -1, [0,8,-1], 0..3, every:8, spread:8. Default: resid_post@all";
+    "final.post_norm; hf:i, vllm:i (their hidden states); logits.topk; eagle3, dflash:k (what\n"
+    "such drafts are trained on).\n"
+    "LAYERS: all, 12, -1, [0,8,-1], 0..3, every:8, spread:8. Default: resid_post@all.\n"
+    "KEY: positions=all|loss|last|a..b (tokens of each sample), keep_mantissa_bits=3..6,\n"
+    "dtype=fp8_e4m3 (lossy); k (of logits.topk)";
 
 constexpr const char* kFooter =
     "Examples:\n"
+    "  librarian tokenize --tokenizer ./teacher --input chats.jsonl --out tokens.safetensors\n"
     "  librarian plan    http://127.0.0.1:8000/teacher/ --tokens tokens.safetensors\n"
     "  librarian extract ./teacher --tokens rows.jsonl --out acts --capture resid_post@spread:4\n"
     "  librarian fetch   http://127.0.0.1:8000/teacher/ --weights-cache /ssd/weights\n"
@@ -41,6 +45,8 @@ constexpr const char* kFooter =
 
 // Below this, our own limit and a dead server look alike.
 constexpr std::uint64_t kBandwidthMin = 64 * kKiB;
+// A new connection's kernel buffer takes 64 KiB at once: a quarter of a second of this.
+constexpr std::uint64_t kBandwidthPerConnectionMin = 256 * kKiB;
 
 /// Raw text of the options that need more than CLI11's own conversions.
 struct RawOptions {
@@ -59,6 +65,7 @@ struct RawOptions {
   std::string header_file;
   std::string codec = "zstd";
   std::string staging = "auto";
+  std::string skeleton = "auto";
   std::optional<std::string> cache_limit;
   std::vector<std::string> captures;
 };
@@ -171,6 +178,10 @@ Result<void> apply_choices(const RawOptions& raw, ingest::JobOptions& job) {
   } else if (raw.staging != "auto") {
     return usage("--staging " + raw.staging + ": must be auto, memory or disk");
   }
+  job.skeleton = raw.skeleton == "auto";
+  if (raw.skeleton != "auto" && raw.skeleton != "no") {
+    return usage("--skeleton " + raw.skeleton + ": must be auto or no");
+  }
   if (raw.staging == "memory" && !job.weights_cache.empty()) {
     return usage(
         "--weights-cache keeps staged files, and --staging memory stages none: leave one out");
@@ -196,6 +207,9 @@ Result<void> apply_fetch_numbers(const RawOptions& raw, ingest::JobOptions& job)
     if (job.bandwidth_max < kBandwidthMin) {
       return usage("--max-bandwidth " + *raw.bandwidth_max + ": must be at least 64KiB");
     }
+    const std::uint64_t shares = job.bandwidth_max / kBandwidthPerConnectionMin;
+    job.connections = static_cast<std::uint32_t>(
+        std::clamp<std::uint64_t>(shares, 1, std::max(job.connections, 1U)));
   }
   LIB_TRY(job.hedge_budget, share("--hedge-budget", raw.hedge_budget));
   if (!raw.header_file.empty()) {
@@ -309,6 +323,11 @@ void add_job_options(CLI::App& app, ingest::JobOptions& job, RawOptions& raw) {
          "crash), auto (disk where its limit holds two layers' files and whole files add\n"
          "at most 2 %)")
       ->capture_default_str();
+  app.add_option(
+         "--skeleton", raw.skeleton,
+         "Write OUT/model/: config, tokenizer, embedding, final norm and head, for trainers "
+         "(auto),\nor leave it out (no)")
+      ->capture_default_str();
   app.add_flag("--allow-nonfinite", job.allow_nonfinite, "Keep NaN and infinity");
 }
 
@@ -332,8 +351,8 @@ Result<std::vector<std::string>> arguments_with_config(const CLI::App& app, int 
       if (command == nullptr) {
         return usage(
             "'" + argument +
-            "' is not a command (plan, extract, fetch, inspect, verify, diff). Try 'librarian "
-            "--help'");
+            "' is not a command (plan, extract, fetch, inspect, verify, diff, tokenize, export). "
+            "Try 'librarian --help'");
       }
     }
     given.insert(argument.substr(0, argument.find('=')));
@@ -383,12 +402,20 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
   RawOptions raw;
   std::string config_file;
   CLI::App* plan = app.add_subcommand("plan", "What a job would take; writes nothing");
+  CLI::App* pilot = app.add_subcommand(
+      "pilot", "Look before the long run: perplexity and loss mask of a few samples");
   CLI::App* extract = app.add_subcommand("extract", "Run a job, or resume it: the same command");
   CLI::App* fetch = app.add_subcommand("fetch", "Fetch and verify a model's weights; no job runs");
   CLI::App* inspect = app.add_subcommand("inspect", "Shapes, progress, statistics, values");
   CLI::App* verify = app.add_subcommand("verify", "Check every byte of a store");
   CLI::App* diff = app.add_subcommand("diff", "Compare two stores, sample by sample");
-  for (CLI::App* command : {plan, extract}) {
+  // main() hands these two over to Python where they are the first argument; here they are for
+  // --help.
+  CLI::App* tokenize =
+      app.add_subcommand("tokenize", "Texts and chats to a token file (Python: nexus_librarian)");
+  CLI::App* exporter =
+      app.add_subcommand("export", "A store in the formats of trainers (Python: nexus_librarian)");
+  for (CLI::App* command : {plan, pilot, extract}) {
     add_job_options(*command, options.job, raw);
     command
         ->add_option("--config", config_file,
@@ -398,6 +425,9 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
   add_fetch_options(*fetch, options.job, raw);
   fetch->add_flag("--verify-only", options.verify_only,
                   "Read only heads: list what the source offers to verify against");
+  pilot->add_option("--samples", options.job.num_samples, "The first N samples. Default: 64")
+      ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1} << 40U))
+      ->type_name("N");
   plan->add_option("--out", options.job.out, "Store directory: take what its job fixed")
       ->check(not_empty())
       ->type_name("DIR");
@@ -423,7 +453,7 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
       ->required()
       ->expected(2)
       ->type_name("DIR DIR");
-  for (CLI::App* command : {plan, extract, fetch, inspect, verify, diff}) {
+  for (CLI::App* command : {plan, pilot, extract, fetch, inspect, verify, diff}) {
     add_common_options(*command, options);
   }
 
@@ -441,13 +471,18 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
     std::string text = error.what();
     return usage(text + (text.ends_with('.') ? "" : ".") + " Try 'librarian --help'");
   }
+  if (tokenize->parsed() || exporter->parsed()) {
+    return usage("tokenize and export must be the first argument. Try 'librarian tokenize --help'");
+  }
   options.command = plan->parsed()      ? Command::plan
+                    : pilot->parsed()   ? Command::pilot
                     : extract->parsed() ? Command::extract
                     : fetch->parsed()   ? Command::fetch
                     : inspect->parsed() ? Command::inspect
                     : verify->parsed()  ? Command::verify
                                         : Command::diff;
-  if (options.command == Command::plan || options.command == Command::extract) {
+  if (options.command == Command::plan || options.command == Command::pilot ||
+      options.command == Command::extract) {
     LIB_TRY_VOID(apply_choices(raw, options.job));
     LIB_TRY_VOID(apply_numbers(raw, options.job));
   }

@@ -10,13 +10,13 @@
 
 namespace librarian::cli {
 
-enum class Command : std::uint8_t { plan, extract, fetch, inspect, verify, diff };
+enum class Command : std::uint8_t { plan, pilot, extract, fetch, inspect, verify, diff };
 
 /// A parsed command line.
 struct Options {
   Command command{};
   bool json = false;
-  ingest::JobOptions job;                ///< plan, extract, fetch
+  ingest::JobOptions job;                ///< plan, pilot, extract, fetch
   bool verify_only = false;              ///< fetch
   std::vector<std::string> directories;  ///< inspect, verify: one; diff: two
   std::string capture;                   ///< inspect

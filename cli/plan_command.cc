@@ -40,6 +40,8 @@ Json memory_to_json(const MemoryPlan& memory) {
           {"state_bytes", memory.state_bytes},
           {"encode_bytes", memory.encode_bytes},
           {"table_bytes", memory.table_bytes},
+          {"logits_bytes", memory.logits_bytes},
+          {"head_passes", memory.head_passes},
           {"staging_bytes", memory.staging_bytes},
           {"block_tokens", memory.block_tokens},
           {"state", memory.state_in_memory ? "memory" : "disk"},
@@ -75,6 +77,39 @@ Json staging_to_json(const ingest::StagingPlan& staging) {
           {"two_layers_bytes", staging.two_layers_bytes}};
 }
 
+/// The arrays that a capture is stored in.
+std::vector<ingest::DiskArray> arrays_of(const PreparedJob& job, const std::string& capture) {
+  const auto alias = job.captures().aliases.find(capture);
+  const std::string& home = alias == job.captures().aliases.end() ? capture : alias->second;
+  std::vector<ingest::DiskArray> arrays;
+  for (const ingest::DiskArray& array : job.disk().arrays) {
+    if (array.name == home || array.name == activation_store::scales_name(home) ||
+        (capture == ingest::kLogitsTopk && array.name.starts_with(capture + "."))) {
+      arrays.push_back(array);
+    }
+  }
+  return arrays;
+}
+
+/// "(positions=loss)", empty without.
+std::string capture_options_text(const PreparedJob& job, const std::string& capture) {
+  const auto& names = job.captures().requested;
+  const auto index = std::find(names.begin(), names.end(), capture) - names.begin();
+  return job.captures().canonical()[static_cast<std::size_t>(index)].substr(capture.size());
+}
+
+Json stored_to_json(const PreparedJob& job, const std::string& capture) {
+  Json stored = Json::array();
+  for (const ingest::DiskArray& array : arrays_of(job, capture)) {
+    stored.push_back({{"array", array.name},
+                      {"rows", array.rows},
+                      {"dtype", activation_store::stored_type_name(array.type)},
+                      {"raw_bytes", array.rows * array.row_bytes},
+                      {"store_bytes", array.store_bytes}});
+  }
+  return stored;
+}
+
 Json plan_to_json(const PreparedJob& job, double flops_per_second) {
   const std::int32_t layers = job.checkpoint().layer_count();
   const ingest::CaptureShape shape = ingest::capture_shape(job.checkpoint().spec());
@@ -84,6 +119,8 @@ Json plan_to_json(const PreparedJob& job, double flops_per_second) {
     const auto alias = job.captures().aliases.find(name);
     captures.push_back({{"name", name},
                         {"array", alias == job.captures().aliases.end() ? name : alias->second},
+                        {"options", capture_options_text(job, name)},
+                        {"stored", stored_to_json(job, name)},
                         {"hf", other.hf},
                         {"vllm", other.vllm},
                         {"transformer_lens", other.transformer_lens}});
@@ -102,6 +139,7 @@ Json plan_to_json(const PreparedJob& job, double flops_per_second) {
           {"captures", captures},
           {"fetch_bytes_per_part", job.part_fetch_bytes()},
           {"fetch_bytes", job.fetch_bytes()},
+          {"skeleton_fetch_bytes", job.skeleton_fetch_bytes()},
           {"metadata_bytes", job.checkpoint().metadata_bytes()},
           {"flops", job.flops()},
           {"measured_flops_per_second", flops_per_second},
@@ -112,6 +150,7 @@ Json plan_to_json(const PreparedJob& job, double flops_per_second) {
             {"store_bytes", disk.store_bytes},
             {"expected_ratio", disk.expected_ratio},
             {"scratch_peak_bytes", disk.scratch_peak_bytes},
+            {"skeleton_bytes", disk.skeleton_bytes},
             {"peak_bytes", disk.peak_bytes},
             {"written_bytes", disk.written_bytes}}},
           {"staging", staging_to_json(job.staging())},
@@ -122,7 +161,7 @@ Json plan_to_json(const PreparedJob& job, double flops_per_second) {
 void print_captures(const PreparedJob& job) {
   const ingest::CaptureShape shape = ingest::capture_shape(job.checkpoint().spec());
   const std::vector<std::string>& names = job.captures().requested;
-  print("captures (" + std::to_string(job.captures().array_count()) + " arrays)\n");
+  print("captures (" + std::to_string(job.disk().arrays.size()) + " arrays)\n");
   for (const std::string& name : names) {
     const ingest::CaptureNotations other = ingest::capture_notations(name, shape);
     const auto alias = job.captures().aliases.find(name);
@@ -132,6 +171,15 @@ void print_captures(const PreparedJob& job) {
       text += "  (stored as " + alias->second + ")";
     }
     print(fact(name, text));
+    std::uint64_t raw = 0;
+    std::uint64_t stored = 0;
+    for (const ingest::DiskArray& array : arrays_of(job, name)) {
+      raw += array.rows * array.row_bytes;
+      stored += array.store_bytes;
+    }
+    print(fact("", capture_options_text(job, name) + " " +
+                       format_count(arrays_of(job, name).front().rows) + " rows, " +
+                       format_bytes(stored) + " for " + format_bytes(raw)));
   }
 }
 
@@ -151,6 +199,13 @@ void print_memory(const MemoryPlan& memory) {
                           (memory.state_in_memory ? " (in memory)" : " (on disk)")));
   print(fact("encoding", format_bytes(memory.encode_bytes)));
   print(fact("tables", format_bytes(memory.table_bytes)));
+  if (memory.head_passes != 0) {
+    print(fact("logits", format_bytes(memory.logits_bytes) +
+                             (memory.head_passes == 1
+                                  ? " (the whole head at once)"
+                                  : " (the head in " + std::to_string(memory.head_passes) +
+                                        " parts, every row meets each)")));
+  }
   if (memory.staging_bytes != 0) {
     print(fact("weights, staging", format_bytes(memory.staging_bytes)));
   }
@@ -187,7 +242,8 @@ void print_disk(const PreparedJob& job) {
                           format_bytes(disk.raw_bytes) + " of activations (" +
                           number(disk.expected_ratio, "%.2f") + "x expected)"));
   print(fact("peak", format_bytes(disk.peak_bytes) + ", of it " +
-                         format_bytes(disk.scratch_peak_bytes) + " scratch"));
+                         format_bytes(disk.scratch_peak_bytes) + " scratch and " +
+                         format_bytes(disk.skeleton_bytes) + " model/"));
   print(fact("written to SSD", format_bytes(disk.written_bytes)));
 }
 
@@ -201,6 +257,18 @@ void print_staging(const ingest::StagingPlan& staging) {
                             format_bytes(staging.two_layers_bytes) + " at least and at most " +
                             format_bytes(staging.limit_bytes) + " at a time; " + staging.reason));
   print(fact("", (staging.is_cache ? "kept in " : "until the job ends in ") + staging.directory));
+}
+
+void print_skeleton(const PreparedJob& job) {
+  if (!job.options().skeleton) {
+    return;
+  }
+  print(fact("skeleton",
+             job.skeleton_fetch_bytes() == 0
+                 ? "is there"
+                 : format_bytes(job.skeleton_fetch_bytes()) +
+                       " of that once, for embedding, final norm and head in OUT/model; config and "
+                       "tokenizer on top"));
 }
 
 void print_time(const PreparedJob& job, double flops_per_second) {
@@ -281,6 +349,7 @@ Result<int> run_plan(const Options& options, const std::stop_token& stop) {
              std::string(gpu_exec::dtype_name(job->dtype())) + " on " + job->device_kind()));
   print(fact("to fetch", format_bytes(job->part_fetch_bytes()) + " per part, " +
                              format_bytes(job->fetch_bytes()) + " in all"));
+  print_skeleton(*job);
   print_staging(job->staging());
   print_captures(*job);
   print_memory(job->memory());

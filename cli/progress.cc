@@ -164,6 +164,26 @@ void Progress::part_done(std::uint64_t part) {
   }
 }
 
+void Progress::skeleton_started(std::uint64_t tensor_bytes) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  clear();
+  if (style_ == ProgressStyle::json) {
+    print_event("skeleton_started", {{"tensor_bytes", tensor_bytes}});
+  } else {
+    print("model/: " + format_bytes(tensor_bytes) + " of embedding, final norm and head come\n");
+  }
+}
+
+void Progress::skeleton_done(std::uint64_t fetched_bytes) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  clear();
+  if (style_ == ProgressStyle::json) {
+    print_event("skeleton_done", {{"fetched_bytes", fetched_bytes}});
+  } else {
+    print("model/: done, " + format_bytes(fetched_bytes) + " with config and tokenizer\n");
+  }
+}
+
 void Progress::waiting(const std::string& holders) {
   const std::lock_guard<std::mutex> guard(mutex_);
   if (holders == last_waiting_) {

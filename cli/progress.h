@@ -27,6 +27,8 @@ class Progress final : public ingest::JobObserver {
                  std::uint64_t total) override;
   void layer_done(const ingest::LayerDone& event) override;
   void part_done(std::uint64_t part) override;
+  void skeleton_started(std::uint64_t tensor_bytes) override;
+  void skeleton_done(std::uint64_t fetched_bytes) override;
   void waiting(const std::string& holders) override;
   void warning(const std::string& text) override;
   /// Ends the live line, so that what follows begins on its own.

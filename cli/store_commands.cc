@@ -100,6 +100,7 @@ Result<int> run_verify(const Options& options, const std::stop_token& stop) {
     print_event("verify", {{"state", activation_store::store_state_name(report.state)},
                            {"parts_complete", report.parts_complete},
                            {"parts_total", report.parts_total},
+                           {"skeleton", activation_store::skeleton_state_name(report.skeleton)},
                            {"files_checked", report.files_checked},
                            {"bytes_checked", report.bytes_checked},
                            {"problems", problems}});
@@ -112,7 +113,8 @@ Result<int> run_verify(const Options& options, const std::stop_token& stop) {
           (report.problems.empty() ? "none damaged"
                                    : std::to_string(report.problems.size()) + " problems") +
           " (" + format_count(report.files_checked) + " files, " +
-          format_bytes(report.bytes_checked) + " checked)\n");
+          format_bytes(report.bytes_checked) + " checked); model/ " +
+          activation_store::skeleton_state_name(report.skeleton) + "\n");
   }
   return report.state == StoreState::complete ? kExitDone : kExitDamaged;
 }

@@ -46,6 +46,8 @@ class CpuDevice final : public Device {
     return peak;
   }
 
+  bool reads_quantised() const override { return true; }
+
   Result<DeviceMemory> allocate(std::uint64_t bytes) override {
     void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) {
@@ -108,6 +110,7 @@ class CpuDevice final : public Device {
     whole.x = op.x;
     whole.y = op.y;
     whole.dtype = op.dtype;
+    whole.y_f32 = op.y_f32;
     whole.inputs = op.inputs;
     whole.outputs = op.outputs;
     whole.y_stride = op.y_stride == 0 ? op.outputs : op.y_stride;
@@ -231,6 +234,16 @@ class CpuDevice final : public Device {
       const std::uint64_t at = begin * dtype_bytes(op.dtype);
       kernels_.add({op.x + at, op.y + at, op.z == nullptr ? nullptr : op.z + at, op.dtype,
                     end - begin, op.scale});
+    });
+  }
+
+  void topk(const TopkOp& op) override {
+    LIB_CHECK(op.count <= kVocabularyTile && op.k >= 1 && op.k <= kTopkMax);
+    // An exponential costs about as much as ten simple elements.
+    parallel_rows(op.rows, op.count * 10, [&](std::uint64_t begin, std::uint64_t end) {
+      kernels_.topk({op.logits + begin * op.count, end - begin, op.count, op.first_id,
+                     op.multiplier, op.softcap, op.k, op.gold_ids + begin,
+                     op.memory + begin * topk_row_bytes(op.k)});
     });
   }
 

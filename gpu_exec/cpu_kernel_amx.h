@@ -182,7 +182,7 @@ inline void multiply_in_tiles(const LinearTile& tile) {
           panel + 1 < panels.count ? panels.at(panel + 1, slice.begin) : nullptr;
       multiply_slice(rows, slice, a, panels.at(panel, slice.begin), sums, next);
       if (last && (panel + 1) % panels.matrices == 0) {
-        finish_panel<Bf16>(panels, panel, sums - (panels.matrices - 1) * panel_floats, sums);
+        finish_sums<Bf16>(panels, panel, sums - (panels.matrices - 1) * panel_floats, sums);
       }
     }
   }

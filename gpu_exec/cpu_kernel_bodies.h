@@ -1,5 +1,5 @@
 // The kernels of one path and their table; see cpu_kernel_vectors.h for what must precede it.
-#include "gpu_exec/cpu_kernel_attention.h"
+#include "gpu_exec/cpu_kernel_topk.h"
 #include "gpu_exec/cpu_kernel_peak.h"
 
 namespace librarian::gpu_exec {
@@ -16,6 +16,7 @@ constexpr CpuKernels kKernels{
     .norm = norm_tile,
     .rotate = rotate_tile,
     .add = add_tile,
+    .topk = topk_tile,
     .peak = peak_of_vectors,
 };
 

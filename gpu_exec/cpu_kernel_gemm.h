@@ -268,6 +268,17 @@ inline void finish_panel(const TilePanels& panels, std::uint64_t panel, const fl
   }
 }
 
+/// As finish_panel(), in the type that the tile asks for.
+template <typename Storage>
+inline void finish_sums(const TilePanels& panels, std::uint64_t panel, const float* first,
+                        const float* second) {
+  if (panels.tile.y_f32) {
+    finish_panel<F32>(panels, panel, first, second);
+  } else {
+    finish_panel<Storage>(panels, panel, first, second);
+  }
+}
+
 template <typename Storage>
 void linear_rows(const LinearTile& tile) {
   const LinearScratch scratch = split_linear_scratch(tile.scratch);
@@ -286,7 +297,7 @@ void linear_rows(const LinearTile& tile) {
       if (last && (panel + 1) % panels.matrices == 0) {
         const std::uint64_t floats = scratch.panel_floats(rows);
         const float* sums = scratch.c + panel * floats;
-        finish_panel<Storage>(panels, panel, sums - (panels.matrices - 1) * floats, sums);
+        finish_sums<Storage>(panels, panel, sums - (panels.matrices - 1) * floats, sums);
       }
     }
   }

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "gpu_exec/model_spec.h"
+#include "gpu_exec/topk.h"
 
 namespace librarian::gpu_exec {
 
@@ -30,6 +31,7 @@ struct LinearTile {
   const std::byte* x;  ///< Row 0.
   std::byte* y;        ///< Row 0.
   DType dtype;
+  bool y_f32;  ///< y is f32, whatever `dtype`.
   std::uint64_t inputs, outputs;
   std::uint64_t y_stride;                  ///< Elements from one row of y to the next.
   WeightView matrices[2];                  ///< Gate and up, or one matrix.
@@ -102,6 +104,16 @@ struct AddTile {
   float scale;
 };
 
+/// A few rows of TopkOp.
+struct TopkTile {
+  float* logits;  ///< [rows, count]
+  std::uint64_t rows, count, first_id;
+  float multiplier, softcap;
+  std::uint32_t k;
+  const std::int32_t* gold_ids;  ///< [rows]
+  std::byte* memory;             ///< [rows] of topk_row_bytes(k).
+};
+
 /// One instruction-set path.
 struct CpuKernels {
   std::uint64_t panel_columns;
@@ -114,6 +126,7 @@ struct CpuKernels {
   void (*norm)(const NormTile& tile);
   void (*rotate)(const RotateTile& tile);
   void (*add)(const AddTile& tile);
+  void (*topk)(const TopkTile& tile);
   /// Does nothing but the instruction that products of matrices of `type` are made of, `rounds`
   /// times some.
   /// @param sink  Two small numbers in, anything out.

@@ -131,6 +131,34 @@ void pack_elements_of_panel(const MatrixSource& source, std::uint64_t outputs, s
   pack_elements<Element>(source, first, present, packed, inputs, layout, out);
 }
 
+/// Decodes a quantised matrix tile by tile and packs the tiles.
+template <typename Element>
+void pack_quantised_panel(const MatrixSource& source, std::uint64_t outputs, std::uint64_t inputs,
+                          PanelLayout layout, std::uint64_t panel, std::byte* out) {
+  // A whole number of every layout's units, and small enough for a thread's stack and cache.
+  constexpr std::uint64_t kTileInputs = 1024;
+  alignas(kLine) std::byte tile[kColumnsMax * kTileInputs * sizeof(Element)];
+  const std::uint64_t first = panel * layout.columns;
+  const std::uint64_t present = std::min(layout.columns, outputs - first);
+  for (std::uint64_t begin = 0; begin < inputs; begin += kTileInputs) {
+    const std::uint64_t width = std::min(kTileInputs, inputs - begin);
+    for (std::uint64_t column = 0; column < present;) {
+      // Rows that follow one another in the tensor are decoded together.
+      const std::uint64_t row = source.rows.at(first + column);
+      std::uint64_t rows = 1;
+      while (column + rows < present && source.rows.at(first + column + rows) == row + rows) {
+        ++rows;
+      }
+      dequantise(*source.quantised, row, rows, begin, begin + width, source.type,
+                 tile + column * width * sizeof(Element));
+      column += rows;
+    }
+    const MatrixSource decoded{tile, source.type, {}, false, 0, nullptr};
+    pack_elements_of_panel<Element>(decoded, present, width, layout, 0,
+                                    out + begin * layout.columns * sizeof(Element));
+  }
+}
+
 }  // namespace
 
 PanelLayout panel_layout(const CpuKernels& kernels, DType type) {
@@ -146,6 +174,13 @@ void pack_panel(const MatrixSource& source, std::uint64_t outputs, std::uint64_t
                 PanelLayout layout, std::uint64_t panel, std::byte* packed) {
   LIB_CHECK(layout.columns <= kColumnsMax && layout.columns % 8 == 0);
   std::byte* out = packed + panel * packed_panel_bytes(inputs, layout, source.type);
+  if (source.quantised != nullptr) {
+    LIB_CHECK(!source.transposed);
+    source.type == DType::f32
+        ? pack_quantised_panel<std::uint32_t>(source, outputs, inputs, layout, panel, out)
+        : pack_quantised_panel<std::uint16_t>(source, outputs, inputs, layout, panel, out);
+    return;
+  }
   if (source.type == DType::f32) {
     pack_elements_of_panel<std::uint32_t>(source, outputs, inputs, layout, panel, out);
   } else {

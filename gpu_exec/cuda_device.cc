@@ -135,7 +135,7 @@ class CudaDevice final : public Device {
       CudaProduct product = product_of(op, op.matrix, 0, op.outputs);
       product.y = op.y;
       product.y_stride = y_stride;
-      product.out = op.dtype;
+      product.out = op.y_f32 ? DType::f32 : op.dtype;
       products_.multiply(product);
       return;
     }
@@ -146,8 +146,8 @@ class CudaDevice final : public Device {
       CudaFinish finish;
       finish.x = sums;
       finish.bias = op.matrix.bias == nullptr ? nullptr : op.matrix.bias + tile.column;
-      finish.y = op.y + (tile.row * y_stride + tile.column) * dtype_bytes(op.dtype);
-      finish.type = op.dtype;
+      finish.type = op.y_f32 ? DType::f32 : op.dtype;
+      finish.y = op.y + (tile.row * y_stride + tile.column) * dtype_bytes(finish.type);
       finish.activation = op.activation;
       finish.rows = tile.rows;
       finish.width = tile.columns;
@@ -275,6 +275,10 @@ class CudaDevice final : public Device {
 
   void norm(const NormOp& op) override { runtime_->launch(op); }
   void add(const AddOp& op) override { runtime_->launch(op); }
+  void topk(const TopkOp& op) override {
+    LIB_CHECK(op.count <= kVocabularyTile && op.k >= 1 && op.k <= kTopkMax);
+    runtime_->launch(op);
+  }
 
  private:
   /// Where things are in the scratch of an operation. All are used in the order of the compute

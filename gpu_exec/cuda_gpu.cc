@@ -180,6 +180,10 @@ class Gpu final : public CudaRuntime {
     launch_add(kernel, stream(Queue::compute));
     check(cudaGetLastError(), "add");
   }
+  void launch(const TopkOp& kernel) override {
+    launch_topk(kernel, stream(Queue::compute));
+    check(cudaGetLastError(), "topk");
+  }
   void launch(const CudaAttention& kernel, bool tensor_cores) override {
     launch_attention(kernel, tensor_cores, stream(Queue::compute));
     check(cudaGetLastError(), "attention");

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "gpu_exec/cuda_kernel_elements.h"
+#include "gpu_exec/cuda_kernel_topk.h"
 #include "gpu_exec/cuda_kernels.h"
 #include "gpu_exec/cuda_simt.h"
 #include "gpu_exec/device.h"
@@ -444,6 +445,10 @@ template <typename Launch>
 inline void with_row_kernel(const AddOp& op, const Launch& launch) {
   with_element(op.dtype,
                [&](auto element) { launch(AddKernel<decltype(element)::kType>::of(op)); });
+}
+template <typename Launch>
+inline void with_row_kernel(const TopkOp& op, const Launch& launch) {
+  launch(TopkKernel{op});
 }
 
 }  // namespace librarian::gpu_exec

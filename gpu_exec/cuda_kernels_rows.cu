@@ -29,6 +29,7 @@ void launch_rope_table(const CudaRopeTable& op, void* cuda_stream) {
 void launch_rotate(const CudaRotate& op, void* cuda_stream) {
   launch_rows(op, op.rows, cuda_stream);
 }
+void launch_topk(const TopkOp& op, void* cuda_stream) { launch_rows(op, op.rows, cuda_stream); }
 void launch_add(const AddOp& op, void* cuda_stream) { launch_rows(op, op.count, cuda_stream); }
 
 }  // namespace librarian::gpu_exec

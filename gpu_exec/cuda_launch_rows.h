@@ -18,5 +18,6 @@ void launch_norm(const NormOp& op, void* cuda_stream);
 void launch_rope_table(const CudaRopeTable& op, void* cuda_stream);
 void launch_rotate(const CudaRotate& op, void* cuda_stream);
 void launch_add(const AddOp& op, void* cuda_stream);
+void launch_topk(const TopkOp& op, void* cuda_stream);
 
 }  // namespace librarian::gpu_exec

@@ -89,6 +89,7 @@ class CudaRuntime {
   virtual void launch(const CudaRotate& kernel) = 0;
   virtual void launch(const NormOp& kernel) = 0;
   virtual void launch(const AddOp& kernel) = 0;
+  virtual void launch(const TopkOp& kernel) = 0;
   virtual void launch(const CudaAttention& kernel, bool tensor_cores) = 0;
 
   /// A library chooses its kernel by the number of rows, too, so it is always given so many; 0:

@@ -14,6 +14,8 @@
 
 #include "base/error.h"
 #include "gpu_exec/model_spec.h"
+#include "gpu_exec/quantised.h"
+#include "gpu_exec/topk.h"
 
 namespace librarian::gpu_exec {
 
@@ -60,6 +62,9 @@ struct MatrixSource {
   RowRuns rows;             ///< Where output i lies.
   bool transposed = false;  ///< The tensor is [inputs, tensor_rows], else [tensor_rows, inputs].
   std::uint64_t tensor_rows = 0;  ///< Only read if transposed.
+  /// The tensor as a quantised checkpoint has it, or null. Then it is decoded to `type`, `bytes` is
+  /// not read, and it is not transposed. Only where Device::reads_quantised().
+  const QuantisedMatrix* quantised = nullptr;
 };
 
 /// A vector inside a tensor of a checkpoint, at any alignment.
@@ -87,6 +92,7 @@ struct LinearOp {
   PackedMatrix matrix;
   Activation activation = Activation::identity;
   std::uint64_t y_stride = 0;  ///< Elements from one row of y to the next; 0: outputs.
+  bool y_f32 = false;          ///< y is f32, whatever `dtype`: nothing is rounded.
 };
 
 /// y = act(x * gate^T + gate bias) * (x * up^T + up bias); both products stay f32 until y.
@@ -186,6 +192,22 @@ struct AddOp {
   float scale = 1.0F;
 };
 
+/// One tile of the vocabulary for rows that may have met the tiles before it. Products become
+/// logits in place: softcap * tanh(product * multiplier / softcap), or product * multiplier without
+/// a cap. All in f32; sums over the tile in an order of its size alone.
+/// @source Milakov and Gimelshein 2018 (online softmax with top k)
+struct TopkOp {
+  float* logits = nullptr;  ///< [rows, count] row-major: the head's products; overwritten.
+  std::uint64_t rows = 0;
+  std::uint64_t count = 0;     ///< Of ids: at most kVocabularyTile.
+  std::uint64_t first_id = 0;  ///< Behind all that came before.
+  float multiplier = 1.0F;
+  float softcap = 0;                       ///< 0: none.
+  std::uint32_t k = 0;                     ///< 1 to kTopkMax.
+  const std::int32_t* gold_ids = nullptr;  ///< [rows] the token that came next, or -1.
+  std::byte* memory = nullptr;  ///< [rows] of topk_row_bytes(k); see TopkRow and clear_topk().
+};
+
 /// Size of a product's matrix, [outputs, inputs].
 struct ProductSize {
   std::uint64_t outputs = 0, inputs = 0;
@@ -226,6 +248,8 @@ class Device {
 
   /// Whether operations take pointers to host memory. Else rows are copied in and out.
   virtual bool works_on_host_memory() const { return true; }
+  /// Whether pack_matrix() takes quantised matrices.
+  virtual bool reads_quantised() const { return false; }
   /// Places for weights that take turns: with 2, the next ones come while these are used.
   virtual std::uint64_t weight_buffers() const { return 1; }
   /// linear() and glu() read and write whole multiples of so many rows; what they write beyond the
@@ -282,6 +306,7 @@ class Device {
   virtual void rotate(const RotateOp& op, std::byte* scratch) = 0;
   virtual void norm(const NormOp& op) = 0;
   virtual void add(const AddOp& op) = 0;
+  virtual void topk(const TopkOp& op) = 0;
 };
 
 /// Instruction-set path of the CPU device. Results are equal bit for bit on one path, and differ

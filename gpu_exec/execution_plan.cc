@@ -55,6 +55,24 @@ Needs needs_of(const ModelSpec& model, const ExecutorOptions& options, const Dev
 
 enum class Residency : std::uint8_t { layer, stage };
 
+/// Rows that meet a tile of the head at a time: their logits stay in a cache.
+constexpr std::uint64_t kLogitRows = 256;
+
+struct HeadNeeds {
+  std::uint64_t tiles = 0;  ///< 0: no logits are wanted.
+  std::uint64_t tiles_min = 0;
+  std::uint64_t tile_bytes = 0;
+};
+
+HeadNeeds head_needs(const ModelSpec& model, const ExecutorOptions& options, const Device& device) {
+  if (options.topk == 0) {
+    return {};
+  }
+  const std::uint64_t rows = std::min<std::uint64_t>(kVocabularyTile, model.vocab_size);
+  return {(model.vocab_size + kVocabularyTile - 1) / kVocabularyTile, 1,
+          aligned(device.packed_bytes(rows, model.hidden_size, options.head_dtype))};
+}
+
 ExecutionPlan place_all(const ModelSpec& model, const ExecutorOptions& options,
                         const Device& device, const Needs& needs, Residency residency,
                         std::uint64_t blocks_together) {
@@ -81,7 +99,16 @@ ExecutionPlan place_all(const ModelSpec& model, const ExecutorOptions& options,
   const std::uint64_t norm_bytes = device.vector_bytes(model.hidden_size);
   plan.final_norm = place(norm_bytes);
   plan.final_norm_bias = place(model.norm.bias ? norm_bytes : 0);
-  plan.weights = place(plan.weight_buffers * aligned(plan.stage_bytes_max));
+  const HeadNeeds head = head_needs(model, options, device);
+  const std::uint64_t layer_place = plan.weight_buffers * aligned(plan.stage_bytes_max);
+  const std::uint64_t place_bytes = std::max(
+      layer_place, head.tile_bytes * (options.head_resident ? head.tiles : head.tiles_min));
+  plan.weights = place(place_bytes);
+  if (head.tiles != 0) {
+    plan.head_tile_bytes = head.tile_bytes;
+    plan.memory.head_tiles = std::min(head.tiles, place_bytes / head.tile_bytes);
+    plan.head_bias = place(model.head.bias ? head.tiles * device.vector_bytes(kVocabularyTile) : 0);
+  }
   plan.memory.weight_bytes = at;
 
   plan.hidden = 0;
@@ -99,9 +126,20 @@ ExecutionPlan place_all(const ModelSpec& model, const ExecutorOptions& options,
   plan.scratch = place(device.scratch_bytes(needs.scratch));
   plan.state = place(plan.state_slots * plan.rows_bytes);
   plan.outbox = place(plan.outbox_slots * plan.rows_bytes);
+  std::uint64_t host_at = in_place ? 0 : (kInboxSlots + plan.outbox_slots) * plan.rows_bytes;
+  if (options.topk != 0) {
+    const std::uint64_t topk_bytes = aligned(options.block_rows_max * topk_row_bytes(options.topk));
+    const std::uint64_t gold_bytes = aligned(options.block_rows_max * sizeof(std::int32_t));
+    plan.logit_rows = std::min(rows, (kLogitRows + unit - 1) / unit * unit);
+    plan.logits = place(plan.logit_rows * kVocabularyTile * sizeof(float));
+    plan.topk = place(in_place ? 0 : topk_bytes);
+    plan.gold_ids = place(in_place ? 0 : gold_bytes);
+    plan.host_topk = host_at;
+    plan.host_gold = host_at + topk_bytes;
+    host_at += in_place ? 0 : topk_bytes + gold_bytes;
+  }
   plan.memory.workspace_bytes = at - plan.memory.weight_bytes;
-  plan.memory.host_bytes =
-      in_place ? 0 : (kInboxSlots + plan.outbox_slots) * plan.rows_bytes + device.host_bytes();
+  plan.memory.host_bytes = in_place ? 0 : host_at + device.host_bytes();
   plan.memory.staged = residency == Residency::stage;
   plan.memory.weight_buffers = plan.weight_buffers;
   plan.memory.rows_together = blocks_together * options.block_rows_max;

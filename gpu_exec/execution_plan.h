@@ -47,6 +47,16 @@ struct ExecutionPlan {
   std::uint64_t state = 0;            ///< `state_slots` of `rows_bytes`.
   std::uint64_t outbox = 0;           ///< `outbox_slots` of `rows_bytes`.
   std::uint64_t kv_rows = 0;
+
+  // Of run_topk(). The head's tiles lie where the layers' weights do: none is needed by then.
+  std::uint64_t head_tile_bytes = 0;
+  std::uint64_t head_bias = 0;   ///< f32, vector_bytes(kVocabularyTile) for each tile
+  std::uint64_t logit_rows = 0;  ///< That are multiplied with a tile at a time.
+  std::uint64_t logits = 0;      ///< f32 [logit rows, kVocabularyTile]
+  std::uint64_t topk = 0;        ///< [block rows] of topk_row_bytes(), if rows are copied
+  std::uint64_t gold_ids = 0;    ///< i32 [block rows], likewise
+  std::uint64_t host_topk = 0;   ///< In host memory for copies: as `topk`, and behind it
+  std::uint64_t host_gold = 0;   ///< as `gold_ids`.
 };
 
 /// Whole layers are resident if they fit the device with all its weight buffers; else stages are,

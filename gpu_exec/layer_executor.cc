@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "gpu_exec/execution_plan.h"
+#include "gpu_exec/head_runner.h"
 #include "gpu_exec/layer_steps.h"
 #include "gpu_exec/layer_weights.h"
 #include "gpu_exec/row_transport.h"
@@ -64,6 +65,14 @@ std::vector<ProductSize> product_sizes(const ModelSpec& model, const ExecutorOpt
       }
     }
   }
+  if (options.topk != 0) {
+    for (const std::uint64_t rows : {std::min<std::uint64_t>(kVocabularyTile, model.vocab_size),
+                                     model.vocab_size % kVocabularyTile}) {
+      if (rows != 0) {
+        sizes.insert({rows, model.hidden_size, false});
+      }
+    }
+  }
   return {sizes.begin(), sizes.end()};
 }
 
@@ -82,7 +91,8 @@ class LayerExecutor::Impl {
         arena_(std::move(arena)),
         host_(std::move(host)),
         steps_(model, options_, device, plan_, arena_.get()),
-        transport_(device, plan_, arena_.get(), host_.get()) {
+        transport_(device, plan_, arena_.get(), host_.get()),
+        head_(model, options_, device, plan_, arena_.get(), host_.get()) {
     buffers_.resize(plan_.weight_buffers, {StageWeights(model, device), {}, {}});
   }
 
@@ -116,11 +126,21 @@ class LayerExecutor::Impl {
       LIB_TRY_VOID(load_final(role, type, bytes));
       return device_.mark(Queue::weights);
     }
+    return load({role, type, bytes});
+  }
+
+  Result<Ticket> load(WeightRole role, const QuantisedMatrix& matrix) {
+    if (!device_.reads_quantised()) {
+      return invalid("this device does not read quantised weights");
+    }
+    return load({role, options_.dtype, {}, matrix});
+  }
+
+  Result<Ticket> load(const LayerTensor& tensor) {
     Layer* layer = loading_ ? loading_.get() : running_.get();
     if (layer == nullptr) {
-      return invalid(std::string("no layer has begun that has a ") + weight_role_name(role));
+      return invalid(std::string("no layer has begun that has a ") + weight_role_name(tensor.role));
     }
-    const LayerTensor tensor{role, type, bytes};
     LIB_TRY_VOID(check_tensor(model_, *layer->spec, options_.weight_dtype_max, tensor));
     if (plan_.memory.staged) {
       layer->tensors.push_back(tensor);
@@ -133,6 +153,8 @@ class LayerExecutor::Impl {
   }
 
   Result<bool> reached(Ticket ticket) { return device_.reached(ticket); }
+  Result<void> wait_for(Ticket ticket) { return drain(ticket); }
+  std::uint64_t head_tiles() const { return plan_.memory.head_tiles; }
 
   Result<void> run(std::span<const Block> blocks, LayerIo& io, const std::stop_token& stop) {
     if (loading_) {
@@ -177,6 +199,25 @@ class LayerExecutor::Impl {
     LIB_TRY_VOID(drain(device_.mark(Queue::download)));
     std::copy(to, to + rows.size(), normed.begin());
     return {};
+  }
+
+  void begin_head(std::uint64_t first_tile) {
+    loading_.reset();
+    running_.reset();
+    head_.begin(first_tile);
+  }
+  Result<Ticket> load_head(WeightRole role, DType type, std::span<const std::byte> bytes) {
+    return head_.load(role, type, bytes);
+  }
+  Result<void> run_topk(std::span<const std::byte> normed, std::span<const std::int32_t> gold_ids,
+                        std::span<std::byte> memory, const std::stop_token& stop) {
+    LIB_TRY(const Ticket done, head_.run(normed, gold_ids, memory, stop));
+    LIB_TRY_VOID(drain(done));
+    // A layer's weights may come where the head was from now on, and not before.
+    for (Buffer& buffer : buffers_) {
+      buffer.free = device_.mark(Queue::compute);
+    }
+    return head_.take(memory);
   }
 
  private:
@@ -335,6 +376,7 @@ class LayerExecutor::Impl {
   DeviceMemory host_;
   StepRunner steps_;
   RowTransport transport_;
+  HeadRunner head_;
   std::vector<Buffer> buffers_;
   std::size_t next_buffer_ = 0;
   std::unique_ptr<Layer> loading_;  ///< Begun and not run yet.
@@ -393,7 +435,13 @@ Result<Ticket> LayerExecutor::load(WeightRole role, DType type, std::span<const 
   return impl_->load(role, type, bytes);
 }
 
+Result<Ticket> LayerExecutor::load(WeightRole role, const QuantisedMatrix& matrix) {
+  return impl_->load(role, matrix);
+}
+
 Result<bool> LayerExecutor::reached(Ticket ticket) { return impl_->reached(ticket); }
+
+Result<void> LayerExecutor::wait_for(Ticket ticket) { return impl_->wait_for(ticket); }
 
 Result<void> LayerExecutor::run(std::span<const Block> blocks, LayerIo& io,
                                 const std::stop_token& stop) {
@@ -403,6 +451,21 @@ Result<void> LayerExecutor::run(std::span<const Block> blocks, LayerIo& io,
 Result<void> LayerExecutor::run_final_norm(std::span<const std::byte> rows,
                                            std::span<std::byte> normed) {
   return impl_->run_final_norm(rows, normed);
+}
+
+std::uint64_t LayerExecutor::head_tiles() const { return impl_->head_tiles(); }
+
+void LayerExecutor::begin_head(std::uint64_t first_tile) { impl_->begin_head(first_tile); }
+
+Result<Ticket> LayerExecutor::load_head(WeightRole role, DType type,
+                                        std::span<const std::byte> bytes) {
+  return impl_->load_head(role, type, bytes);
+}
+
+Result<void> LayerExecutor::run_topk(std::span<const std::byte> normed,
+                                     std::span<const std::int32_t> gold_ids,
+                                     std::span<std::byte> memory, const std::stop_token& stop) {
+  return impl_->run_topk(normed, gold_ids, memory, stop);
 }
 
 }  // namespace librarian::gpu_exec

@@ -53,6 +53,10 @@ struct ExecutorOptions {
   /// Larger matrices are multiplied in slices of outputs. Part of the numbers on devices whose
   /// products depend on their width, so a constant but for tests.
   std::uint64_t slice_bytes_max = 512U << 20U;
+  std::uint32_t topk = 0;          ///< k of run_topk(); 0: it is not called.
+  DType head_dtype = DType::bf16;  ///< Of the head's matrix in the checkpoint.
+  /// The whole head is on the device at once; else as many of its tiles as a layer's place holds.
+  bool head_resident = true;
 };
 
 /// What an executor takes, known before any is allocated.
@@ -65,6 +69,7 @@ struct ExecutorMemory {
   bool staged = false;
   std::uint64_t weight_buffers = 1;
   std::uint64_t rows_together = 0;
+  std::uint64_t head_tiles = 0;  ///< Tiles of the head that are on the device at once.
   std::uint64_t device_bytes() const { return weight_bytes + workspace_bytes; }
 };
 
@@ -119,9 +124,15 @@ class LayerExecutor {
   /// @error invalid_argument  the size does not fit the shape, the layer has no such role, or
   ///                          `type` is wider than weight_dtype_max.
   Result<Ticket> load(WeightRole role, DType type, std::span<const std::byte> bytes);
+  /// The same for a matrix in a quantised layout, which is decoded to ExecutorOptions::dtype.
+  /// @param matrix  What it points to must stay as long as `bytes` above.
+  /// @error invalid_argument  the sizes do not fit, or the device does not read quantised matrices.
+  Result<Ticket> load(WeightRole role, const QuantisedMatrix& matrix);
 
   /// As Device::reached().
   Result<bool> reached(Ticket ticket);
+  /// Waits until it is.   @error internal  the device failed.
+  Result<void> wait_for(Ticket ticket);
 
   /// Runs the layer begun last over blocks. A row's result depends on its sample's rows up to it
   /// and on nothing else: not on blocks, neighbours, stages or threads.
@@ -134,6 +145,24 @@ class LayerExecutor {
   /// normed = final norm of rows, [rows, hidden] both, rows <= block_rows_max; needs
   /// load(final_norm).
   Result<void> run_final_norm(std::span<const std::byte> rows, std::span<std::byte> normed);
+
+  /// Tiles of the head that there is room for at once.
+  std::uint64_t head_tiles() const;
+  /// Forgets the head's tiles, and the layers: the next one begins anew. What comes from here on
+  /// are tiles from `first_tile` on, in order.
+  void begin_head(std::uint64_t first_tile);
+  /// Takes a tile of the head, or all of its bias, as they lie in the checkpoint.
+  /// @param bytes  head: all of the tile's rows. head_bias: [vocab].
+  /// @return  When the device is done with `bytes`.
+  /// @error invalid_argument  No room for another tile, or the size is not the tile's.
+  Result<Ticket> load_head(WeightRole role, DType type, std::span<const std::byte> bytes);
+  /// Shows rows the tiles that are loaded; every row must have met all tiles before them.
+  /// @param normed    [rows, hidden], rows <= block_rows_max: what run_final_norm() gave.
+  /// @param gold_ids  [rows]; see TopkOp.
+  /// @param memory    [rows] of topk_row_bytes(topk), aligned to 4.
+  /// @error cancelled | invalid_argument (the bias is missing, sizes disagree) | internal
+  Result<void> run_topk(std::span<const std::byte> normed, std::span<const std::int32_t> gold_ids,
+                        std::span<std::byte> memory, const std::stop_token& stop);
 
  private:
   class Impl;

@@ -45,8 +45,20 @@ Result<void> check_tensor(const ModelSpec& model, const LayerSpec& layer, DType 
     return invalid(name + ": " + dtype_name(tensor.type) + " is wider than planned for");
   }
   std::uint64_t count = 0;
+  std::uint64_t outputs = 0;
+  std::uint64_t inputs = 0;
   for (const WeightPart& part : weight_parts(model, layer, tensor.role)) {
     count += part.outputs * std::max<std::uint64_t>(part.inputs, 1);
+    outputs += part.outputs;
+    inputs = part.inputs;
+  }
+  if (tensor.quantised) {
+    if (layer.transposed || tensor.quantised->outputs != outputs ||
+        tensor.quantised->inputs != inputs) {
+      return invalid(name + ": a quantised [" + std::to_string(tensor.quantised->outputs) + ", " +
+                     std::to_string(tensor.quantised->inputs) + "] is not this layer's");
+    }
+    return {};
   }
   if (tensor.bytes.size() != count * dtype_bytes(tensor.type)) {
     return invalid(name + ": " + std::to_string(tensor.bytes.size()) + " bytes for " +
@@ -89,7 +101,7 @@ void StageWeights::load(const LayerTensor& tensor) {
     } else {
       device_->pack_matrix(
           {tensor.bytes.data(), tensor.type, slice_of(part->rows, weight.begin, weight.end),
-           layer_->transposed, tensor_rows},
+           layer_->transposed, tensor_rows, tensor.quantised ? &*tensor.quantised : nullptr},
           weight.end - weight.begin, part->inputs, to);
     }
     loaded_[i] = {to, tensor.type, nullptr, layer_->transposed};

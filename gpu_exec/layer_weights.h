@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -18,6 +19,8 @@ struct LayerTensor {
   WeightRole role{};
   DType type{};
   std::span<const std::byte> bytes;
+  /// In place of `bytes`, which is empty; `type` is what it is decoded to.
+  std::optional<QuantisedMatrix> quantised{};
 };
 
 /// @error invalid_argument  the layer has no such tensor, the size does not fit its shape, or it is

@@ -46,7 +46,9 @@ constexpr std::array<const char*, kWeightRoles> kRoleNames{"embedding",
                                                            "mlp_out_norm",
                                                            "mlp_out_norm_bias",
                                                            "final_norm",
-                                                           "final_norm_bias"};
+                                                           "final_norm_bias",
+                                                           "head",
+                                                           "head_bias"};
 
 /// Collects the roles whose flag is set.
 struct RoleList {
@@ -100,7 +102,10 @@ Extent extent_of(const ModelSpec& model, const LayerSpec& layer, WeightRole role
   const std::uint64_t width = layer.mlp.width;
   switch (role) {
     case WeightRole::embedding:
+    case WeightRole::head:
       return {model.vocab_size, hidden};
+    case WeightRole::head_bias:
+      return {model.vocab_size, 0};
     case WeightRole::position_embedding:
       return {model.embedding.positions, hidden};
     case WeightRole::type_embedding:
@@ -285,6 +290,13 @@ std::vector<WeightRole> final_roles(const ModelSpec& model) {
   RoleList list;
   list.add(WeightRole::final_norm, model.final_norm);
   list.add(WeightRole::final_norm_bias, model.final_norm && model.norm.bias);
+  return list.roles;
+}
+
+std::vector<WeightRole> head_roles(const ModelSpec& model) {
+  RoleList list;
+  list.add(WeightRole::head);
+  list.add(WeightRole::head_bias, model.head.bias);
   return list.roles;
 }
 

@@ -135,6 +135,7 @@ struct EmbeddingSpec {
 /// What turns final.post_norm into logits.
 struct HeadSpec {
   bool tied = false;  ///< The embedding is the matrix.
+  bool bias = false;
   float multiplier = 1.0F;
   float softcap = 0;  ///< 0: none.
 };
@@ -188,9 +189,10 @@ enum class WeightRole : std::uint8_t {
   mlp_out_norm_bias,
   final_norm,
   final_norm_bias,
+  head,  ///< [vocab, hidden]; multiplied in tiles of kVocabularyTile rows
+  head_bias,
 };
-inline constexpr std::size_t kWeightRoles =
-    static_cast<std::size_t>(WeightRole::final_norm_bias) + 1;
+inline constexpr std::size_t kWeightRoles = static_cast<std::size_t>(WeightRole::head_bias) + 1;
 const char* weight_role_name(WeightRole role);
 
 /// Row-major shape that the tensor of `role` must have; {n} for vectors, {rows, columns} for
@@ -202,6 +204,8 @@ std::vector<std::uint64_t> weight_shape(const ModelSpec& model, const LayerSpec&
 std::vector<WeightRole> weight_roles(const ModelSpec& model, const LayerSpec& layer);
 std::vector<WeightRole> embedding_roles(const ModelSpec& model);
 std::vector<WeightRole> final_roles(const ModelSpec& model);
+/// What the last step needs besides where logits are wanted.
+std::vector<WeightRole> head_roles(const ModelSpec& model);
 
 /// Rows of a tensor that make up a matrix or vector: row i is first + i / run * stride + i % run.
 struct RowRuns {

@@ -20,6 +20,7 @@
 #include "ingest/disk_plan.h"
 #include "ingest/job_events.h"
 #include "ingest/job_options.h"
+#include "ingest/known_weights.h"
 #include "ingest/memory_plan.h"
 #include "ingest/part_journal.h"
 #include "ingest/run_report.h"
@@ -84,7 +85,10 @@ class PreparedJob {
   /// Bytes that the first part fetches: the weights from the embedding to the last captured layer,
   /// or the whole files that they lie in.
   std::uint64_t part_fetch_bytes() const;
-  /// Bytes that all parts together fetch, if this process does them all.
+  /// Bytes of tensors that are fetched for the skeleton (skeleton.h); 0: none is wanted, or it is
+  /// there. The small files that go with them come on top.
+  std::uint64_t skeleton_fetch_bytes() const;
+  /// Bytes that all parts and the skeleton together fetch, if this process does them all.
   std::uint64_t fetch_bytes() const;
   /// Multiplications and additions of one pass over all tokens.
   double flops() const;
@@ -105,13 +109,22 @@ class PreparedJob {
   Result<void> prepare(const std::stop_token& stop);
   Result<void> prepare_partition();
   Result<void> prepare_geometry();
+  void count_logit_rows();
   Result<void> plan();
+  bool wants_skeleton() const;
   Result<void> plan_weight_staging();
   Result<std::uint64_t> staging_limit_bytes() const;
   Result<std::uint64_t> disk_needed_bytes() const;
   Result<void> check_disk();
+  std::vector<DiskArray> disk_arrays() const;
   Result<std::unique_ptr<weightmap::WeightSource>> open_weight_source(
       std::unique_ptr<weightmap::remote::StagingDirectory>& directory);
+  Result<RunReport> run_parts(KnownWeights& known_weights, JobObserver& observer,
+                              Result<void>& outcome, const std::stop_token& stop);
+  Result<std::string> try_skeleton(KnownWeights& known_weights, JobObserver& observer,
+                                   RunReport& report, const std::stop_token& stop);
+  Result<void> finish_skeleton(KnownWeights& known_weights, JobObserver& observer,
+                               RunReport& report, const std::stop_token& stop);
   Result<void> remove_scratch();
   void write_report(const RunReport& report);
   SourceRecord source_record() const;
@@ -130,6 +143,8 @@ class PreparedJob {
   CaptureList captures_;
   TokenData tokens_;
   std::vector<activation_store::PartRange> parts_;
+  std::uint64_t logit_rows_ = 0;      // Of logits.topk, in all parts,
+  std::uint64_t logit_rows_max_ = 0;  // and in one.
   MemoryPlan memory_;
   std::uint64_t device_overhead_bytes_ = 0;  // Host memory that opening it took.
   std::optional<DevicePlan> device_plan_;

@@ -40,6 +40,9 @@ class JobObserver {
                          std::uint64_t /*total*/) {}
   virtual void layer_done(const LayerDone& /*event*/) {}
   virtual void part_done(std::uint64_t /*part*/) {}
+  /// The skeleton's bytes come now; and they are all there, durable.
+  virtual void skeleton_started(std::uint64_t /*tensor_bytes*/) {}
+  virtual void skeleton_done(std::uint64_t /*fetched_bytes*/) {}
   virtual void waiting(const std::string& /*holders*/) {}
   virtual void warning(const std::string& /*text*/) {}
 };

@@ -47,6 +47,7 @@ struct JobOptions {
   std::uint64_t bandwidth_max = 0;   ///< Bytes per second from the network; 0: no limit.
   double hedge_budget = 0.01;        ///< Extra bytes per byte for requests sent twice.
   std::vector<std::string> headers;  ///< "Name: value" for the model's own server; may be secret.
+  bool skeleton = true;              ///< Write <out>/model/ (skeleton.h).
   bool insecure_http = false;
   bool allow_nonfinite = false;
 };

@@ -4,15 +4,20 @@
 #include <algorithm>
 #include <bit>
 
+#include "activation_store/skeleton_file.h"
 #include "base/units.h"
 #include "gpu_exec/cuda_device.h"
+#include "ingest/array_plan.h"
 #include "ingest/identity.h"
 #include "ingest/job.h"
+#include "ingest/kept_rows.h"
 #include "ingest/layer_flops.h"
 #include "ingest/partition.h"
+#include "ingest/skeleton.h"
 #include "ingest/source_pin.h"
 #include "ingest/store_directory.h"
 #include "ingest/stored_type.h"
+#include "ingest/tokenizer_check.h"
 
 namespace librarian::ingest {
 namespace {
@@ -100,24 +105,39 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
     warnings_.push_back(text);
   }
   dtype_ = options_.dtype.value_or(checkpoint_->dtype());
+  if (checkpoint_->quantised()) {
+    if (!device_->reads_quantised()) {
+      return Error(ErrorCode::invalid_argument,
+                   "--device: quantised weights are decoded by the CPU only so far; leave it out");
+    }
+    warnings_.push_back(
+        "the weights are quantised: they are decoded to the type of the computation, and "
+        "activations are not quantised, so engines that do quantise them differ by a little");
+  }
   for (std::string& text : device_->warnings(dtype_)) {
     warnings_.push_back(std::move(text));
   }
   LIB_TRY(captures_, parse_captures(options_.captures, capture_shape(checkpoint_->spec())));
   if (captures_.logits) {
-    return Error(ErrorCode::invalid_argument,
-                 "--capture logits.topk: logits are not built in yet; capture final.post_norm");
-  }
-  if (!captures_.options.empty()) {
-    return Error(ErrorCode::invalid_argument,
-                 "--capture " + captures_.options.begin()->first +
-                     captures_.options.begin()->second.text() + ": not built in yet");
+    if (captures_.logits->k > gpu_exec::kTopkMax) {
+      return Error(ErrorCode::invalid_argument,
+                   "--capture " + std::string(kLogitsTopk) + captures_.logits->text() + ": k is " +
+                       std::to_string(gpu_exec::kTopkMax) + " at most");
+    }
+    LIB_TRY_VOID(checkpoint_->use_head());
   }
   TokenLimits limits;
   limits.vocab_size = checkpoint_->spec().vocab_size;
   limits.max_length = options_.max_length;
   limits.samples_max = options_.num_samples;
   LIB_TRY(tokens_, read_token_file(*environment_.files, options_.tokens, limits));
+  LIB_TRY(std::optional<std::string> other_template,
+          check_tokenizer(*fetcher_, *environment_.clock, model_.read_from, options_.tokens,
+                          tokens_.origin, stop));
+  if (other_template) {
+    warnings_.push_back(*std::move(other_template));
+  }
+  LIB_TRY_VOID(check_positions(captures_, tokens_, options_.tokens));
   const gpu_exec::EmbeddingSpec& embedding = checkpoint_->spec().embedding;
   const std::uint32_t learned = embedding.positions - embedding.position_offset;
   if (embedding.positions != 0 && tokens_.longest_sample() > learned) {
@@ -136,6 +156,9 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   }
   LIB_TRY_VOID(prepare_geometry());
   LIB_TRY_VOID(prepare_partition());
+  if (captures_.logits) {
+    count_logit_rows();
+  }
   LIB_TRY_VOID(plan());
 
   IdentityInputs inputs;
@@ -202,6 +225,14 @@ Result<void> PreparedJob::prepare_partition() {
   return {};
 }
 
+void PreparedJob::count_logit_rows() {
+  for (const activation_store::PartRange& part : parts_) {
+    const std::uint64_t rows = kept_row_count(tokens_, part, captures_.logits->positions);
+    logit_rows_ += rows;
+    logit_rows_max_ = std::max(logit_rows_max_, rows);
+  }
+}
+
 Result<void> PreparedJob::plan() {
   MemoryInputs memory;
   memory.checkpoint = &*checkpoint_;
@@ -213,6 +244,11 @@ Result<void> PreparedJob::plan() {
   memory.shard_tokens = shard_tokens_;
   for (const activation_store::PartRange& part : parts_) {
     memory.part_tokens_max = std::max(memory.part_tokens_max, part.tokens);
+    std::uint64_t kept = 0;
+    for (const auto& [name, positions] : positions_of(captures_)) {
+      kept += kept_row_count(tokens_, part, positions);
+    }
+    memory.kept_row_bytes = std::max(memory.kept_row_bytes, kept * sizeof(std::int64_t));
   }
   memory.sample_tokens_max = tokens_.longest_sample();
   memory.token_bytes = tokens_.memory_bytes();
@@ -220,6 +256,7 @@ Result<void> PreparedJob::plan() {
   memory.block_tokens = options_.block_tokens;
   memory.state = options_.state;
   memory.threads = threads_;
+  memory.logit_rows_max = logit_rows_max_;
   LIB_TRY(memory_, plan_memory(memory));
   LIB_TRY(device_plan_, plan_device(*checkpoint_, captures_, parts_, memory_, *device_));
   if (device_plan_) {
@@ -230,8 +267,7 @@ Result<void> PreparedJob::plan() {
   disk.tokens = tokens_.tokens();
   disk.part_tokens_max = memory.part_tokens_max;
   disk.row_bytes = checkpoint_->spec().hidden_size * gpu_exec::dtype_bytes(dtype_);
-  disk.arrays = captures_.array_count();
-  disk.type = stored_type(dtype_);
+  disk.arrays = disk_arrays();
   disk.codec = options_.codec;
   disk.state_in_memory = memory_.state_in_memory;
   for (std::int32_t layer = weightmap::kEmbeddingLayer; layer < captures_.last_layer(); ++layer) {
@@ -239,6 +275,7 @@ Result<void> PreparedJob::plan() {
     // another order.
     disk.uncovered_layers += layer >= 0 && captures_.keeps_state_of(layer) ? 0 : 1;
   }
+  disk.skeleton_bytes = wants_skeleton() ? skeleton_tensor_file_bytes(*checkpoint_) : 0;
   disk_ = plan_disk(disk);
   if (options_.disk_limit_bytes && disk_.peak_bytes > *options_.disk_limit_bytes) {
     return Error(ErrorCode::does_not_fit,
@@ -250,8 +287,40 @@ Result<void> PreparedJob::plan() {
   return {};
 }
 
+std::vector<DiskArray> PreparedJob::disk_arrays() const {
+  const ArrayGeometry geometry{dtype_, options_.codec, checkpoint_->spec().hidden_size,
+                               chunk_tokens_, shard_tokens_};
+  const activation_store::PartRange whole{0, tokens_.samples(), tokens_.tokens()};
+  std::map<std::string, std::uint64_t> rows{{"", tokens_.tokens()}};
+  for (const auto& [name, positions] : positions_of(captures_)) {
+    rows[name] = kept_row_count(tokens_, whole, positions);
+  }
+  std::vector<DiskArray> arrays;
+  for (const PlannedArray& planned : planned_arrays(captures_, geometry)) {
+    DiskArray array;
+    array.name = planned.name;
+    array.rows = rows.at(planned.positions.rows_name());
+    array.row_bytes = activation_store::row_bytes(planned.layout);
+    array.type = planned.layout.type;
+    array.keep_mantissa_bits = planned.attributes.keep_mantissa_bits;
+    arrays.push_back(std::move(array));
+  }
+  return arrays;
+}
+
 std::uint64_t PreparedJob::fetch_bytes() const {
-  return part_fetch_bytes() * (staging_.holds_all() ? 1 : parts_.size());
+  return part_fetch_bytes() * (staging_.holds_all() ? 1 : parts_.size()) + skeleton_fetch_bytes();
+}
+
+std::uint64_t PreparedJob::skeleton_fetch_bytes() const {
+  return disk_.skeleton_bytes == 0 ? 0 : skeleton_tensor_bytes(*checkpoint_);
+}
+
+bool PreparedJob::wants_skeleton() const {
+  return options_.skeleton &&
+         (options_.out.empty() ||
+          !environment_.files->info(options_.out + "/" + activation_store::kSkeletonDirectory +
+                                    "/" + activation_store::kSkeletonFileName));
 }
 
 std::uint64_t PreparedJob::part_fetch_bytes() const {
@@ -273,7 +342,8 @@ double PreparedJob::flops() const {
   for (std::int32_t layer = 0; layer < layers; ++layer) {
     total += layer_flops(checkpoint_->spec(), static_cast<std::uint32_t>(layer), tokens_.offsets);
   }
-  return total;
+  return total + 2.0 * static_cast<double>(logit_rows_) * checkpoint_->spec().hidden_size *
+                     checkpoint_->spec().vocab_size;
 }
 
 Result<double> PreparedJob::measure_flops() const {

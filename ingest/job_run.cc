@@ -8,6 +8,7 @@
 #include "ingest/job.h"
 #include "ingest/layer_flops.h"
 #include "ingest/part_run.h"
+#include "ingest/skeleton.h"
 #include "ingest/source_pin.h"
 #include "ingest/store_directory.h"
 #include "weightmap/host_ring.h"
@@ -58,6 +59,8 @@ class Recorder final : public JobObserver {
     next_.layer_done(event);
   }
   void part_done(std::uint64_t part) override { next_.part_done(part); }
+  void skeleton_started(std::uint64_t bytes) override { next_.skeleton_started(bytes); }
+  void skeleton_done(std::uint64_t bytes) override { next_.skeleton_done(bytes); }
   void waiting(const std::string& holders) override { next_.waiting(holders); }
   void warning(const std::string& text) override { next_.warning(text); }
 
@@ -201,25 +204,13 @@ class PartLoop {
   std::string holders_;
 };
 
-Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token& stop) {
+/// Claims, runs and publishes parts; everything that this takes is given back when it returns.
+/// @param outcome  How it ended, where there is a report of it.
+Result<RunReport> PreparedJob::run_parts(KnownWeights& known_weights, JobObserver& observer,
+                                         Result<void>& outcome, const std::stop_token& stop) {
   Clock& clock = *environment_.clock;
   FileSystem& files = *environment_.files;
-  const TimePoint begin = clock.now();
-  const std::string started = utc_now();
-
   const double peak_flops = device_->peak_flops(dtype_);
-
-  LIB_TRY_VOID(check_disk());
-  LIB_TRY_VOID(
-      claim_store(files, clock, options_.out, {identity_, identity_digest_, parts_}, stop));
-  if (place_ != model_.uri) {
-    const auto pinned = weightmap::remote::parse_hub_place(model_.uri.text);
-    LIB_CHECK(pinned.has_value());
-    LIB_TRY_VOID(write_source_pin(files, options_.out, place_.text, pinned->revision));
-  }
-  KnownWeights known_weights;
-  LIB_TRY_VOID(known_weights.read_published(files, options_.out, parts_.size()));
-
   EncodePool encoder(clock, memory_.encode);
   Recorder recorder(observer);
   const weightmap::remote::FetchStatistics before = fetcher_->statistics();
@@ -257,21 +248,8 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
 
   RunReport& report = recorder.report();
   PartLoop loop(context, tools, parts_, report);
-  Result<void> outcome = loop.run(stop);
-  if (!outcome && stop.stop_requested()) {
-    outcome = Error(ErrorCode::cancelled, "stopped; the same command resumes");
-  }
+  outcome = loop.run(stop);
 
-  report.tool_version = kVersion;
-  report.started = started;
-  report.outcome = !outcome                     ? outcome_name(outcome.error().code())
-                   : report.parts_done_here > 0 ? "complete"
-                                                : "already complete";
-  report.model = model_.uri.display();
-  report.device_kind = device_kind_;
-  report.threads = threads_;
-  report.parts_total = parts_.size();
-  report.wall = clock.now() - begin;
   const weightmap::remote::FetchStatistics after = fetcher_->statistics();
   report.fetched_bytes = after.body_bytes - before.body_bytes;
   report.requests = after.requests - before.requests;
@@ -301,6 +279,57 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
   report.memory_limit_bytes = memory_.limit_bytes;
   report.resident_peak_bytes = ingest::resident_peak_bytes();
   report.staging = staging ? "disk" : "memory";
+  return report;
+}
+
+Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token& stop) {
+  Clock& clock = *environment_.clock;
+  FileSystem& files = *environment_.files;
+  const TimePoint begin = clock.now();
+  const std::string started = utc_now();
+
+  LIB_TRY_VOID(check_disk());
+  LIB_TRY_VOID(claim_store(files, clock, options_.out,
+                           {identity_, identity_digest_, parts_, options_.skeleton}, stop));
+  if (place_ != model_.uri) {
+    const auto pinned = weightmap::remote::parse_hub_place(model_.uri.text);
+    LIB_CHECK(pinned.has_value());
+    LIB_TRY_VOID(write_source_pin(files, options_.out, place_.text, pinned->revision));
+  }
+  KnownWeights known_weights;
+  LIB_TRY_VOID(known_weights.read_published(files, options_.out, parts_.size()));
+  RunReport skeleton;
+  RunReport report;
+  Result<void> outcome;
+  if (const auto tried = try_skeleton(known_weights, observer, skeleton, stop); !tried) {
+    outcome = tried.error();
+  } else {
+    LIB_TRY(report, run_parts(known_weights, observer, outcome, stop));
+  }
+  if (outcome) {
+    outcome = finish_skeleton(known_weights, observer, skeleton, stop);
+  }
+  if (!outcome && stop.stop_requested()) {
+    outcome = Error(ErrorCode::cancelled, "stopped; the same command resumes");
+  }
+
+  report.tool_version = kVersion;
+  report.started = started;
+  report.outcome = !outcome                     ? outcome_name(outcome.error().code())
+                   : report.parts_done_here > 0 ? "complete"
+                                                : "already complete";
+  report.model = model_.uri.display();
+  report.device_kind = device_kind_;
+  report.threads = threads_;
+  report.parts_total = parts_.size();
+  report.wall = clock.now() - begin;
+  report.skeleton_bytes = skeleton.skeleton_bytes;
+  report.needed_bytes += skeleton.needed_bytes;
+  report.fetched_bytes += skeleton.fetched_bytes;
+  report.requests += skeleton.requests;
+  report.retries += skeleton.retries;
+  report.hedges += skeleton.hedges;
+  report.hedge_bytes += skeleton.hedge_bytes;
   if (outcome) {
     LIB_TRY(report.store_digest, store_digest(files, options_.out, parts_.size()));
     LIB_TRY_VOID(remove_source_pin(files, options_.out));
@@ -311,6 +340,56 @@ Result<RunReport> PreparedJob::run(JobObserver& observer, const std::stop_token&
     return outcome.error();
   }
   return report;
+}
+
+/// Writes the skeleton if nobody else is at it. Nothing of a part is in memory meanwhile, so it may
+/// take what the parts will.
+/// @return  Who is at it; empty: it is there, or not wanted.
+Result<std::string> PreparedJob::try_skeleton(KnownWeights& known_weights, JobObserver& observer,
+                                              RunReport& report, const std::stop_token& stop) {
+  if (!options_.skeleton) {
+    return std::string();
+  }
+  const weightmap::remote::FetchStatistics before = fetcher_->statistics();
+  SkeletonInputs inputs;
+  inputs.checkpoint = &*checkpoint_;
+  inputs.store_directory = options_.out;
+  inputs.identity_digest = identity_digest_;
+  inputs.known_weights = &known_weights;
+  inputs.memory_bytes = memory_.total_bytes - memory_.table_bytes;
+  inputs.on_begun = [&] { observer.skeleton_started(skeleton_tensor_bytes(*checkpoint_)); };
+  LIB_TRY(const SkeletonOutcome outcome,
+          write_skeleton(*fetcher_, *environment_.files, *environment_.clock, inputs, stop));
+  const weightmap::remote::FetchStatistics after = fetcher_->statistics();
+  report.skeleton_bytes += outcome.fetched_bytes;
+  report.needed_bytes += outcome.fetched_bytes;
+  report.fetched_bytes += after.body_bytes - before.body_bytes;
+  report.requests += after.requests - before.requests;
+  report.retries += after.retries - before.retries;
+  report.hedges += after.hedges - before.hedges;
+  report.hedge_bytes += after.hedge_bytes - before.hedge_bytes;
+  if (!outcome.warning.empty()) {
+    observer.warning(outcome.warning);
+  }
+  if (outcome.fetched_bytes > 0) {
+    observer.skeleton_done(outcome.fetched_bytes);
+  }
+  return outcome.there ? std::string() : outcome.holder;
+}
+
+/// A store is complete when its skeleton is there, too: whoever was at it may have died.
+Result<void> PreparedJob::finish_skeleton(KnownWeights& known_weights, JobObserver& observer,
+                                          RunReport& report, const std::stop_token& stop) {
+  while (true) {
+    LIB_TRY(const std::string holder, try_skeleton(known_weights, observer, report, stop));
+    if (holder.empty()) {
+      return {};
+    }
+    observer.waiting("model: " + holder);
+    if (!environment_.clock->sleep_for(kLookAgain, stop)) {
+      return Error(ErrorCode::cancelled, "stopped while waiting for other processes");
+    }
+  }
 }
 
 /// A report is worth little next to leaving in time: others' locks are not waited for long, and a

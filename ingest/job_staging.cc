@@ -69,9 +69,10 @@ Result<std::uint64_t> PreparedJob::disk_needed_bytes() const {
         options_.out + "/" + activation_store::part_directory_name(part) + "/zarr.json";
     left += existing && files.info(group) ? 0 : parts_[part].tokens;
   }
-  return static_cast<std::uint64_t>(static_cast<double>(disk_.peak_bytes) *
+  return static_cast<std::uint64_t>(static_cast<double>(disk_.peak_bytes - disk_.skeleton_bytes) *
                                     static_cast<double>(left) /
-                                    static_cast<double>(tokens_.tokens()));
+                                    static_cast<double>(tokens_.tokens())) +
+         disk_.skeleton_bytes;
 }
 
 /// What whole files may take together: the user's limit, and never more than the disk has.

@@ -9,8 +9,9 @@
 
 #include "base/units.h"
 #include "gpu_exec/embedding.h"
+#include "gpu_exec/topk.h"
+#include "ingest/capture_sink.h"
 #include "ingest/residual_state.h"
-#include "ingest/stored_type.h"
 #include "weightmap/host_ring.h"
 #include "weightmap/request_plan.h"
 
@@ -34,53 +35,145 @@ std::uint64_t largest_layer_bytes(const weightmap::Checkpoint& checkpoint) {
   for (std::int32_t layer = 0; layer <= checkpoint.layer_count(); ++layer) {
     std::uint64_t bytes = 0;
     for (const weightmap::WeightTensor& tensor : checkpoint.layer(layer).tensors) {
-      bytes += weightmap::HostRing::slot_bytes(tensor.bytes.size());
+      // The head goes tile by tile: one arrives while the one before is taken.
+      const std::uint64_t most =
+          tensor.role == gpu_exec::WeightRole::head
+              ? 2 * gpu_exec::kVocabularyTile * tensor.columns * gpu_exec::dtype_bytes(tensor.dtype)
+              : ~std::uint64_t{0};
+      bytes += weightmap::HostRing::slot_bytes(std::min(tensor.bytes.size(), most));
     }
     largest = std::max(largest, bytes);
   }
   return largest;
 }
 
-activation_store::ArrayLayout layout_of(const MemoryInputs& in) {
-  activation_store::ArrayLayout layout;
-  layout.rows = in.part_tokens_max;
-  layout.width = in.checkpoint->spec().hidden_size;
-  layout.type = stored_type(in.dtype);
-  layout.codec = in.codec;
-  layout.chunk_tokens = in.chunk_tokens;
-  layout.shard_tokens = in.shard_tokens;
-  return layout;
+/// What writing arrays takes beside the weights and the state.
+struct Writing {
+  std::uint64_t arrays = 0;           ///< In all.
+  std::uint64_t arrays_per_step = 0;  ///< Most that are written at the same time.
+  std::uint64_t bytes_per_step = 0;   ///< Most that their writers and sinks take.
+  std::uint64_t chunk_bytes_max = 0;
+};
+
+Writing writing_of(const MemoryInputs& in) {
+  const ArrayGeometry geometry{in.dtype, in.codec, in.checkpoint->spec().hidden_size,
+                               in.chunk_tokens, in.shard_tokens};
+  Writing writing;
+  // A state on disk is read back by chunks of this size, also where no array is kept that way.
+  writing.chunk_bytes_max = in.chunk_tokens * row_bytes(in);
+  for (std::int32_t layer = -1; layer <= in.captures->last_layer(); ++layer) {
+    std::uint64_t arrays = 0;
+    std::uint64_t bytes = 0;
+    for (PlannedArray& array : planned_arrays(*in.captures, geometry, layer)) {
+      array.layout.rows = in.part_tokens_max;
+      ++arrays;
+      bytes += activation_store::ArrayWriter::memory_bytes(array.layout) +
+               CaptureSink::memory_bytes(array, in.dtype);
+      writing.chunk_bytes_max =
+          std::max(writing.chunk_bytes_max, activation_store::chunk_bytes(array.layout));
+    }
+    writing.arrays += arrays;
+    writing.arrays_per_step = std::max(writing.arrays_per_step, arrays);
+    writing.bytes_per_step = std::max(writing.bytes_per_step, bytes);
+  }
+  return writing;
 }
 
 /// Tokens, tensor table and the records of the journal and the manifest.
 std::uint64_t table_bytes(const MemoryInputs& in) {
   std::uint64_t tensors = 0;
+  std::uint64_t quantised = 0;  // Scales and the like of one layer.
   for (std::int32_t layer = weightmap::kEmbeddingLayer; layer <= in.checkpoint->layer_count();
        ++layer) {
     tensors += in.checkpoint->layer(layer).tensors.size();
+    quantised = std::max(quantised, in.checkpoint->layer(layer).table_bytes());
   }
   const std::uint64_t shards = (in.part_tokens_max + in.shard_tokens - 1) / in.shard_tokens;
-  const std::uint64_t files = in.captures->array_count() * (shards + 1);
+  const std::uint64_t files = writing_of(in).arrays * (shards + 1);
   // A part's tokens are copied once while they are written.
-  const std::uint64_t part_copy = in.part_tokens_max * 2 * sizeof(std::int64_t);
+  const std::uint64_t part_copy = in.part_tokens_max * 2 * sizeof(std::int64_t) + in.kept_row_bytes;
   // While the embedding runs: what is added to its rows, and the position of each.
   const std::uint64_t embedding =
       gpu_exec::EmbeddingStage::memory_bytes(in.checkpoint->spec(), in.sample_tokens_max) +
       in.part_tokens_max * sizeof(std::uint32_t);
-  return in.token_bytes + std::max(part_copy, embedding) + tensors * kBytesPerTensorEntry +
-         files * kBytesPerFileRecord;
+  return in.token_bytes + in.kept_row_bytes + std::max(part_copy, embedding) + quantised +
+         tensors * kBytesPerTensorEntry + files * kBytesPerFileRecord;
 }
 
 gpu_exec::ExecutorOptions executor_options(const MemoryInputs& in, std::uint64_t block_tokens) {
   gpu_exec::ExecutorOptions options;
   options.dtype = in.dtype;
   options.weight_dtype_max = in.checkpoint->widest_dtype();
+  if (in.checkpoint->quantised() &&
+      gpu_exec::dtype_bytes(in.dtype) > gpu_exec::dtype_bytes(options.weight_dtype_max)) {
+    options.weight_dtype_max = in.dtype;  // What quantised matrices are decoded to.
+  }
   options.block_rows_max = block_tokens;
   options.sample_rows_max = in.sample_tokens_max;
   // Two blocks that follow one another hold more than one block together, or they would be one.
   options.blocks_max = 2 * in.part_tokens_max / block_tokens + 1;
   options.captures_max = in.captures->arrays_per_layer_max();
   return options;
+}
+
+gpu_exec::DType head_dtype(const weightmap::Checkpoint& checkpoint) {
+  for (const weightmap::WeightTensor& tensor : checkpoint.layer(checkpoint.layer_count()).tensors) {
+    if (tensor.role == gpu_exec::WeightRole::head) {
+      return tensor.dtype;
+    }
+  }
+  return gpu_exec::DType::bf16;
+}
+
+/// Host memory of run_head() with so many rows remembered, of which so many are a batch.
+std::uint64_t logits_bytes(const MemoryInputs& in, std::uint64_t block_rows,
+                           std::uint64_t remembered) {
+  const std::uint32_t k = in.captures->logits->k;
+  const std::uint64_t batch = 2 * row_bytes(in) + logits_row_bytes(k);
+  // Each kept row's number and what came next.
+  return remembered * gpu_exec::topk_row_bytes(k) + block_rows * batch +
+         in.logit_rows_max * (sizeof(std::int64_t) + sizeof(std::int32_t));
+}
+
+/// Decides whether the whole head is resident or its tiles come in groups while what is known of
+/// each row waits: whichever takes less host memory, on a device of its own whatever it has room
+/// for. No bit depends on it.
+Result<void> plan_head(const MemoryInputs& in, std::uint64_t block_rows, MemoryPlan& plan) {
+  const gpu_exec::ModelSpec& model = in.checkpoint->spec();
+  const std::uint64_t tiles =
+      (model.vocab_size + gpu_exec::kVocabularyTile - 1) / gpu_exec::kVocabularyTile;
+  plan.executor.topk = in.captures->logits->k;
+  plan.executor.head_dtype = head_dtype(*in.checkpoint);
+  std::optional<MemoryPlan> best;
+  std::optional<Error> failure;
+  std::uint64_t best_bytes = 0;
+  for (const bool resident : {true, false}) {
+    MemoryPlan choice = plan;
+    choice.executor.head_resident = resident;
+    auto memory = gpu_exec::LayerExecutor::memory(model, choice.executor, *in.device);
+    if (!memory) {
+      failure = memory.error();
+      continue;
+    }
+    choice.executor_memory = *memory;
+    choice.head_passes = (tiles + memory->head_tiles - 1) / memory->head_tiles;
+    choice.logits_bytes = logits_bytes(
+        in, block_rows,
+        choice.head_passes == 1 ? std::min(block_rows, in.logit_rows_max) : in.logit_rows_max);
+    const std::uint64_t bytes =
+        choice.logits_bytes + (in.device->works_on_host_memory() ? memory->device_bytes() : 0);
+    const bool stages_less = best && best->executor_memory.staged && !memory->staged;
+    if (!best || stages_less ||
+        (bytes < best_bytes && memory->staged <= best->executor_memory.staged)) {
+      best_bytes = bytes;
+      best = std::move(choice);
+    }
+  }
+  if (!best) {
+    return *failure;
+  }
+  plan = *std::move(best);
+  return {};
 }
 
 /// @error does_not_fit  the device is too small.
@@ -93,10 +186,14 @@ Result<MemoryPlan> plan_with(const MemoryInputs& in, std::uint64_t block_tokens,
   plan.whole_layer_prefetch = whole_layer;
 
   plan.executor = executor_options(in, block_tokens);
-  LIB_TRY(plan.executor_memory,
-          gpu_exec::LayerExecutor::memory(in.checkpoint->spec(), plan.executor, *in.device));
-  const gpu_exec::ExecutorMemory& executor = plan.executor_memory;
   const std::uint64_t block_rows = std::min(block_tokens, in.part_tokens_max);
+  if (in.captures->logits) {
+    LIB_TRY_VOID(plan_head(in, block_rows, plan));
+  } else {
+    LIB_TRY(plan.executor_memory,
+            gpu_exec::LayerExecutor::memory(in.checkpoint->spec(), plan.executor, *in.device));
+  }
+  const gpu_exec::ExecutorMemory& executor = plan.executor_memory;
   plan.workspace_bytes =
       executor.host_bytes + (in.captures->final_norm ? block_rows * row_bytes(in) : 0);
   if (in.device->works_on_host_memory()) {
@@ -119,21 +216,20 @@ Result<MemoryPlan> plan_with(const MemoryInputs& in, std::uint64_t block_tokens,
   state.in_memory = state_in_memory;
   plan.state_bytes = ResidualState::memory_bytes(state, block_tokens);
 
-  const activation_store::ArrayLayout layout = layout_of(in);
+  const Writing writing = writing_of(in);
   plan.encode.threads = in.threads;
   plan.encode.slots = slots;
-  plan.encode.chunk_bytes_max = in.chunk_tokens * row_bytes(in);
+  plan.encode.chunk_bytes_max = writing.chunk_bytes_max;
   // Two layers write at the same time: one computes, the one before commits.
   plan.encode_bytes =
-      activation_store::EncodePool::memory_bytes(plan.encode) +
-      2 * in.captures->arrays_per_layer_max() * activation_store::ArrayWriter::memory_bytes(layout);
+      activation_store::EncodePool::memory_bytes(plan.encode) + 2 * writing.bytes_per_step;
   if (!state_in_memory) {
     // Reading state back from a capture decodes a chunk at a time.
-    plan.encode_bytes += 4 * plan.encode.chunk_bytes_max;
+    plan.encode_bytes += 4 * in.chunk_tokens * row_bytes(in);
   }
   plan.table_bytes = table_bytes(in);
   plan.total_bytes = plan.packed_weight_bytes + plan.workspace_bytes + plan.ring_bytes +
-                     plan.state_bytes + plan.encode_bytes + plan.table_bytes;
+                     plan.state_bytes + plan.encode_bytes + plan.table_bytes + plan.logits_bytes;
   return plan;
 }
 
@@ -153,7 +249,7 @@ std::optional<std::uint64_t> read_number(const char* path) {
 }  // namespace
 
 Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
-  const std::uint64_t arrays = in.captures->arrays_per_layer_max();
+  const std::uint64_t arrays = writing_of(in).arrays_per_step;
   const std::uint64_t slots_min = 2 * arrays + 2;
   const std::uint64_t slots = slots_min + 2 * static_cast<std::uint64_t>(in.threads);
   const std::uint64_t block_min = whole_samples(in) ? in.sample_tokens_max : 1;
@@ -236,8 +332,9 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
                    format_bytes(least.packed_weight_bytes) + " for the largest layer, " +
                    format_bytes(least.workspace_bytes) + " of workspace, " +
                    format_bytes(least.ring_bytes) + " for weights on their way, " +
-                   format_bytes(least.state_bytes + least.encode_bytes + least.table_bytes) +
-                   " for state, encoding and tables; the smallest that would do is " +
+                   format_bytes(least.state_bytes + least.encode_bytes + least.table_bytes +
+                                least.logits_bytes) +
+                   " for state, encoding, tables and logits; the smallest that would do is " +
                    std::to_string((least.total_bytes + kMiB - 1) / kMiB) + "MiB" + advice);
 }
 

@@ -28,10 +28,12 @@ struct MemoryInputs {
   std::uint64_t part_tokens_max = 0;    ///< Tokens of the largest part.
   std::uint64_t sample_tokens_max = 0;  ///< Longest sample.
   std::uint64_t token_bytes = 0;        ///< TokenData::memory_bytes().
+  std::uint64_t kept_row_bytes = 0;     ///< Lists of rows that arrays of the largest part keep.
   std::uint64_t limit_bytes = 0;        ///< --host-memory.
   std::uint64_t block_tokens = 0;       ///< 0: auto.
   StateMode state = StateMode::automatic;
   int threads = 1;
+  std::uint64_t logit_rows_max = 0;  ///< Rows that logits.topk keeps of one part, at most.
 };
 
 struct MemoryPlan {
@@ -47,7 +49,10 @@ struct MemoryPlan {
   std::uint64_t ring_bytes = 0;           ///< Weights that arrive meanwhile.
   std::uint64_t state_bytes = 0;
   std::uint64_t encode_bytes = 0;
-  std::uint64_t table_bytes = 0;    ///< Tokens, tensor table, journal.
+  std::uint64_t table_bytes = 0;  ///< Tokens, tensor table, journal.
+  /// Rows on their way through the head, and what is known of each until all of it has passed.
+  std::uint64_t logits_bytes = 0;
+  std::uint64_t head_passes = 0;    ///< Times that a part's rows are shown a part of the head.
   std::uint64_t staging_bytes = 0;  ///< Segments of whole files on their way to a disk.
   std::uint64_t total_bytes = 0;
   std::uint64_t limit_bytes = 0;

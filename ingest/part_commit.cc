@@ -20,15 +20,17 @@ Result<void> PartRun::commit_now(LayerWork& work, const std::stop_token& stop) {
   record.state = work.place;
   record.verified = weightmap::verification_name(context_.weight_source.verification(work.layer));
   LayerDone event;
-  for (LayerWork::Output& output : work.outputs) {
-    LIB_TRY(ArrayRecord array, output.writer.finish(stop));
-    event.stored_bytes += array.stored_bytes;
-    event.raw_bytes += array.raw_bytes;
-    record.arrays.push_back(std::move(array));
+  for (CaptureSink& output : work.outputs) {
+    LIB_TRY(std::vector<ArrayRecord> arrays, output.finish(stop));
+    for (ArrayRecord& array : arrays) {
+      event.stored_bytes += array.stored_bytes;
+      event.raw_bytes += array.raw_bytes;
+      record.arrays.push_back(std::move(array));
+    }
   }
   LIB_TRY_VOID(lock_->check_still_held());
-  for (LayerWork::Output& output : work.outputs) {
-    LIB_TRY_VOID(output.writer.publish());
+  for (CaptureSink& output : work.outputs) {
+    LIB_TRY_VOID(output.publish());
   }
   // A source is known from its first committed layer on: one that was refused must leave no trace.
   if (std::find(progress_.sources.begin(), progress_.sources.end(), context_.source) ==
@@ -45,7 +47,7 @@ Result<void> PartRun::commit_now(LayerWork& work, const std::stop_token& stop) {
   not_saved_.push_back(work.layer);
   if (record.state.kind != StatePlace::Kind::none || work.layer == last_layer_) {
     for (const std::int32_t layer : std::exchange(not_saved_, {})) {
-      context_.weight_source.layer_is_durable(layer);
+      context_.weight_source.layer_is_durable(layer, stop);
     }
   }
   progress_.layers.push_back(std::move(record));
@@ -92,6 +94,9 @@ Result<void> PartRun::publish(const std::stop_token& stop) {
   part.hidden_size = context_.checkpoint.spec().hidden_size;
   part.captures = context_.captures.requested;
   part.aliases = context_.captures.aliases;
+  if (context_.captures.logits) {
+    part.groups[kLogitsTopk] = logits_group();
+  }
   part.device_kind = context_.device_kind;
   part.products = context_.products;
   part.zstd_version = activation_store::zstd_version();

@@ -4,6 +4,7 @@
 
 #include "base/log.h"
 #include "base/random.h"
+#include "ingest/kept_rows.h"
 #include "ingest/part_run.h"
 
 namespace librarian::ingest {
@@ -31,13 +32,16 @@ PartRun::PartRun(const PartContext& context, std::uint64_t part,
     offsets_.push_back(*(first + static_cast<std::ptrdiff_t>(i)) - *first);
   }
   blocks_ = plan_blocks(offsets_, context.block_tokens);
+  for (const auto& [name, positions] : positions_of(context.captures)) {
+    kept_rows_[name] = kept_rows(context.tokens, range, positions);
+  }
 }
 
 Result<std::unique_ptr<PartRun>> PartRun::open(const PartContext& context, std::uint64_t part,
                                                const activation_store::PartRange& range,
                                                std::unique_ptr<DirectoryLock> lock) {
   std::unique_ptr<PartRun> run(new PartRun(context, part, range, std::move(lock)));
-  LIB_TRY_VOID(make_directories(context.files, run->scratch_));
+  LIB_TRY_VOID(make_private_directories(context.files, run->scratch_));
   LIB_TRY_VOID(run->recover());
   return run;
 }
@@ -207,6 +211,7 @@ Result<void> PartRun::write_tokens() {
   if (all.loss_mask) {
     tokens.loss_mask.emplace(all.loss_mask->begin() + begin, all.loss_mask->begin() + end);
   }
+  tokens.rows = kept_rows_;
   for (std::uint64_t i = 0; i < range_.samples; ++i) {
     tokens.sample_index.push_back(static_cast<std::int64_t>(range_.first_sample + i));
   }

@@ -8,12 +8,10 @@
 #include "ingest/nonfinite.h"
 #include "ingest/part_work.h"
 #include "ingest/stopwatch.h"
-#include "ingest/stored_type.h"
 
 namespace librarian::ingest {
 namespace {
 
-using activation_store::ArrayLayout;
 using activation_store::ArrayWriter;
 using gpu_exec::CapturePoint;
 
@@ -32,14 +30,14 @@ class PartRun::BlockIo final : public gpu_exec::LayerIo {
   Result<std::span<std::byte>> load(std::size_t block) override {
     return run_.state_->load(run_.blocks_[block].row_begin, run_.blocks_[block].rows);
   }
-  Result<void> capture(CapturePoint point, std::size_t /*block*/,
+  Result<void> capture(CapturePoint point, std::size_t block,
                        std::span<const std::byte> rows) override {
     const Stopwatch watch(run_.context_.clock, work_.times.capture_wait);
     const std::string name = capture_array_name(work_.layer, point);
     const auto output = std::find_if(work_.outputs.begin(), work_.outputs.end(),
-                                     [&](const auto& entry) { return entry.name == name; });
+                                     [&](const auto& sink) { return sink.name() == name; });
     LIB_CHECK(output != work_.outputs.end());
-    return output->writer.append(rows, stop_);
+    return output->append(rows, run_.blocks_[block].row_begin, stop_);
   }
   Result<void> store(std::size_t block, std::span<std::byte> rows) override {
     const BlockRange& range = run_.blocks_[block];
@@ -50,7 +48,11 @@ class PartRun::BlockIo final : public gpu_exec::LayerIo {
     return {};
   }
   Result<void> idle() override {
-    return work_.layer < run_.last_layer_ ? loader_.load_ahead(work_.layer + 1) : Result<void>();
+    // The head comes tile by tile, to where this layer's weights are.
+    const bool head_is_next = run_.context_.captures.logits.has_value() &&
+                              work_.layer + 1 == run_.context_.checkpoint.layer_count();
+    return work_.layer < run_.last_layer_ && !head_is_next ? loader_.load_ahead(work_.layer + 1)
+                                                           : Result<void>();
   }
 
  private:
@@ -143,8 +145,7 @@ Result<void> PartRun::run(const PartTools& tools,
   state_saved_ = context_.clock.now();
   {
     Committer committer(*this, stop);
-    WeightLoader loader(tools.weights, tools.executor, context_.clock,
-                        context_.checkpoint.layer_count(),
+    WeightLoader loader(tools.weights, tools.executor, context_.clock, context_.checkpoint,
                         [&](std::int32_t layer) { return prefetch_after(tools, layer); });
     Duration waited{};  // For the commit before: it held up the layer after.
     for (std::int32_t layer = first_layer(); layer <= last_layer_; ++layer) {
@@ -156,7 +157,8 @@ Result<void> PartRun::run(const PartTools& tools,
       LIB_TRY_VOID(layer < 0 ? run_embedding(tools, work, stop)
                    : layer < context_.checkpoint.layer_count()
                        ? run_layer(tools, loader, work, stop)
-                       : run_final_norm(tools, loader, work, stop));
+                   : context_.captures.logits ? run_head(tools, loader, work, stop)
+                                              : run_final_norm(tools, loader, work, stop));
       work.times.wall = context_.clock.now() - work.begin + work.times.commit_wait;
       if (work.place.kind != StatePlace::Kind::none) {
         state_saved_ = context_.clock.now();
@@ -176,19 +178,36 @@ Result<void> PartRun::run(const PartTools& tools,
 }
 
 Result<void> PartRun::open_writers(const PartTools& tools, LayerWork& work) {
-  ArrayLayout layout;
-  layout.rows = range_.tokens;
-  layout.width = context_.checkpoint.spec().hidden_size;
-  layout.type = stored_type(context_.dtype);
-  layout.codec = context_.codec;
-  layout.chunk_tokens = context_.chunk_tokens;
-  layout.shard_tokens = context_.shard_tokens;
-  for (const std::string& name : context_.captures.arrays_of(work.layer)) {
-    LIB_TRY(ArrayWriter writer,
-            ArrayWriter::create(context_.files, tools.encoder, directory_, name, layout, nonce_));
-    work.outputs.push_back({name, std::move(writer)});
+  std::vector<PlannedArray> arrays = planned_arrays(context_.captures, geometry(), work.layer);
+  for (std::size_t i = 0; i < arrays.size(); ++i) {
+    PlannedArray& array = arrays[i];
+    LIB_TRY(ArrayWriter writer, open_writer(tools, array));
+    std::optional<ArrayWriter> scales;
+    if (array.layout.type == activation_store::StoredType::f8_e4m3) {
+      LIB_TRY(scales, open_writer(tools, arrays[++i]));
+    }
+    const auto kept = kept_rows_.find(array.positions.rows_name());
+    work.outputs.emplace_back(array, context_.dtype, std::move(writer), std::move(scales),
+                              kept == kept_rows_.end() ? nullptr : &kept->second);
   }
   return {};
+}
+
+Result<ArrayWriter> PartRun::open_writer(const PartTools& tools, PlannedArray& array) {
+  const auto kept = kept_rows_.find(array.positions.rows_name());
+  array.layout.rows = kept == kept_rows_.end() ? range_.tokens : kept->second.size();
+  return ArrayWriter::create(context_.files, tools.encoder, directory_, array.name, array.layout,
+                             nonce_, array.attributes);
+}
+
+ArrayGeometry PartRun::geometry() const {
+  ArrayGeometry geometry;
+  geometry.dtype = context_.dtype;
+  geometry.codec = context_.codec;
+  geometry.hidden_size = context_.checkpoint.spec().hidden_size;
+  geometry.chunk_tokens = context_.chunk_tokens;
+  geometry.shard_tokens = context_.shard_tokens;
+  return geometry;
 }
 
 Result<void> PartRun::prefetch_after(const PartTools& tools, std::int32_t layer) {
@@ -272,9 +291,9 @@ Result<void> PartRun::run_embedding(const PartTools& tools, LayerWork& work,
   for (const BlockRange& block : blocks_) {
     LIB_TRY(const std::span<const std::byte> rows, state_->load(block.row_begin, block.rows));
     LIB_TRY_VOID(check_finite(rows, context_.dtype, work, block.row_begin));
-    for (LayerWork::Output& output : work.outputs) {
+    for (CaptureSink& output : work.outputs) {
       const Stopwatch watch(context_.clock, work.times.capture_wait);
-      LIB_TRY_VOID(output.writer.append(rows, stop));
+      LIB_TRY_VOID(output.append(rows, block.row_begin, stop));
     }
   }
   return {};
@@ -305,6 +324,14 @@ Result<void> PartRun::run_layer(const PartTools& tools, WeightLoader& loader, La
 Result<void> PartRun::run_final_norm(const PartTools& tools, WeightLoader& loader, LayerWork& work,
                                      const std::stop_token& stop) {
   LIB_TRY(work.weights, loader.load(work.layer, work.times, stop));
+  return write_final_norm(tools, work, stop);
+}
+
+Result<void> PartRun::write_final_norm(const PartTools& tools, LayerWork& work,
+                                       const std::stop_token& stop) {
+  if (!context_.captures.final_norm) {
+    return {};
+  }
   const std::uint64_t row_bytes =
       context_.checkpoint.spec().hidden_size * gpu_exec::dtype_bytes(context_.dtype);
   std::vector<std::byte> normed(std::min(context_.block_tokens, range_.tokens) * row_bytes);
@@ -314,9 +341,8 @@ Result<void> PartRun::run_final_norm(const PartTools& tools, WeightLoader& loade
     const std::span<std::byte> out = std::span(normed).first(rows.size());
     LIB_TRY_VOID(tools.executor.run_final_norm(rows, out));
     LIB_TRY_VOID(check_finite(out, context_.dtype, work, block.row_begin));
-    for (LayerWork::Output& output : work.outputs) {
-      LIB_TRY_VOID(output.writer.append(out, stop));
-    }
+    // The arrays of logits.topk, if there are any, come behind.
+    LIB_TRY_VOID(work.outputs.front().append(out, block.row_begin, stop));
   }
   return {};
 }
@@ -332,10 +358,13 @@ Result<void> PartRun::check_finite(std::span<const std::byte> rows, gpu_exec::DT
   }
   const auto row =
       static_cast<std::int64_t>(row_begin + *element / context_.checkpoint.spec().hidden_size);
+  return nonfinite_at(work.layer < 0 ? "the embedding" : "layer " + std::to_string(work.layer),
+                      row);
+}
+
+Error PartRun::nonfinite_at(const std::string& where, std::int64_t row) const {
   const auto sample =
       std::upper_bound(offsets_.begin(), offsets_.end(), row) - offsets_.begin() - 1;
-  const std::string where =
-      work.layer < 0 ? "the embedding" : "layer " + std::to_string(work.layer);
   return Error(ErrorCode::bad_input,
                context_.source.uri + ": " + where + " gives NaN or infinity (first in sample " +
                    std::to_string(range_.first_sample + static_cast<std::uint64_t>(sample)) +

@@ -17,6 +17,7 @@
 #include "base/error.h"
 #include "base/file_system.h"
 #include "gpu_exec/layer_executor.h"
+#include "ingest/array_plan.h"
 #include "ingest/capture_list.h"
 #include "ingest/directory_lock.h"
 #include "ingest/job_events.h"
@@ -93,6 +94,7 @@ class PartRun {
  private:
   class Committer;
   class BlockIo;
+  class HeadStep;
   struct LayerWork;
 
   PartRun(const PartContext& context, std::uint64_t part, const activation_store::PartRange& range,
@@ -114,13 +116,22 @@ class PartRun {
                          const std::stop_token& stop);
   Result<void> run_final_norm(const PartTools& tools, WeightLoader& loader, LayerWork& work,
                               const std::stop_token& stop);
+  Result<void> write_final_norm(const PartTools& tools, LayerWork& work,
+                                const std::stop_token& stop);
+  Result<void> run_head(const PartTools& tools, WeightLoader& loader, LayerWork& work,
+                        const std::stop_token& stop);
+  std::vector<std::int64_t> topk_rows() const;
   Result<void> take_weights(const PartTools& tools, LayerWork& work, Duration& busy,
                             const std::function<Result<void>(const weightmap::ArrivedPiece&)>& use,
                             const std::stop_token& stop);
   Result<void> open_writers(const PartTools& tools, LayerWork& work);
+  /// @param array  Gets the rows that this part keeps of it.
+  Result<activation_store::ArrayWriter> open_writer(const PartTools& tools, PlannedArray& array);
+  ArrayGeometry geometry() const;
   Result<void> prefetch_after(const PartTools& tools, std::int32_t layer);
   Result<void> check_finite(std::span<const std::byte> rows, gpu_exec::DType type,
                             const LayerWork& work, std::uint64_t row_begin) const;
+  Error nonfinite_at(const std::string& where, std::int64_t row) const;
   Result<void> commit_now(LayerWork& work, const std::stop_token& stop);
   Result<void> publish(const std::stop_token& stop);
   const char* verified() const;
@@ -138,7 +149,8 @@ class PartRun {
   std::string directory_;
   std::string scratch_;
   std::string nonce_;
-  std::vector<std::int64_t> offsets_;  // Of this part's samples, from 0.
+  std::vector<std::int64_t> offsets_;                           // Of this part's samples, from 0.
+  std::map<std::string, std::vector<std::int64_t>> kept_rows_;  // By Positions::rows_name().
   std::vector<BlockRange> blocks_;
   PartProgress progress_;
   bool fresh_ = true;           // No journal yet.

@@ -82,6 +82,7 @@ Json RunReport::to_json() const {
       {"wall_ns", wall.count()},
       {"staging", staging},
       {"needed_bytes", needed_bytes},
+      {"skeleton_bytes", skeleton_bytes},
       {"fetched_bytes", fetched_bytes},
       {"requests", requests},
       {"retries", retries},
@@ -129,7 +130,8 @@ std::string RunReport::text() const {
            number(ratio(static_cast<double>(fetched_bytes), static_cast<double>(needed_bytes)),
                   "%.3f") +
            "), " + format_count(requests) + " requests, " + format_count(retries) + " retries" +
-           (hedges > 0 ? ", " + format_count(hedges) + " asked twice" : ""));
+           (hedges > 0 ? ", " + format_count(hedges) + " asked twice" : "") +
+           (skeleton_bytes > 0 ? "; of it " + format_bytes(skeleton_bytes) + " for model/" : ""));
   line(
       "activations",
       format_bytes(raw_bytes) + " stored in " + format_bytes(stored_bytes) + " (" +

@@ -46,10 +46,11 @@ struct RunReport {
   std::uint64_t layer_tokens = 0;      ///< Tokens times layers that this process computed.
 
   Duration wall{};
-  std::string staging;  ///< "disk" or "memory": where weights waited.
-  std::uint64_t needed_bytes =
-      0;  ///< Of weights; of what whole files lacked, where staged on disk.
-  std::uint64_t fetched_bytes = 0;  ///< Bodies that the wire carried for weights.
+  std::string staging;               ///< "disk" or "memory": where weights waited.
+  std::uint64_t needed_bytes = 0;    ///< Of weights (of what whole files lacked, where staged on
+                                     ///< disk) and of the skeleton.
+  std::uint64_t skeleton_bytes = 0;  ///< Of the skeleton alone, its small files included.
+  std::uint64_t fetched_bytes = 0;   ///< Bodies that the wire carried for all of it.
   std::uint64_t requests = 0;
   std::uint64_t retries = 0;
   std::uint64_t resolves = 0;     ///< Times a hub was asked where a file lies.

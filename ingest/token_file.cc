@@ -35,9 +35,11 @@ Result<TokenData> read_safetensors(const File& file, const std::string& path) {
   std::string json(json_bytes, '\0');
   LIB_TRY_VOID(read_exactly(file, path, weightmap::kHeaderPrefixBytes,
                             std::as_writable_bytes(std::span(json))));
+  weightmap::Metadata metadata;
   LIB_TRY(const std::vector<weightmap::TensorInfo> tensors,
-          weightmap::parse_safetensors_header(json, size, path));
+          weightmap::parse_safetensors_header(json, size, path, &metadata));
   TokenData data;
+  data.origin = {metadata["tokenizer_sha256"], metadata["chat_template_sha256"]};
   bool has_ids = false;
   for (const weightmap::TensorInfo& tensor : tensors) {
     const bool vector = tensor.shape.size() == 1;

@@ -13,12 +13,12 @@ constexpr std::chrono::microseconds kPollInterval(50);
 }  // namespace
 
 WeightLoader::WeightLoader(weightmap::VirtualWeightMap& weights, gpu_exec::LayerExecutor& executor,
-                           Clock& clock, std::int32_t layer_count,
+                           Clock& clock, const weightmap::Checkpoint& checkpoint,
                            std::function<Result<void>(std::int32_t layer)> on_begun)
     : weights_(weights),
       executor_(executor),
       clock_(clock),
-      layer_count_(layer_count),
+      checkpoint_(checkpoint),
       on_begun_(std::move(on_begun)) {}
 
 WeightLoader::~WeightLoader() {
@@ -29,7 +29,8 @@ WeightLoader::~WeightLoader() {
 Result<void> WeightLoader::begin(std::int32_t layer) {
   layer_ = layer;
   lease_.emplace(weights_.acquire(layer));
-  if (layer < layer_count_) {
+  tables_.clear();
+  if (layer < checkpoint_.layer_count()) {
     executor_.begin_layer(static_cast<std::uint32_t>(layer));
   }
   return on_begun_(layer);
@@ -38,9 +39,31 @@ Result<void> WeightLoader::begin(std::int32_t layer) {
 Result<void> WeightLoader::take(const weightmap::ArrivedPiece& piece) {
   LIB_CHECK(piece.offset == 0 && piece.bytes.size() == piece.tensor->bytes.size());
   LIB_TRY(const gpu_exec::Ticket done,
-          executor_.load(piece.tensor->role, piece.tensor->dtype, piece.bytes));
+          piece.tensor->suffix.empty()
+              ? executor_.load(piece.tensor->role, piece.tensor->dtype, piece.bytes)
+              : take_quantised(piece));
   pieces_.push_back(done);
   return executor_.keeps_tensors() ? Result<void>() : give_back_reached();
+}
+
+/// Codes come last: what they need has been kept until then.
+Result<gpu_exec::Ticket> WeightLoader::take_quantised(const weightmap::ArrivedPiece& piece) {
+  const weightmap::WeightTensor& tensor = *piece.tensor;
+  const weightmap::LayerPlan& plan = checkpoint_.layer(*layer_);
+  auto& tables = tables_[tensor.role];
+  if (!plan.is_codes(tensor)) {
+    tables[tensor.suffix].assign(piece.bytes.begin(), piece.bytes.end());
+    return gpu_exec::Ticket{};
+  }
+  std::map<std::string, std::span<const std::byte>> bytes{{tensor.suffix, piece.bytes}};
+  for (const auto& [suffix, table] : tables) {
+    bytes[suffix] = table;
+  }
+  const std::string module = checkpoint_.files()[tensor.file].name + ": " +
+                             tensor.name.substr(0, tensor.name.size() - tensor.suffix.size() - 1);
+  LIB_TRY(const gpu_exec::QuantisedMatrix matrix,
+          weightmap::bind_quantised(plan.quantised.at(tensor.role), bytes, module));
+  return executor_.load(tensor.role, matrix);
 }
 
 Result<void> WeightLoader::give_back_reached() {

@@ -9,6 +9,7 @@
 #include <optional>
 #include <stop_token>
 #include <string>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -24,7 +25,7 @@ class WeightLoader {
  public:
   /// @param on_begun  Called when a layer's lease begins, so that those behind it can be fetched.
   WeightLoader(weightmap::VirtualWeightMap& weights, gpu_exec::LayerExecutor& executor,
-               Clock& clock, std::int32_t layer_count,
+               Clock& clock, const weightmap::Checkpoint& checkpoint,
                std::function<Result<void>(std::int32_t layer)> on_begun);
   /// Waits until the device reads no piece any more.
   ~WeightLoader();
@@ -40,21 +41,26 @@ class WeightLoader {
   Result<void> load_ahead(std::int32_t layer);
   /// The layer that load() loaded has run: its tensors are not needed any more.
   void layer_done();
+  /// Waits until the device reads no piece any more and gives the lease back, so that somebody else
+  /// may take the next layer's weights.   @error cancelled | internal
+  Result<void> end_lease(const std::stop_token& stop);
 
  private:
   Result<void> begin(std::int32_t layer);
   Result<void> take(const weightmap::ArrivedPiece& piece);
+  Result<gpu_exec::Ticket> take_quantised(const weightmap::ArrivedPiece& piece);
   Result<void> give_back_reached();
-  Result<void> end_lease(const std::stop_token& stop);
 
   weightmap::VirtualWeightMap& weights_;
   gpu_exec::LayerExecutor& executor_;
   Clock& clock_;
-  const std::int32_t layer_count_;
+  const weightmap::Checkpoint& checkpoint_;
   std::function<Result<void>(std::int32_t)> on_begun_;
   std::optional<std::int32_t> layer_;  ///< Whose lease it is.
   std::optional<weightmap::Lease> lease_;
   std::deque<gpu_exec::Ticket> pieces_;  ///< Taken and not given back, oldest first.
+  /// Scales and the like of the layer's quantised matrices, by suffix, until it has run.
+  std::map<gpu_exec::WeightRole, std::map<std::string, std::vector<std::byte>>> tables_;
 };
 
 }  // namespace librarian::ingest

@@ -29,7 +29,7 @@ export LIBRARIAN_BIN="${LIBRARIAN_BIN:-$PWD/build/release/cli/librarian}"
 build/venv/bin/python -m pytest -q tests
 
 say "Python tests with torch (Debian's)"
-/usr/bin/python3 -m pytest -q -p no:cacheprovider tests/torch
+/usr/bin/python3 -m pytest -q -p no:cacheprovider tests/python_torch
 
 if nvcc="$(find_nvcc)" && has_preset cuda; then
   say "CUDA build (preset cuda, $nvcc)"

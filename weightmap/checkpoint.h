@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "weightmap/model_config.h"
+#include "weightmap/quantisation.h"
 #include "weightmap/remote/fetcher.h"
 #include "weightmap/safetensors_header.h"
 #include "weightmap/weight_files.h"
@@ -34,6 +35,17 @@ struct WeightTensor {
   std::uint32_t file = 0;  ///< Index into Checkpoint::files.
   remote::ByteRange bytes;
   std::uint64_t columns = 1;  ///< Elements of one row (the last dimension).
+  /// Of a quantised matrix's tensors, see quantisation.h; empty: a plain tensor of `dtype`.
+  std::string suffix{};
+};
+
+/// A tensor as it lies in its file, whatever it is for.
+struct StoredTensor {
+  std::string name;
+  std::string dtype;  ///< As the file's header writes it.
+  std::vector<std::uint64_t> shape;
+  std::uint32_t file = 0;  ///< Index into Checkpoint::files.
+  remote::ByteRange bytes;
 };
 
 /// Layers are numbered as in the journal: -1 is the embedding, 0..L-1 the layers, L what follows.
@@ -45,6 +57,15 @@ struct LayerPlan {
   std::int32_t layer = kEmbeddingLayer;
   std::vector<WeightTensor> tensors;
   std::uint64_t bytes = 0;  ///< Sum over tensors.
+  /// Matrices that are quantised. Their codes come behind all else, which is small.
+  std::map<gpu_exec::WeightRole, QuantisedModule> quantised{};
+
+  bool is_codes(const WeightTensor& tensor) const {
+    return !tensor.suffix.empty() &&
+           quantised.at(tensor.role).tables.at(tensor.suffix) == QuantTable::codes;
+  }
+  /// What is kept of quantised matrices until their codes come: bytes of all their other tensors.
+  std::uint64_t table_bytes() const;
 };
 
 /// Immutable once opened; safe to read from any thread.
@@ -69,10 +90,19 @@ class Checkpoint {
   gpu_exec::DType dtype() const;
   /// Widest type among the weights.
   gpu_exec::DType widest_dtype() const { return widest_dtype_; }
+  /// Whether any matrix of a layer is quantised: it is decoded to the type of the computation.
+  bool quantised() const { return quantised_; }
 
   /// @param layer  kEmbeddingLayer to L; L is the final norm, and empty if there is none.
   const LayerPlan& layer(std::int32_t layer) const;
   std::int32_t layer_count() const { return static_cast<std::int32_t>(spec().layers.size()); }
+  /// Makes the head part of layer L, behind its other tensors: for jobs that want logits. Once,
+  /// before anybody else looks.
+  /// @error bad_input  The family has no head, or the checkpoint's is missing or of another shape.
+  Result<void> use_head();
+  /// What lies outside the layers: embeddings and their norm, final norm, heads; by name. A head
+  /// that config.json ties to the embedding is not among them.
+  const std::vector<StoredTensor>& skeleton() const { return skeleton_; }
   std::uint64_t weight_bytes() const { return weight_bytes_; }
   /// Requests sent so far do not count here: bytes of headers and JSON, for `plan`.
   std::uint64_t metadata_bytes() const { return metadata_bytes_; }
@@ -84,8 +114,12 @@ class Checkpoint {
                                WeightFileList& list,
                                std::vector<std::pair<std::uint32_t, TensorInfo>>& tensors,
                                const std::stop_token& stop);
+  bool is_tied_head(const NamedTensor& named, const std::vector<std::uint64_t>& shape) const;
   const gpu_exec::LayerSpec& layer_spec(std::int32_t layer) const;
   std::vector<gpu_exec::WeightRole> roles_of(std::int32_t layer) const;
+  Result<void> add_head_tensor(gpu_exec::WeightRole role);
+  Result<std::vector<bool>> plan_quantised(
+      std::span<const std::pair<std::uint32_t, TensorInfo>> tensors, std::string_view prefix);
   Result<void> plan_layers(std::vector<std::pair<std::uint32_t, TensorInfo>> tensors);
 
   remote::Uri directory_;
@@ -94,8 +128,10 @@ class Checkpoint {
   std::string index_sha256_;
   std::vector<WeightFile> files_;
   std::vector<LayerPlan> layers_;  // [0] is the embedding
+  std::vector<StoredTensor> skeleton_;
   gpu_exec::DType widest_dtype_ = gpu_exec::DType::bf16;
   gpu_exec::DType commonest_dtype_ = gpu_exec::DType::bf16;
+  bool quantised_ = false;
   std::uint64_t weight_bytes_ = 0;
   std::uint64_t metadata_bytes_ = 0;
 };

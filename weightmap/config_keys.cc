@@ -158,9 +158,7 @@ Result<void> check_fixed(ConfigReader& config, std::span<const FixedKey> rows) {
 
 Result<void> check_any(ConfigReader& config) {
   LIB_TRY_VOID(check_fixed(config, kFixedOfAll));
-  if (config.has("quantization_config")) {
-    return config.refuse("quantization_config", "says the weights are quantised: not built in yet");
-  }
+  config.ignore("quantization_config");  // parse_model_config() reads it.
   const Json& pruned = config.raw("pruned_heads");
   if (!pruned.is_null() && !(pruned.is_object() && pruned.empty())) {
     return config.refuse("pruned_heads", "is not empty: layers of other shapes are not built in");

@@ -228,9 +228,10 @@ constexpr TensorNames kLayerNormNames{
 constexpr TensorNames kStarcoder2Names{
     kModelPrefixes, "layers.", kLayerNormOutside, kStarcoder2Inside, kHeads, {}, {}};
 constexpr TensorNames kPhiNames{kModelPrefixes, "layers.", kPhiOutside, kPhiInside,
-                                kPhiHeads,      {},        {}};
+                                kPhiHeads,      {},        {},          "lm_head.weight",
+                                "lm_head.bias"};
 constexpr TensorNames kGptNeoxNames{kNeoxPrefixes, "layers.", kNeoxOutside, kNeoxInside,
-                                    kNeoxHeads,    {},        kNeoxBuffers};
+                                    kNeoxHeads,    {},        kNeoxBuffers, "embed_out.weight"};
 constexpr TensorNames kFalconNames{
     kTransformerPrefixes, "h.", kFalconOutside, kFalconInside, kHeads, {}, kFalconBuffers};
 constexpr TensorNames kBloomNames{
@@ -238,7 +239,7 @@ constexpr TensorNames kBloomNames{
 constexpr TensorNames kGpt2Names{kTransformerPrefixes, "h.", kGpt2Outside, kGpt2Inside, kHeads, {},
                                  kGpt2Buffers};
 constexpr TensorNames kOptNames{kOptPrefixes, "layers.", kOptOutside, kOptInside, kHeads, {}, {}};
-constexpr TensorNames kBertNames{
-    kBertPrefixes, "encoder.layer.", kBertOutside, kBertInside, kBertHeads, kBertBuffers, {}};
+constexpr TensorNames kBertNames{kBertPrefixes, "encoder.layer.", kBertOutside, kBertInside,
+                                 kBertHeads,    kBertBuffers,     {},           ""};
 
 }  // namespace librarian::weightmap

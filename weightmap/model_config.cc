@@ -230,6 +230,7 @@ Result<ModelConfig> read_config(ConfigReader& config, const Family& family, Dial
   spec.final_norm = family.final_norm;
   LIB_TRY_VOID(read_embedding(config, family.embedding, spec));
   LIB_TRY_VOID(read_head(config, family.head, spec.head));
+  spec.head.bias = !family.names->head_bias.empty();
 
   LIB_TRY(LayerSpec layer, read_layer(config, family, spec));
   if (family.adjust != nullptr) {
@@ -321,6 +322,37 @@ Result<ModelConfig> read_wrapped(ConfigReader& outer, const Wrapper& wrapper, Di
   return result;
 }
 
+Result<ModelConfig> read_document(const Json& document, const std::string& what) {
+  ConfigReader config(document, what);
+  LIB_TRY(const std::string model_type, config.text("model_type", ""));
+  const Dialect dialect = dialect_of(document);
+  for (const Wrapper& wrapper : wrappers()) {
+    if (model_type == wrapper.model_type) {
+      return read_wrapped(config, wrapper, dialect);
+    }
+  }
+  return read_text_model(config, "", dialect);
+}
+
+/// Of the document, or of its text part.
+Result<std::optional<Quantisation>> read_document_quantisation(const Json& document,
+                                                               const std::string& what) {
+  constexpr const char* kKey = "quantization_config";
+  const auto text = document.find("text_config");
+  for (const Json* part : {&document, text == document.end() ? nullptr : &*text}) {
+    if (part == nullptr || !part->is_object() || !part->contains(kKey) ||
+        part->at(kKey).is_null()) {
+      continue;
+    }
+    if (!part->at(kKey).is_object()) {
+      return Error(ErrorCode::bad_input, what + ": 'quantization_config' is not an object");
+    }
+    LIB_TRY(Quantisation quantisation, read_quantisation(part->at(kKey), what));
+    return quantisation;
+  }
+  return std::optional<Quantisation>();
+}
+
 }  // namespace
 
 std::vector<std::string> supported_model_types() {
@@ -337,15 +369,9 @@ std::vector<std::string> supported_model_types() {
 
 Result<ModelConfig> parse_model_config(std::string_view json, const std::string& what) {
   LIB_TRY(const Json document, parse_json(json, what));
-  ConfigReader config(document, what);
-  LIB_TRY(const std::string model_type, config.text("model_type", ""));
-  const Dialect dialect = dialect_of(document);
-  for (const Wrapper& wrapper : wrappers()) {
-    if (model_type == wrapper.model_type) {
-      return read_wrapped(config, wrapper, dialect);
-    }
-  }
-  return read_text_model(config, "", dialect);
+  LIB_TRY(ModelConfig result, read_document(document, what));
+  LIB_TRY(result.quantisation, read_document_quantisation(document, what));
+  return result;
 }
 
 }  // namespace librarian::weightmap

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "gpu_exec/model_spec.h"
+#include "weightmap/quantisation.h"
 #include "weightmap/tensor_names.h"
 
 namespace librarian::weightmap {
@@ -20,6 +21,8 @@ struct ModelConfig {
   NameScheme names;
   /// config `dtype` / `torch_dtype`, if it names a type that can be computed in.
   std::optional<gpu_exec::DType> dtype;
+  /// `quantization_config`, of the whole document or of its text part.
+  std::optional<Quantisation> quantisation;
   std::string rope_type;  ///< "none", "default", "linear", "dynamic", "llama3", "yarn", "longrope"
   /// What the user should know about how this config.json was read, one sentence each.
   std::vector<std::string> warnings;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "gpu_exec/topk.h"
+
 namespace librarian::weightmap {
 
 std::vector<Piece> plan_pieces(const LayerPlan& layer, std::uint64_t table_piece_bytes) {
@@ -12,6 +14,9 @@ std::vector<Piece> plan_pieces(const LayerPlan& layer, std::uint64_t table_piece
     if (tensor.role == gpu_exec::WeightRole::embedding) {
       const std::uint64_t row_bytes = tensor.columns * gpu_exec::dtype_bytes(tensor.dtype);
       step = std::max<std::uint64_t>(table_piece_bytes / row_bytes, 1) * row_bytes;
+    }
+    if (tensor.role == gpu_exec::WeightRole::head) {
+      step = gpu_exec::kVocabularyTile * tensor.columns * gpu_exec::dtype_bytes(tensor.dtype);
     }
     for (std::uint64_t at = tensor.bytes.begin; at < tensor.bytes.end; at += step) {
       pieces.push_back({i, {at, std::min(at + step, tensor.bytes.end)}});

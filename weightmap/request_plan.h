@@ -15,7 +15,8 @@ struct Piece {
 };
 
 /// Cuts a layer into pieces, in file order: whole tensors, except the embedding table, which comes
-/// in runs of whole rows of at most `table_piece_bytes` (at least one row).
+/// in runs of whole rows of at most `table_piece_bytes` (at least one row), and the head, which
+/// comes in tiles of gpu_exec::kVocabularyTile rows.
 std::vector<Piece> plan_pieces(const LayerPlan& layer, std::uint64_t table_piece_bytes);
 
 /// Bytes of the largest piece over all layers: the smallest ring that works.

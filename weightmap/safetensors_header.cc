@@ -26,6 +26,8 @@ using Sax = nlohmann::json_sax<nlohmann::json>;
 /// straight into TensorInfo: no document in between, so a hostile header costs what it holds.
 class HeaderReader final : public Sax {
  public:
+  explicit HeaderReader(Metadata* metadata) : metadata_(metadata) {}
+
   bool null() override { return fail("null where none belongs"); }
   bool boolean(bool /*value*/) override { return fail("true or false where none belongs"); }
   bool number_integer(number_integer_t /*value*/) override { return fail("a negative number"); }
@@ -48,6 +50,9 @@ class HeaderReader final : public Sax {
 
   bool string(string_t& value) override {
     if (place_ == Place::metadata) {
+      if (metadata_ != nullptr) {
+        (*metadata_)[metadata_key_] = value;
+      }
       return true;
     }
     if (place_ != Place::tensor || field_ != Field::dtype) {
@@ -107,7 +112,8 @@ class HeaderReader final : public Sax {
       return start_tensor(value);
     }
     if (place_ == Place::metadata) {
-      // Bounded like the tensors: metadata is never used, only walked over.
+      metadata_key_ = value;
+      // Bounded like the tensors.
       return metadata_keys_.size() < kTensorsPerFileMax && metadata_keys_.insert(value).second
                  ? true
                  : fail("duplicate or too many __metadata__ keys");
@@ -190,6 +196,8 @@ class HeaderReader final : public Sax {
   std::vector<TensorInfo> tensors_;
   std::unordered_set<std::string> names_;
   std::unordered_set<std::string> metadata_keys_;
+  std::string metadata_key_;
+  Metadata* const metadata_;
   std::string failure_;
 };
 
@@ -228,14 +236,15 @@ Result<std::uint64_t> header_json_bytes(std::string_view first_bytes, std::uint6
 
 Result<std::vector<TensorInfo>> parse_safetensors_header(std::string_view json,
                                                          std::uint64_t file_bytes,
-                                                         const std::string& what) {
+                                                         const std::string& what,
+                                                         Metadata* metadata) {
   // The format pads with spaces only; nlohmann would also take tabs, newlines and a BOM.
   const std::size_t last = json.find_last_not_of(' ');
   if (json.empty() || json.front() != '{' || last == std::string_view::npos || json[last] != '}' ||
       json.find('\0') != std::string_view::npos) {
     return bad(what, "the header is not one JSON object padded with spaces");
   }
-  HeaderReader reader;
+  HeaderReader reader(metadata);
   if (!nlohmann::json::sax_parse(json.begin(), json.begin() + static_cast<std::ptrdiff_t>(last) + 1,
                                  &reader)) {
     return bad(what, reader.failure());

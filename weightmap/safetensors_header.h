@@ -3,6 +3,7 @@
 /// comes from a stranger and is checked before it decides anything.
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,6 +27,9 @@ struct TensorInfo {
   remote::ByteRange bytes;  ///< Within the file, from its first byte.
 };
 
+/// What a file says of itself; nobody has checked it.
+using Metadata = std::map<std::string, std::string>;
+
 /// Bits of one element of a safetensors dtype; 0 if the dtype is unknown.
 std::uint32_t dtype_bits(std::string_view dtype);
 
@@ -39,11 +43,13 @@ Result<std::uint64_t> header_json_bytes(std::string_view first_bytes, std::uint6
 /// Tensors of a file, sorted by their place.
 /// @param json        The header without its length prefix.
 /// @param file_bytes  Size of the whole file: the tensors must cover it exactly.
+/// @param metadata    If set, gets what the header says under `__metadata__`.
 /// @error bad_input   Not a strict header: duplicate or unprintable names, unknown dtype, shape and
 ///                    range that disagree, overlaps, holes, or a file that ends too early or late.
 /// @source github.com/huggingface/safetensors, README "Format"; stricter where it is lax.
 Result<std::vector<TensorInfo>> parse_safetensors_header(std::string_view json,
                                                          std::uint64_t file_bytes,
-                                                         const std::string& what);
+                                                         const std::string& what,
+                                                         Metadata* metadata = nullptr);
 
 }  // namespace librarian::weightmap

@@ -146,7 +146,7 @@ Result<bool> StagedSource::Impl::let_one_go(Lock& lock, std::uint64_t distance,
     Object& object = objects_[index];
     bool went = false;
     if (object.place == Place::ready) {
-      went = give_up(lock, object, false);
+      went = give_up(lock, object, false, stop);
     } else {
       lock.unlock();
       auto removed = directory_.remove_idle(object.key, stop);
@@ -161,7 +161,8 @@ Result<bool> StagedSource::Impl::let_one_go(Lock& lock, std::uint64_t distance,
 }
 
 /// Ends our hold of an object; deletes it unless `keep`. @return whether it is gone.
-bool StagedSource::Impl::give_up(Lock& lock, Object& object, bool keep) {
+bool StagedSource::Impl::give_up(Lock& lock, Object& object, bool keep,
+                                 const std::stop_token& stop) {
   object.place = Place::away;
   object.data.reset();
   if (!object.hold) {
@@ -174,7 +175,7 @@ bool StagedSource::Impl::give_up(Lock& lock, Object& object, bool keep) {
   }
   object.moving = true;
   lock.unlock();
-  const auto removed = directory_.remove(std::move(hold), {});
+  const auto removed = directory_.remove(std::move(hold), stop);
   if (!removed) {
     log(LogLevel::warning, "staged_file_not_removed",
         {{"key", object.key}, {"why", removed.error().message()}});

@@ -96,7 +96,7 @@ void StagedSource::Impl::cancel_all() {
   }
 }
 
-void StagedSource::Impl::layer_is_durable(std::int32_t layer) {
+void StagedSource::Impl::layer_is_durable(std::int32_t layer, const std::stop_token& stop) {
   auto lock = monitor_.lock();
   for (const std::size_t index : queue_.durable(layer)) {
     Object& object = objects_[index];
@@ -104,7 +104,7 @@ void StagedSource::Impl::layer_is_durable(std::int32_t layer) {
       continue;
     }
     const bool keep = !object.info.validator.empty() || !object.info.sha256.empty();
-    give_up(lock, object, keep && (options_.keep || another_pass_));
+    give_up(lock, object, keep && (options_.keep || another_pass_), stop);
   }
   monitor_.notify_all(lock);
 }
@@ -230,7 +230,9 @@ remote::RequestSizes StagedSource::sizes(std::uint32_t /*file*/) const {
   return {kReadBytes, kReadHoleBytes};
 }
 void StagedSource::cancel_all() { impl_->cancel_all(); }
-void StagedSource::layer_is_durable(std::int32_t layer) { impl_->layer_is_durable(layer); }
+void StagedSource::layer_is_durable(std::int32_t layer, const std::stop_token& stop) {
+  impl_->layer_is_durable(layer, stop);
+}
 void StagedSource::expect_another_pass(bool expected) { impl_->expect_another_pass(expected); }
 Verification StagedSource::verification(std::int32_t layer) const {
   return impl_->verification(layer);

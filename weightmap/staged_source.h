@@ -49,7 +49,7 @@ class StagedSource final : public WeightSource {
   void submit(WeightRequest request, std::function<void(Result<void>)> done) override;
   remote::RequestSizes sizes(std::uint32_t file) const override;
   void cancel_all() override;
-  void layer_is_durable(std::int32_t layer) override;
+  void layer_is_durable(std::int32_t layer, const std::stop_token& stop) override;
   void expect_another_pass(bool expected) override;
   Verification verification(std::int32_t layer) const override;
   std::uint64_t needed_bytes() const override;

@@ -30,7 +30,7 @@ class StagedSource::Impl {
   void submit(std::uint32_t file, std::vector<remote::FetchPiece> pieces,
               std::function<void(Result<void>)> done);
   void cancel_all();
-  void layer_is_durable(std::int32_t layer);
+  void layer_is_durable(std::int32_t layer, const std::stop_token& stop);
   void expect_another_pass(bool expected);
   Verification verification(std::int32_t layer) const;
   std::uint64_t needed_bytes() const;
@@ -82,7 +82,7 @@ class StagedSource::Impl {
   bool gives_in(std::size_t index);
   Result<Outcome> bring(Lock& lock, Object& object, const std::stop_token& stop);
   Result<bool> let_one_go(Lock& lock, std::uint64_t distance, const std::stop_token& stop);
-  bool give_up(Lock& lock, Object& object, bool keep);
+  bool give_up(Lock& lock, Object& object, bool keep, const std::stop_token& stop);
 
   remote::Fetcher& fetcher_;
   const Checkpoint& checkpoint_;

@@ -14,9 +14,9 @@ using gpu_exec::WeightRole;
 /// Before the text model's own prefix in checkpoints of a larger model, newest writer first.
 constexpr std::array<std::string_view, 3> kTextPrefixes{"model.language_model.",
                                                         "language_model.model.", "language_model."};
+constexpr std::array<std::string_view, 1> kTextHeads{"language_model.lm_head."};
 /// Everything of a larger model that no text passes through.
-constexpr std::array<std::string_view, 16> kOtherParts{"language_model.lm_head.",
-                                                       "model.vision_tower.",
+constexpr std::array<std::string_view, 15> kOtherParts{"model.vision_tower.",
                                                        "vision_tower.",
                                                        "model.multi_modal_projector.",
                                                        "model.mm_projector.",
@@ -96,9 +96,11 @@ NamedTensor classify_tensor(std::string_view name, const NameScheme& scheme,
                             std::string_view prefix, std::int32_t layers) {
   using Kind = NamedTensor::Kind;
   const TensorNames& family = *scheme.family;
-  if (covered(family.heads, name) || is_buffer(name) ||
-      (scheme.multimodal && covered(kOtherParts, name))) {
+  if (is_buffer(name) || (scheme.multimodal && covered(kOtherParts, name))) {
     return {Kind::unused, 0, {}};
+  }
+  if (covered(family.heads, name) || (scheme.multimodal && covered(kTextHeads, name))) {
+    return {Kind::head, 0, {}};
   }
   if (!name.starts_with(prefix)) {
     return {};
@@ -127,6 +129,19 @@ NamedTensor classify_tensor(std::string_view name, const NameScheme& scheme,
     return {Kind::unused, 0, {}};
   }
   return {};
+}
+
+bool is_head_name(std::string_view name, const NameScheme& scheme, WeightRole role) {
+  const std::string_view wanted =
+      role == WeightRole::head ? scheme.family->head : scheme.family->head_bias;
+  if (wanted.empty()) {
+    return false;
+  }
+  constexpr std::string_view kTextModel = "language_model.";
+  if (scheme.multimodal && name.starts_with(kTextModel)) {
+    name.remove_prefix(kTextModel.size());
+  }
+  return name == wanted;
 }
 
 std::string tensor_name(const NameScheme& scheme, std::string_view prefix, std::int32_t layer,

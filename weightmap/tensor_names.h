@@ -24,11 +24,14 @@ struct TensorNames {
   std::string_view layers;            ///< Before a layer's number, which a dot follows.
   std::span<const RoleName> outside;  ///< Of embedding_roles() and final_roles().
   std::span<const RoleName> inside;   ///< Of weight_roles(), after the number's dot.
-  /// Known and not needed: heads (without prefix; all names below one that ends in a dot), and
-  /// buffers with the prefix, outside and inside of layers.
+  /// Known and not needed by the layers: heads (without prefix; all names below one that ends in a
+  /// dot), and buffers with the prefix, outside and inside of layers.
   std::span<const std::string_view> heads;
   std::span<const std::string_view> buffers_outside;
   std::span<const std::string_view> buffers_inside;
+  /// The one of `heads` that gives logits and its bias; empty: there is none.
+  std::string_view head = "lm_head.weight";
+  std::string_view head_bias = "";
 };
 
 /// What the checkpoints of one config.json call their tensors.
@@ -41,7 +44,8 @@ struct NameScheme {
 struct NamedTensor {
   enum class Kind : std::uint8_t {
     weight,   ///< `role` of `layer`: -1 before the first, the number of layers after the last.
-    unused,   ///< Known and not needed: heads, buffers, towers of a multimodal model.
+    head,     ///< Makes something of the last layer's rows, such as logits.
+    unused,   ///< Known and not needed: buffers, towers of a multimodal model.
     unknown,  ///< Nothing we know: refused, it may change the numbers.
   };
   Kind kind = Kind::unknown;
@@ -57,6 +61,10 @@ std::string base_prefix(const NameScheme& scheme, std::span<const std::string_vi
 /// @param layers  Number of layers; a tensor of a layer beyond is unknown.
 NamedTensor classify_tensor(std::string_view name, const NameScheme& scheme,
                             std::string_view prefix, std::int32_t layers);
+
+/// Whether `name` is that of the matrix that gives logits (or of its bias), in any writer's
+/// spelling.
+bool is_head_name(std::string_view name, const NameScheme& scheme, gpu_exec::WeightRole role);
 
 /// The name that `role` must have; `layer` counts for roles of weight_roles() only, which the
 /// family must have.

@@ -14,6 +14,10 @@ constexpr std::size_t kWeightFilesMax = 100'000;
 constexpr const char* kIndexName = "model.safetensors.index.json";
 constexpr const char* kSingleFileName = "model.safetensors";
 
+Error not_there(const remote::Uri& file) {
+  return {ErrorCode::bad_input, file.display() + ": not there, though the index names it"};
+}
+
 /// S3 says "forbidden" of objects that are not there to who may not list the bucket.
 bool looks_missing(const remote::Uri& directory, const Result<std::string>& index) {
   return directory.scheme == "s3" && index.error().code() == ErrorCode::bad_input;
@@ -42,6 +46,16 @@ Result<WeightFileList> list_weight_files(remote::Fetcher& fetcher, const remote:
     return Error(ErrorCode::bad_input,
                  uri.display() + ": names " + std::to_string(list.names.size()) + " files");
   }
+  if (directory.scheme == "hf") {
+    LIB_TRY(list.listing, remote::list_hub_files(fetcher, directory, stop));
+  }
+  if (list.listing && !list.index_sha256.empty()) {
+    for (const std::string& name : list.names) {
+      if (!list.listing->contains(name)) {
+        return not_there(directory.child(name));
+      }
+    }
+  }
   return list;
 }
 
@@ -59,18 +73,23 @@ Result<std::vector<remote::Fetcher::Opened>> open_weight_files(
   });
   if (cause != all.end() && cause->error().code() == ErrorCode::not_found) {
     const auto index = static_cast<std::size_t>(cause - all.begin());
-    return Error(ErrorCode::bad_input,
-                 list.index_sha256.empty()
-                     ? directory.display() + ": neither " + kIndexName + " nor " + kSingleFileName +
-                           " is there: no weights to read"
-                     : uris[index].display() + ": not there, though the index names it");
+    return Error(ErrorCode::bad_input, list.index_sha256.empty()
+                                           ? directory.display() + ": neither " + kIndexName +
+                                                 " nor " + kSingleFileName +
+                                                 " is there: no weights to read"
+                                           : not_there(uris[index]).message());
   }
   if (cause != all.end()) {
     return cause->error();
   }
   std::vector<remote::Fetcher::Opened> opened;
-  for (Result<remote::Fetcher::Opened>& one : all) {
-    LIB_TRY(remote::Fetcher::Opened file, std::move(one));
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    LIB_TRY(remote::Fetcher::Opened file, std::move(all[i]));
+    if (list.listing && list.listing->contains(names[i])) {
+      if (auto same = check_against_listing(list.listing->at(names[i]), file.info); !same) {
+        return same.error().with_context(uris[i].display());
+      }
+    }
     opened.push_back(std::move(file));
   }
   return opened;

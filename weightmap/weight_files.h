@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <set>
 #include <span>
 #include <stop_token>
@@ -11,6 +12,7 @@
 
 #include "base/error.h"
 #include "weightmap/remote/fetcher.h"
+#include "weightmap/remote/hub_listing.h"
 
 namespace librarian::weightmap {
 
@@ -19,15 +21,19 @@ struct WeightFileList {
   std::map<std::string, std::string> file_of;  ///< Tensor -> file, as the index says.
   std::string index_sha256;                    ///< Empty: one file without an index.
   std::uint64_t index_bytes = 0;
+  /// What the origin lists, where it lists files.
+  std::optional<remote::HubListing> listing;
 };
 
 /// Reads `model.safetensors.index.json`, or takes the one `model.safetensors` where there is none.
-/// @error bad_input | unavailable | cancelled
+/// @error bad_input (also: the index names a file that the origin does not list) | unavailable |
+///        cancelled
 Result<WeightFileList> list_weight_files(remote::Fetcher& fetcher, const remote::Uri& directory,
                                          const std::stop_token& stop);
 
 /// Opens some of them side by side and reads their first bytes, in the order of `names`.
 /// @error bad_input  One is not there, so this is no model, or not the one the index speaks of.
+///        source_changed  One is not what the origin lists.
 ///        Else as Fetcher::open(), of the first that failed.
 Result<std::vector<remote::Fetcher::Opened>> open_weight_files(
     remote::Fetcher& fetcher, const remote::Uri& directory, const WeightFileList& list,

@@ -45,8 +45,9 @@ class WeightSource {
   /// Ends everything that was submitted so far with `cancelled`.
   virtual void cancel_all() = 0;
   /// Nothing of the layer's weights will be read again for the announcement that is oldest: what it
-  /// left is durable. In the order of announce().
-  virtual void layer_is_durable(std::int32_t layer) = 0;
+  /// left is durable. In the order of announce(). May wait for other processes' use of a shared
+  /// directory; `stop` ends that, and leaves the layer's files to a later clean-up.
+  virtual void layer_is_durable(std::int32_t layer, const std::stop_token& stop) = 0;
   /// Whether another pass over the layers may follow those that are announced.
   virtual void expect_another_pass(bool expected) = 0;
 
@@ -73,7 +74,7 @@ class DirectSource final : public WeightSource {
     return fetcher_.sizes(checkpoint_.files()[file].object);
   }
   void cancel_all() override { fetcher_.cancel_all(); }
-  void layer_is_durable(std::int32_t /*layer*/) override {}
+  void layer_is_durable(std::int32_t /*layer*/, const std::stop_token& /*stop*/) override {}
   void expect_another_pass(bool /*expected*/) override {}
   Verification verification(std::int32_t /*layer*/) const override {
     return checkpoint_.directory().scheme == "file" ? Verification::none : Verification::stream;

@@ -195,6 +195,44 @@ TEST(ArrayMetadata, RoundTripsAndRefusesWhatTheWriterWouldNotWrite) {
   EXPECT_TRUE(refused("/attributes/lossy", {{"mantissa_bits", 5}}));
   EXPECT_TRUE(refused("/storage_transformers", Json::array()));
   EXPECT_FALSE(refused("/attributes/note", "a later version may say more"));
+  EXPECT_TRUE(refused("/attributes/lossy", {{"keep_mantissa_bits", 2}}));
+  EXPECT_TRUE(refused("/attributes/lossy", {{"keep_mantissa_bits", 7}}));
+  EXPECT_TRUE(refused("/attributes/lossy", {{"fp8", "e4m3fn"}, {"scales", "embed.scales"}}));
+  EXPECT_FALSE(refused("/attributes/lossy", {{"keep_mantissa_bits", 5}}));
+  for (const char* const path : {"", "rows_loss", "tokens/", "tokens/input_ids", "tokens/rows_",
+                                 "tokens/rows_loss/..", "../tokens/rows_loss"}) {
+    EXPECT_TRUE(refused("/attributes/rows", path)) << path;
+  }
+  EXPECT_TRUE(refused("/attributes/rows", 3));
+  EXPECT_FALSE(refused("/attributes/rows", "tokens/rows_m4_m1"));
+}
+
+// Catches: an array of no rows that is not told from a damaged one; a type with another's fill.
+TEST(ArrayMetadata, OfEveryKindRoundTrips) {
+  for (const StoredType type :
+       {StoredType::bf16, StoredType::f16, StoredType::f32, StoredType::f8_e4m3, StoredType::i32}) {
+    for (const bool is_vector : {false, true}) {
+      for (const std::uint64_t rows : {0U, 100U}) {
+        const ArrayLayout layout{rows, is_vector ? 1U : 64U, type, Codec::zstd, 8, 32, is_vector};
+        const ArrayAttributes attributes{"tokens/rows_loss", 0};
+        const std::string text = array_metadata_text("embed", layout, attributes);
+        const auto parsed = parse_array_metadata(text, "f");
+        ASSERT_TRUE(parsed) << parsed.error().message();
+        EXPECT_EQ(parsed->layout.shape(), layout.shape());
+        EXPECT_EQ(parsed->layout.type, type);
+        EXPECT_EQ(parsed->attributes, attributes);
+      }
+    }
+  }
+}
+
+TEST(KeptRows, RiseWithinThePart) {
+  EXPECT_TRUE(check_rows({}, 5, "f"));
+  EXPECT_TRUE(check_rows({0, 4}, 5, "f"));
+  EXPECT_FALSE(check_rows({0, 5}, 5, "f"));
+  EXPECT_FALSE(check_rows({-1, 2}, 5, "f"));
+  EXPECT_FALSE(check_rows({2, 2}, 5, "f"));
+  EXPECT_FALSE(check_rows({3, 2}, 5, "f"));
 }
 
 TEST(PartTokens, NeedNoMask) {

@@ -263,13 +263,21 @@ TEST(VerifyStore, NamesTheArrayWhoseShardsWereExchanged) {
 TEST(VerifyStore, ComparesRowsAndLayoutWithTheManifest) {
   const auto damaged_by = [](auto change) {
     MemoryFileSystem files;
-    EXPECT_TRUE(write_store(files, "/store", one_part(Codec::zstd)));
+    StoreOptions options = one_part(Codec::zstd);
+    options.every_kind = true;
+    EXPECT_TRUE(write_store(files, "/store", options));
     PartFile part = read_part_file(files, "/store/part-00000").value();
     change(part);
     EXPECT_TRUE(replace_file(files, "/store/part-00000/zarr.json", part_file_text(part)));
     return verify_store(files, "/store", {})->state == StoreState::damaged;
   };
-  const auto array = [](PartFile& part) -> ArrayRecord& { return part.arrays.back(); };
+  const auto named = [](PartFile& part, const char* name) {
+    return std::find_if(part.arrays.begin(), part.arrays.end(),
+                        [&](const ArrayRecord& record) { return record.name == name; });
+  };
+  const auto array = [&](PartFile& part) -> ArrayRecord& {
+    return *named(part, "blocks.1.resid_post");
+  };
   const auto tokens = [](PartFile& part) -> ArrayRecord& { return part.arrays.front(); };
   EXPECT_FALSE(damaged_by([&](PartFile& p) { p.verified = "sha256"; }));
   EXPECT_TRUE(damaged_by([&](PartFile& p) { array(p).rows_xxh3.low ^= 1U; }));
@@ -280,7 +288,14 @@ TEST(VerifyStore, ComparesRowsAndLayoutWithTheManifest) {
   EXPECT_TRUE(damaged_by([&](PartFile& p) { ++array(p).stored_bytes; }));
   EXPECT_TRUE(damaged_by([&](PartFile& p) { ++array(p).shape[1]; }));
   EXPECT_TRUE(damaged_by([&](PartFile& p) { array(p).dtype = "float16"; }));
-  EXPECT_TRUE(damaged_by([&](PartFile& p) { p.captures.push_back("embed"); }));
+  EXPECT_TRUE(damaged_by([&](PartFile& p) { p.captures.push_back("blocks.9.resid_post"); }));
+  EXPECT_TRUE(damaged_by([&](PartFile& p) { p.arrays.erase(named(p, "tokens/rows_loss")); }));
+  EXPECT_TRUE(
+      damaged_by([&](PartFile& p) { p.arrays.erase(named(p, "blocks.2.resid_post.scales")); }));
+  EXPECT_TRUE(damaged_by([&](PartFile& p) { --named(p, "tokens/rows_loss")->shape[0]; }));
+  EXPECT_TRUE(damaged_by([&](PartFile& p) { named(p, "logits.topk.logsumexp")->shape = {1, 1}; }));
+  EXPECT_TRUE(damaged_by([&](PartFile& p) { p.groups["logits.topk"]["ids"] = "nowhere"; }));
+  EXPECT_TRUE(damaged_by([&](PartFile& p) { p.groups.clear(); }));
   EXPECT_TRUE(damaged_by([&](PartFile& p) { ++p.range.tokens; }));
   EXPECT_TRUE(damaged_by([&](PartFile& p) { ++p.range.samples; }));
   EXPECT_TRUE(damaged_by([&](PartFile& p) { p.files.pop_back(); }));

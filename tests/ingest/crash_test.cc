@@ -7,8 +7,10 @@
 #include <memory>
 
 #include "activation_store/verify.h"
+#include "ingest/directory_lock.h"
 #include "ingest/job.h"
 #include "ingest/part_journal.h"
+#include "ingest/skeleton.h"
 #include "tests/ingest/job_machine.h"
 #include "tests/ingest/tiny_model.h"
 #include "tests/support/memory_file_system.h"
@@ -24,7 +26,13 @@ using testing::MapTransport;
 using testing::ServedRange;
 
 const std::map<std::string, std::string>& model() {
-  static const std::map<std::string, std::string> files = testing::tiny_model();
+  static const std::map<std::string, std::string> files = [] {
+    auto all = testing::tiny_model();
+    // Longer than what one request for a small file brings.
+    all["tokenizer.json"] = "{\"words\": \"" + std::string(100'000, 'w') + "\"}";
+    all["generation_config.json"] = "{}";
+    return all;
+  }();
   return files;
 }
 
@@ -69,7 +77,8 @@ TEST_P(CrashTest, AtEveryDurableOperationResumesToTheSameStore) {
       // A crash behind the last commit may leave nothing to do.
       ASSERT_TRUE(!crashed || operation + 40 > operations);
 
-      std::uint64_t needed = 0;
+      const std::uint64_t skeleton_bytes = 2 * embed_bytes + 2 * 16;  // Head and final norm, too.
+      std::uint64_t needed = machine.has_skeleton() ? 0 : skeleton_bytes;
       for (std::uint64_t part = 0; part < 3; ++part) {
         if (machine.published(part)) {
           continue;
@@ -100,7 +109,17 @@ INSTANTIATE_TEST_SUITE_P(
                   Duration(0)},
         CrashCase{"disk", {"attn_out@all", "mlp_out@all"}, StateMode::disk, std::chrono::hours(1)},
         CrashCase{
-            "disk_captured", {"resid_post@all", "embed"}, StateMode::disk, std::chrono::hours(1)}),
+            "disk_captured", {"resid_post@all", "embed"}, StateMode::disk, std::chrono::hours(1)},
+        // Nothing of these may serve as state, and the second part keeps no row of some.
+        CrashCase{"disk_partial_and_lossy",
+                  {"embed(positions=last)", "resid_post@[0,1](positions=loss)",
+                   "resid_post@[2,3](dtype=fp8_e4m3,positions=loss)",
+                   "resid_post@4(keep_mantissa_bits=4)", "resid_post@5"},
+                  StateMode::disk,
+                  std::chrono::hours(1),
+                  StagingMode::memory,
+                  true,
+                  true}),
     [](const auto& param) { return param.param.name; });
 
 // Goal: a crash of the run that resumes is no worse than one of the run before.
@@ -155,12 +174,86 @@ TEST(ReplacedOrigin, IsNoticedWithAndWithoutValidators) {
   }
 }
 
+// Goal: the skeleton and the parts of a store are of the same weights, also where nothing but the
+// bytes tells two models apart.
+// Method: a crash when the skeleton is there and no layer is finished; then other weights.
+TEST(ReplacedOrigin, IsNoticedByTheSkeleton) {
+  const CrashCase how{"", {"resid_post@all"}, StateMode::memory, std::chrono::hours(1)};
+  testing::TinyModelOptions other_options;
+  other_options.seed = 2;
+  auto other = testing::tiny_model(other_options);
+  for (const char* name : {"tokenizer.json", "generation_config.json"}) {
+    other[name] = model().at(name);
+  }
+  bool tried = false;
+  for (std::uint64_t crash = 20; !tried; ++crash) {
+    ASSERT_LT(crash, 200U);
+    Machine machine(model(), how);
+    machine.files().crash_at(machine.files().operations() + crash);
+    ASSERT_FALSE(machine.run(std::make_shared<MapTransport>(model(), "a", false)));
+    machine.files().restart(Survival::durable_only);
+    if (!machine.has_skeleton()) {
+      continue;
+    }
+    ASSERT_EQ(machine.finished(0, 5), 0U);
+    const auto resumed = machine.run(std::make_shared<MapTransport>(other, "a", false));
+    ASSERT_FALSE(resumed);
+    EXPECT_EQ(resumed.error().code(), ErrorCode::source_changed) << resumed.error().message();
+    tried = true;
+  }
+}
+
+// Goal: two processes do not write one skeleton, and what one left at any moment the next one ends.
+TEST(Skeleton, IsWrittenByWhoHoldsItsLock) {
+  const CrashCase how{"", {"resid_post@all"}, StateMode::memory, std::chrono::hours(1)};
+  Machine machine(model(), how);
+  MapTransport transport(model());
+  weightmap::remote::Fetcher fetcher(transport, real_clock(), {});
+  const auto uri = weightmap::remote::parse_uri(testing::kModelUri);
+  ASSERT_TRUE(uri);
+  const auto checkpoint = weightmap::Checkpoint::open(fetcher, *uri, {});
+  ASSERT_TRUE(checkpoint) << checkpoint.error().message();
+  KnownWeights known;
+  SkeletonInputs inputs;
+  inputs.checkpoint = &*checkpoint;
+  inputs.store_directory = kOut;
+  inputs.identity_digest = std::string(64, 'd');
+  inputs.known_weights = &known;
+  const std::string directory = std::string(kOut) + "/model";
+  ASSERT_TRUE(make_directories(machine.files(), directory));
+  const auto write = [&] {
+    return write_skeleton(fetcher, machine.files(), real_clock(), inputs, {});
+  };
+  {
+    const auto held = DirectoryLock::try_acquire(machine.files(), real_clock(), directory);
+    ASSERT_TRUE(held);
+    ASSERT_TRUE(held->lock);
+    const auto tried = write();
+    ASSERT_TRUE(tried) << tried.error().message();
+    EXPECT_FALSE(tried->there);
+    EXPECT_NE(tried->holder, "");
+    EXPECT_EQ(tried->fetched_bytes, 0U);
+  }
+  const auto written = write();
+  ASSERT_TRUE(written) << written.error().message();
+  EXPECT_TRUE(written->there);
+  EXPECT_EQ(written->fetched_bytes, skeleton_tensor_bytes(*checkpoint) +
+                                        model().at("config.json").size() +
+                                        model().at("tokenizer.json").size() + 2);
+  EXPECT_EQ(machine.files().snapshot().at(directory + "/model.safetensors").size(),
+            skeleton_tensor_file_bytes(*checkpoint));
+  const auto again = write();
+  ASSERT_TRUE(again) << again.error().message();
+  EXPECT_TRUE(again->there);
+  EXPECT_EQ(again->fetched_bytes, 0U);
+}
+
 // Goal: the same model from another place resumes, without fetching finished layers again but for
 // one small tensor of each.
 TEST(MovedOrigin, ResumesAfterOneSmallTensorOfEachFinishedLayerAgrees) {
   const CrashCase how{"", {"resid_post@all"}, StateMode::memory, std::chrono::hours(1)};
   Machine machine(model(), how);
-  machine.files().crash_at(machine.files().operations() + 150);
+  machine.files().crash_at(machine.files().operations() + 200);
   ASSERT_FALSE(machine.run());
   machine.files().restart(Survival::durable_only);
   const std::size_t finished = machine.finished(0, 5);

@@ -25,6 +25,8 @@ struct CrashCase {
   StateMode state;
   Duration save_state_every;
   StagingMode staging = StagingMode::memory;
+  bool skeleton = true;
+  bool loss_mask = false;  ///< The tokens have one.
 };
 inline void PrintTo(const CrashCase& how, std::ostream* out) { *out << how.name; }
 
@@ -35,7 +37,9 @@ class Machine {
   Machine(const std::map<std::string, std::string>& model, const CrashCase& how) : model_(model) {
     // Three parts of up to 24 tokens; a sample longer than two shards of 8 rows, some of length 1,
     // some across the border of a shard.
-    LIB_CHECK(replace_file(files_, kTokens, token_file({5, 7, 1, 20, 3, 11, 1, 6, 4}, 32, 7))
+    LIB_CHECK(replace_file(files_, kTokens,
+                           token_file({5, 7, 1, 20, 3, 11, 1, 6, 4}, 32, 7,
+                                      how.loss_mask ? loss_mask() : std::vector<std::uint8_t>()))
                   .has_value());
     options_.model = kModelUri;
     options_.tokens = kTokens;
@@ -44,12 +48,22 @@ class Machine {
     options_.state = how.state;
     options_.save_state_every = how.save_state_every;
     options_.staging = how.staging;
+    options_.skeleton = how.skeleton;
     options_.part_tokens = 24;
     options_.block_tokens = 16;
     options_.chunk_tokens = 4;
     options_.shard_tokens = 8;
     options_.host_memory_bytes = 256U << 20U;
     options_.threads = 1;
+  }
+
+  /// Runs and single tokens; nothing in the second part, whose tokens are 13 to 35.
+  static std::vector<std::uint8_t> loss_mask() {
+    std::vector<std::uint8_t> mask(58);
+    for (std::size_t i = 0; i < mask.size(); ++i) {
+      mask[i] = (i < 13 || i >= 36) && i % 5 != 1 && i % 7 != 3 ? 1 : 0;
+    }
+    return mask;
   }
 
   JobEnvironment environment(const std::shared_ptr<MapTransport>& transport) {
@@ -84,6 +98,9 @@ class Machine {
     const std::string directory = std::string(kOut) + "/part-0000" + std::to_string(part);
     const auto progress = read_part_journal(files_, directory);
     return progress ? finished_layers(*progress, last_layer) : 0;
+  }
+  bool has_skeleton() {
+    return files_.info(std::string(kOut) + "/model/librarian.json").has_value();
   }
   bool published(std::uint64_t part) {
     return files_.info(std::string(kOut) + "/part-0000" + std::to_string(part) + "/zarr.json")

@@ -222,12 +222,52 @@ TEST(MemoryPlan, PutsTheStateOnDiskWhereItDoesNotFit) {
   EXPECT_NE(plan.error().message().find("--state"), std::string::npos);
 }
 
+// Catches: arrays of scales that find no free slot, and so a job that stands still; lists of rows
+// and buffers of lossy copies that nobody counted.
+TEST(MemoryPlan, CountsWhatCapturesWithParametersAddToIt) {
+  MemoryWorld world;
+  MemoryInputs& in = world.inputs;
+  in.limit_bytes = 1ULL << 30U;
+  const auto plain = plan_memory(in);
+  ASSERT_TRUE(plain);
+  const CaptureList lossy =
+      parse_captures(
+          {"resid_post@all(dtype=fp8_e4m3,positions=last)", "attn_out@all(dtype=fp8_e4m3)"}, {6})
+          .value();
+  in.captures = &lossy;
+  in.kept_row_bytes = 1'000'000;
+  const auto plan = plan_memory(in);
+  ASSERT_TRUE(plan);
+  // Four arrays of two layers at a time, each with a slot that is being filled.
+  EXPECT_GE(plan->encode.slots, 2U * 4 + 2);
+  EXPECT_GE(plan->table_bytes, plain->table_bytes + in.kept_row_bytes);
+  EXPECT_GT(plan->encode_bytes, plain->encode_bytes + 4 * 2 * (256U << 10U));
+}
+
+// Rows and types of each array decide, and lossy ones take less.
+TEST(DiskPlan, ExpectsLessOfLossyArrays) {
+  using activation_store::StoredType;
+  DiskInputs in;
+  in.codec = activation_store::Codec::zstd;
+  in.arrays = {{"whole", 1000, 512, StoredType::bf16},
+               {"rounded", 1000, 512, StoredType::bf16, 4},
+               {"fp8", 1000, 256, StoredType::f8_e4m3},
+               {"some", 10, 512, StoredType::bf16}};
+  const DiskPlan plan = plan_disk(in);
+  ASSERT_EQ(plan.arrays.size(), 4U);
+  EXPECT_EQ(plan.raw_bytes, 512'000U + 512'000 + 256'000 + 5'120);
+  EXPECT_EQ(plan.arrays[0].store_bytes, 365'714U);
+  EXPECT_LT(plan.arrays[1].store_bytes, plan.arrays[0].store_bytes * 3 / 4);
+  EXPECT_LT(plan.arrays[2].store_bytes, plan.arrays[1].store_bytes);
+  EXPECT_EQ(plan.arrays[3].store_bytes, 3'657U);
+}
+
 TEST(DiskPlan, AddsUpForAHandComputedJob) {
   DiskInputs in;
   in.tokens = 1000;
   in.part_tokens_max = 400;
   in.row_bytes = 512;
-  in.arrays = 3;
+  in.arrays = {{"a", 1000, 512}, {"b", 1000, 512}, {"c", 500, 1024}};
   in.codec = activation_store::Codec::none;
   DiskPlan plan = plan_disk(in);
   EXPECT_EQ(plan.raw_bytes, 1000U * 512 * 3);

@@ -120,7 +120,8 @@ std::map<std::string, std::string> tiny_model(const TinyModelOptions& options) {
   return contents;
 }
 
-std::string token_file(const std::vector<std::int64_t>& lengths, int vocab, unsigned seed) {
+std::string token_file(const std::vector<std::int64_t>& lengths, int vocab, unsigned seed,
+                       const std::vector<std::uint8_t>& loss_mask) {
   std::mt19937 engine(seed);
   std::vector<std::int64_t> offsets{0};
   for (const std::int64_t length : lengths) {
@@ -130,9 +131,13 @@ std::string token_file(const std::vector<std::int64_t>& lengths, int vocab, unsi
   for (std::int64_t i = 0; i < offsets.back(); ++i) {
     ids.push_back(static_cast<std::int32_t>(engine() % static_cast<unsigned>(vocab)));
   }
-  return safetensors(
-      {{"input_ids", "I32", {offsets.back()}, raw(ids)},
-       {"offsets", "I64", {static_cast<std::int64_t>(offsets.size())}, raw(offsets)}});
+  std::vector<Tensor> tensors{
+      {"input_ids", "I32", {offsets.back()}, raw(ids)},
+      {"offsets", "I64", {static_cast<std::int64_t>(offsets.size())}, raw(offsets)}};
+  if (!loss_mask.empty()) {
+    tensors.push_back({"loss_mask", "U8", {offsets.back()}, raw(loss_mask)});
+  }
+  return safetensors(tensors);
 }
 
 TransferResult MapTransport::answer(const TransferRequest& request) {

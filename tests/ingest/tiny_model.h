@@ -24,7 +24,9 @@ struct TinyModelOptions {
 std::map<std::string, std::string> tiny_model(const TinyModelOptions& options = {});
 
 /// A token file (safetensors) of random samples with these lengths.
-std::string token_file(const std::vector<std::int64_t>& lengths, int vocab, unsigned seed);
+/// @param loss_mask  [tokens], or empty: the file has none.
+std::string token_file(const std::vector<std::int64_t>& lengths, int vocab, unsigned seed,
+                       const std::vector<std::uint8_t>& loss_mask = {});
 
 /// One request as it was served.
 struct ServedRange {

@@ -299,6 +299,29 @@ TEST(SafetensorsTokens, AreReadOrRefusedByWhatIsWrong) {
   }
 }
 
+TEST(SafetensorsTokens, SayWhatMadeThem) {
+  const std::string body(3 * 4 + 2 * 8, '\0');
+  const auto with = [&](const std::string& metadata) {
+    const std::string json = "{" + metadata +
+                             R"("input_ids":{"dtype":"I32","shape":[3],"data_offsets":[0,12]},)"
+                             R"("offsets":{"dtype":"I64","shape":[2],"data_offsets":[12,28]}})";
+    std::string length(8, '\0');
+    length[0] = static_cast<char>(json.size() & 0xFFU);
+    length[1] = static_cast<char>(json.size() >> 8U);
+    std::string text = length + json + body;
+    text[text.size() - 8] = 3;
+    return read("a.safetensors", text);
+  };
+  const auto data = with(R"("__metadata__":{"librarian_tokens":"1","chat_template_sha256":"bb",)"
+                         R"("tokenizer_sha256":"aa"},)");
+  ASSERT_TRUE(data) << data.error().message();
+  EXPECT_EQ(data->origin.tokenizer_sha256, "aa");
+  EXPECT_EQ(data->origin.chat_template_sha256, "bb");
+  const auto silent = with("");
+  ASSERT_TRUE(silent) << silent.error().message();
+  EXPECT_EQ(silent->origin.tokenizer_sha256, "");
+}
+
 TEST(TokenLimits, CutLongSamplesAndKeepTheFirst) {
   const Mask mask{1, 0, 1, 0, 1, 0};
   const std::string text = token_tensors({0, 3, 4, 6}, {1, 2, 3, 4, 5, 2000}, &mask);

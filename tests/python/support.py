@@ -17,7 +17,7 @@ from make_teacher import LlamaShape, write_checkpoint
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 SAFETENSORS_TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
-                     "U8": "u1"}
+                     "U8": "u1", "BOOL": "?"}
 
 
 def bf16_to_f32(bits):

@@ -28,7 +28,7 @@ JOB = (MODEL, "--tokens", TOKENS)
 LAYERS = layer_count(MODEL)
 HAS_AMX = "amx_bf16" in Path("/proc/cpuinfo").read_text()
 COMMANDS = ["plan", "extract", "fetch", "inspect", "verify", "diff"]
-EVENTS = {"part_started", "layer_done", "part_done", "waiting", "warning", "report", "error",
+EVENTS = {"skeleton_started", "skeleton_done", "part_started", "layer_done", "part_done", "waiting", "warning", "report", "error",
           "plan", "fetch_file", "fetch", "verify", "diff", "inspect", "inspect_capture", "inspect_sample"}
 
 
@@ -76,7 +76,8 @@ def test_help_says_what_the_command_does_and_how_it_ends(arguments, librarian):
 
 def test_help_lists_every_command(librarian):
     text = librarian("--help").stdout
-    assert all(re.search(rf"^  {name} ", text, re.MULTILINE) for name in COMMANDS)
+    assert all(re.search(rf"^  {name} ", text, re.MULTILINE)
+               for name in [*COMMANDS, "tokenize", "export"])
 
 
 def test_help_says_nothing_about_what_is_refused(librarian):
@@ -313,7 +314,12 @@ def test_plan_tells_what_extract_then_does(librarian, tmp_path):
               "--part-tokens", "20")
     run = last_run(tmp_path / "store")
     assert plan["parts"] == run["parts_total"] == len(part_folders(tmp_path / "store")) > 1
-    assert plan["fetch_bytes"] == run["needed_bytes"]
+    files = {path.name: path.stat().st_size for path in (tmp_path / "store/model").iterdir()}
+    small = sum(size for name, size in files.items()
+                if name not in ("model.safetensors", "librarian.json"))
+    assert plan["skeleton_fetch_bytes"] == run["skeleton_bytes"] - small
+    assert plan["fetch_bytes"] == run["needed_bytes"] - small
+    assert plan["disk"]["skeleton_bytes"] == files["model.safetensors"]
     assert plan["disk"]["raw_bytes"] == run["raw_bytes"] == 2 * plan["tokens"] * 64 * 2
     assert plan["memory"]["total_bytes"] == run["memory_planned_bytes"]
 
@@ -333,7 +339,7 @@ def test_nothing_is_fetched_beyond_the_last_captured_layer(
     shape = LlamaShape(hidden=256, layers=6, ffn=512, heads=4, kv_heads=2, vocab=512)
     server = serve_shape(shape)
     librarian("extract", server.url + "model/", "--tokens", TOKENS, "--out", tmp_path / "store",
-              "--capture", capture)
+              "--capture", capture, "--skeleton", "no")
 
     def step_of(name):
         return (-1 if "embed" in name else int(name.split(".")[2]) if "layers" in name
@@ -355,7 +361,8 @@ def test_piped_output_is_a_line_per_layer_and_a_report(librarian, tmp_path):
     text = librarian("extract", *JOB, "--out", tmp_path / "store").stdout
     assert "\r" not in text and "\x1b" not in text
     for word in ("embedding", *(f"layer {layer}/{LAYERS - 1}" for layer in range(LAYERS))):
-        assert len([line for line in text.splitlines() if word in line]) == 1, word
+        assert len([line for line in text.splitlines()
+                    if word in line and not line.startswith("model/")]) == 1, word
     for word in ("outcome", "weights", "bound", "memory", "store digest"):
         assert re.search(rf"^  {word}", text, re.MULTILINE), word
 

@@ -321,8 +321,9 @@ def test_a_whole_store_is_complete(store, librarian):
         "complete", PARTS, PARTS)
     text = librarian("verify", store).stdout
     assert f"{PARTS} of {PARTS} parts, none damaged" in text
-    # Besides what the manifests list: each part's zarr.json, and the store's own two files.
-    assert event["files_checked"] + PARTS + 2 == len(data_files(store))
+    # Besides what the manifests list: each part's zarr.json, the store's own two files, and the
+    # list of model/.
+    assert event["files_checked"] + PARTS + 3 == len(data_files(store))
 
 
 def test_a_store_without_one_of_its_parts_is_incomplete_and_the_same_command_makes_it_whole(

@@ -7,6 +7,7 @@ test_hub_links.py looks at signed links that end, test_hub_secrets.py at where t
 go, test_hub_cache.py at models that are on this machine already.
 """
 
+import json
 import re
 import shutil
 import signal
@@ -59,7 +60,9 @@ def test_a_model_on_the_hub_gives_the_bytes_of_its_directory(place, hub, extract
     # Nothing else was asked than the commit, the files' places, and the files there.
     assert {request.path.split("/")[1] for request in hub.requests if request.origin == "hub"} <= {
         "api", "org"}
-    assert {request.status for request in hub.requests} <= {200, 206, 302, 307}
+    assert {request.status for request in hub.requests} <= {200, 206, 302, 307, 404}
+    absent = [request.path for request in hub.requests if request.status == 404]
+    assert len(absent) == len(set(absent)), "asked twice for what is not there"
 
 
 def test_each_weight_file_is_resolved_once_and_the_branch_once(hub, extract, ragged_job):
@@ -67,8 +70,77 @@ def test_each_weight_file_is_resolved_once_and_the_branch_once(hub, extract, rag
     extract("--connections", 8)
     asked = [request.path for request in hub.resolves(WEIGHTS)]
     assert len(asked) == len(set(asked)) == FILES
-    assert len([r for r in hub.requests if r.path.startswith(f"/api/models/{NAME}")]) == 1
+    api = [r.path.split("/")[5] for r in hub.requests if r.path.startswith(f"/api/models/{NAME}")]
+    assert api == ["revision", "tree"]
     assert len([r for r in hub.requests if r.origin == "cdn"]) > FILES * ragged_job.PART_COUNT
+
+
+# The hub's list of files.
+
+
+def pages_asked(hub):
+    return [request for request in hub.requests if "/tree/" in request.path]
+
+
+def test_a_list_of_many_pages_is_read_once(hub, extract, ragged_job):
+    hub.page_entries = 2
+    extract("--connections", 8)
+    files = len(list((ragged_job.original / "model").iterdir()))
+    assert len(pages_asked(hub)) == (files + 1) // 2
+    assert len({request.query for request in pages_asked(hub)}) == len(pages_asked(hub))
+
+
+def test_a_file_that_the_hub_lacks_is_named_before_any_is_asked_for(hub, refuse, ragged_job,
+                                                                    tmp_path):
+    shutil.copytree(ragged_job.original / "model", tmp_path / "model")
+    lost = sorted((tmp_path / "model").glob(WEIGHTS))[-1]
+    lost.unlink()
+    hub.push(NAME, tmp_path / "model")
+    refuse(names=[lost.name, "index"])
+    assert hub.resolves(WEIGHTS) == []
+
+
+@pytest.mark.parametrize("change", [
+    status(404), status(405), status(501), status(401),
+    lambda request, response, server: text_response(200, "<html>", "text/html"),
+    lambda request, response, server: text_response(200, "[{}]", "application/json")],
+    ids=["404", "405", "501", "401", "html", "no files"])
+def test_a_mirror_without_a_list_will_do(change, hub, extract):
+    hub.api.faults.append(Fault(change, path="*/tree/*", times=ALWAYS))
+    extract()
+    assert len(pages_asked(hub)) == 1
+
+
+def lists(changed):
+    """The hub's list, of whose weight files `changed` makes another entry."""
+
+    def change(request, response, server):
+        entries = json.loads(response.resource.read(0, response.resource.size))
+        return text_response(200, json.dumps([changed(entry) if "lfs" in entry else entry
+                                              for entry in entries]), "application/json")
+
+    return change
+
+
+@pytest.mark.parametrize("lfs", [{"size": 12}, {"oid": "0" * 64}], ids=["size", "sha256"])
+def test_a_hub_that_lists_other_files_than_it_serves_is_not_believed(lfs, hub, refuse):
+    change = lists(lambda entry: entry | {"lfs": entry["lfs"] | lfs})
+    hub.api.faults.append(Fault(change, path="*/tree/*", times=ALWAYS))
+    refuse(exit_code=REMOTE_FAILED, names=["lists", ".safetensors"])
+
+
+def test_no_page_is_asked_of_another_origin(hub, extract):
+    # Method: the first page's link leads to a stranger.
+    stranger = hub.foreign_server("stranger")
+
+    def change(request, response, server):
+        response.headers["Link"] = (f"<{stranger.url}api/models/{NAME}/tree/x?cursor=abc>; "
+                                    'rel="next"')
+        return response
+
+    hub.api.faults.append(Fault(change, path="*/tree/*"))
+    extract()
+    assert [request.origin for request in hub.requests if request.origin == "stranger"] == []
 
 
 def test_no_request_lets_the_cdn_compress(hub, extract):

@@ -7,6 +7,7 @@ import shutil
 
 import numpy
 import pytest
+import zarr
 
 from test_store_readers import bits, cases, fixture_root, raw_rows  # noqa: F401  (fixtures)
 
@@ -17,6 +18,7 @@ from nexus_librarian import (ActivationDataset, ActivationStore, ActivationStrea
                              _plan, collate_packed, collate_padded)
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "activation_store/golden_store"
+KINDS = GOLDEN.with_name("golden_store_kinds")
 CAPTURE = "blocks.1.resid_post"
 
 
@@ -53,7 +55,8 @@ def test_every_sample_is_what_was_written(fixture_root, cases):
     Method: against the raw rows that the C++ writer was given, as bits.
     """
     store = open_store(fixture_root / "store")
-    assert store.captures == ["blocks.0.resid_post", "blocks.1.resid_post", "blocks.1.resid_pre"]
+    assert set(store.captures) >= {"blocks.0.resid_post", "blocks.1.resid_post",
+                                   "blocks.1.resid_pre"}
     assert list(store.lengths) == cases["sample_lengths"] and len(store) == store.samples == 8
     assert store.complete
     for part in cases["parts"]:
@@ -76,8 +79,8 @@ def test_every_sample_is_what_was_written(fixture_root, cases):
     assert list(store.sample(3, [])) == ["input_ids", "loss_mask"]
     with pytest.raises(IndexError, match="no sample 8; there are 8"):
         store.sample(8)
-    with pytest.raises(NotInStoreError, match="no capture 'embed'; it has blocks.0.resid_post"):
-        store.sample(0, ["embed"])
+    with pytest.raises(NotInStoreError, match="no capture 'absent'; it has blocks.0.resid_post"):
+        store.sample(0, ["absent"])
 
 
 def test_several_stores_follow_each_other(store_copy):
@@ -213,6 +216,78 @@ def test_streams_read_batches_as_the_collators_join_them():
             assert same(batch, collate(samples))
             at += len(samples)
         assert at == 8
+
+
+def stored(part, array):
+    """An array of the kinds store as zarr-python reads it."""
+    return zarr.open_array(str(KINDS / f"part-{part:05d}" / array), mode="r")[...]
+
+
+def test_kept_rows_groups_and_fp8_are_what_is_stored():
+    """Goal: rows that are kept, with their positions; groups as dicts; fp8 as value times scale.
+
+    Method: against zarr-python's view of the golden store of every kind, and ml_dtypes' fp8.
+    """
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    store, kept_some = open_store(KINDS), 0
+    for number in range(len(store)):
+        part, place = store.locate(number)
+        offsets = stored(part.part, "tokens/offsets")
+        begin, end = offsets[place], offsets[place + 1]
+        sample = store.sample(number)
+        for capture in store.captures:
+            rows = sample.get(capture + ".rows")
+            if rows is not None:
+                kept_some += 0 < len(rows) < end - begin
+        scaled, raw = sample["blocks.2.resid_post"], store.sample(number, ["blocks.2.resid_post"],
+                                                                  raw=True)
+        kept = stored(part.part, "tokens/rows_loss")
+        inside = (kept >= begin) & (kept < end)
+        assert list(sample["blocks.2.resid_post.rows"]) == list(kept[inside] - begin)
+        values = stored(part.part, "blocks.2.resid_post")[inside]
+        scales = stored(part.part, "blocks.2.resid_post.scales")[inside]
+        assert same(raw["blocks.2.resid_post"], values)
+        assert same(raw["blocks.2.resid_post.scales"], scales)
+        want = values.view(ml_dtypes.float8_e4m3fn).astype(numpy.float32) * scales[:, None]
+        want = want.astype(ml_dtypes.bfloat16)
+        assert numpy.array_equal(numpy.asarray(scaled.view(ml_dtypes.bfloat16), numpy.float32),
+                                 numpy.asarray(want, numpy.float32), equal_nan=True)
+        inside = stored(part.part, "tokens/rows_loss_next")
+        inside = (inside >= begin) & (inside < end)
+        assert list(sample["logits.topk"]) == ["gold_log_prob", "ids", "log_prob", "logsumexp"]
+        for member, got in sample["logits.topk"].items():
+            assert same(got, stored(part.part, f"logits.topk.{member}")[inside])
+    assert kept_some >= 4
+    assert store.capture_info("blocks.3.resid_post")[""].lossy == {"keep_mantissa_bits": 5}
+
+
+def test_batches_of_kept_rows_say_where_rows_belong():
+    """Goal: `<capture>.rows` of a batch leads to the right tokens, collated or read in place."""
+    store, capture = open_store(KINDS), "blocks.2.resid_post"
+    dataset = ActivationDataset(store, [capture, "embed", "logits.topk"])
+    samples = [dataset[i] for i in range(len(dataset))]
+    (packed,) = ActivationStream(store, dataset.captures, shuffle=False, packed=True,
+                                 tokens_per_batch=1000)
+    (padded,) = ActivationStream(store, dataset.captures, shuffle=False, batch_size=1000)
+    assert same(packed, collate_packed(samples)) and same(padded, collate_padded(samples))
+    assert packed["loss_mask"][packed[capture + ".rows"]].all()
+    assert len(packed[capture]) == packed["loss_mask"].sum() == (padded[capture + ".rows"] >= 0).sum()
+    assert padded["logits.topk"]["ids"].shape[:2] == padded["logits.topk.rows"].shape
+
+
+def test_token_batches_take_the_rows_that_are_kept():
+    store, capture = open_store(KINDS), "blocks.2.resid_post"
+    batches = list(ActivationStream(store, [capture], tokens_per_batch=7, seed=2))
+    ids = sorted(i for batch in batches for i in batch["input_ids"])
+    samples = [store.sample(i) for i in range(len(store))]
+    assert ids == sorted(i for sample in samples for i in sample["input_ids"][sample["loss_mask"]])
+    row_of = {i: row.tobytes() for sample in samples for i, row in
+              zip(sample["input_ids"][sample[capture + ".rows"]], sample[capture])}
+    for batch in batches:
+        for i, row in zip(batch["input_ids"], batch[capture]):
+            assert row.tobytes() == row_of[i]
+    with pytest.raises(ValueError, match="keep the same rows; these keep rows_loss, rows_loss_next"):
+        next(iter(ActivationStream(store, [capture, "logits.topk"], tokens_per_batch=7)))
 
 
 def test_the_order_of_an_epoch_does_not_change():

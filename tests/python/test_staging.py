@@ -61,8 +61,9 @@ def job(tmp_path_factory):
 
 
 def extract(job, url, store, *options, host_memory="512MiB"):
+    """Arguments; without the skeleton, whose bytes never wait on a disk."""
     return ["extract", url + "model/", "--tokens", job / "tokens.safetensors", "--out", store,
-            "--part-tokens", 50, "--host-memory", host_memory, *options]
+            "--skeleton", "no", "--part-tokens", 50, "--host-memory", host_memory, *options]
 
 
 # The store, and what is left beside it.
@@ -93,7 +94,8 @@ def test_staging_changes_nothing_but_what_is_fetched(job, librarian, serve, tmp_
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else None)
 def test_plan_says_which_and_why(options, on_disk, word, job, librarian, serve, tmp_path):
     url = serve(job).url
-    arguments = ["plan", url + "model/", "--tokens", job / "tokens.safetensors", *options]
+    arguments = ["plan", url + "model/", "--tokens", job / "tokens.safetensors", "--skeleton", "no",
+                 *options]
     (plan,) = events(librarian(*arguments, "--json", cwd=tmp_path), "plan")
     staging = plan["staging"]
     assert staging["on_disk"] == on_disk

@@ -105,6 +105,7 @@ class EmulatedCuda final : public CudaRuntime {
   void launch(const CudaRotate& kernel) override { push_rows("rotate", kernel); }
   void launch(const NormOp& kernel) override { push_rows("norm", kernel); }
   void launch(const AddOp& kernel) override { push_rows("add", kernel); }
+  void launch(const TopkOp& kernel) override { push_rows("topk", kernel); }
   void launch(const CudaAttention& kernel, bool tensor_cores) override {
     LIB_CHECK(!tensor_cores || kernel.type == DType::f16 || properties_.has_bf16());
     push(Queue::compute, "attention",

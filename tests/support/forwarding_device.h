@@ -75,6 +75,7 @@ class ForwardingDevice : public Device {
   void rotate(const RotateOp& op, std::byte* scratch) override { inner_->rotate(op, scratch); }
   void norm(const NormOp& op) override { inner_->norm(op); }
   void add(const AddOp& op) override { inner_->add(op); }
+  void topk(const TopkOp& op) override { inner_->topk(op); }
 
  private:
   std::unique_ptr<Device> inner_;

@@ -60,6 +60,57 @@ TEST(Checkpoint, GivesEveryByteOfTheModelItsRole) {
   EXPECT_EQ(checkpoint.weight_bytes(), bytes);
 }
 
+std::vector<std::string> skeleton_names(const OpenedCheckpoint& opened) {
+  std::vector<std::string> names;
+  for (const StoredTensor& tensor : opened.checkpoint->skeleton()) {
+    names.push_back(tensor.name);
+  }
+  return names;
+}
+
+// Catches: a head that is dropped because config.json says nothing of ties, or kept twice because
+// the file has it though they are tied.
+TEST(Checkpoint, KnowsWhatLiesOutsideTheLayers) {
+  CheckpointFiles model = CheckpointFiles::tiny();
+  const OpenedCheckpoint opened(model.contents());
+  ASSERT_TRUE(opened.checkpoint) << opened.checkpoint.error().message();
+  EXPECT_EQ(skeleton_names(opened),
+            (std::vector<std::string>{"lm_head.weight", "model.embed_tokens.weight",
+                                      "model.norm.weight"}));
+  for (const StoredTensor& tensor : opened.checkpoint->skeleton()) {
+    const std::string& file = opened.contents.at(opened.checkpoint->files()[tensor.file].name);
+    EXPECT_EQ(tensor.dtype, "BF16");
+    EXPECT_EQ(tensor.shape, model.tensor(tensor.name).shape);
+    EXPECT_EQ(file.substr(tensor.bytes.begin, tensor.bytes.size()),
+              model.tensor(tensor.name).bytes);
+  }
+  model.config["tie_word_embeddings"] = true;
+  const OpenedCheckpoint tied(model.contents());
+  ASSERT_TRUE(tied.checkpoint) << tied.checkpoint.error().message();
+  EXPECT_EQ(skeleton_names(tied),
+            (std::vector<std::string>{"model.embed_tokens.weight", "model.norm.weight"}));
+}
+
+// Catches: a scale of a head that is refused, or lost, because no layer has such a name.
+TEST(Checkpoint, KeepsAQuantisedHeadWithItsScales) {
+  CheckpointFiles model = CheckpointFiles::tiny();
+  model.config["quantization_config"] = {{"quant_method", "fp8"},
+                                         {"weight_block_size", {128, 128}},
+                                         {"modules_to_not_convert", Json::array()}};
+  FileTensor& head = model.tensor("lm_head.weight");
+  head.dtype = "F8_E4M3";
+  head.bytes.resize(head.bytes.size() / 2);
+  const std::string file = model.index.at("lm_head.weight");
+  model.files[file].push_back({"lm_head.weight_scale_inv", "F32", {1, 1}, std::string(4, '\1')});
+  model.index["lm_head.weight_scale_inv"] = file;
+  const OpenedCheckpoint opened(model.contents());
+  ASSERT_TRUE(opened.checkpoint) << opened.checkpoint.error().message();
+  EXPECT_EQ(skeleton_names(opened),
+            (std::vector<std::string>{"lm_head.weight", "lm_head.weight_scale_inv",
+                                      "model.embed_tokens.weight", "model.norm.weight"}));
+  EXPECT_EQ(opened.checkpoint->skeleton().front().dtype, "F8_E4M3");
+}
+
 TEST(Checkpoint, OpensTheOtherFormsThatPeoplePublish) {
   const std::pair<const char*, std::function<void(CheckpointFiles&)>> forms[] = {
       {"one file without an index", put_all_into_one_file},

@@ -363,7 +363,7 @@ TEST(Families, GiveTheirTextPartWhereTheyAreMultimodal) {
   refused("text_config", {{"model_type", "mixtral"}}, "model_type");
   refused("text_config", {{"model_type", "mistral3"}}, "model_type");
   refused("text_config", {{"sliding_windows", 8}}, "sliding_windows");
-  refused("quantization_config", {{"quant_method", "fp8"}}, "quantization_config");
+  refused("quantization_config", {{"quant_method", "hqq"}}, "quantization_config");
   refused("cross_attention_layers", {3, 8}, "cross_attention_layers");
 }
 

@@ -256,7 +256,7 @@ TEST(ModelConfig, RefusesByTheNameOfTheKey) {
       {"llama", "is_encoder_decoder", true},
       {"llama", "pruned_heads", {{"0", {1, 2}}}},
       {"llama", "text_config", Json::object()},
-      {"llama", "quantization_config", {{"quant_method", "fp8"}}},
+      {"llama", "quantization_config", {{"quant_method", "hqq"}}},
       {"llama", "torch_dtype", "float8_e4m3fn"},
       {"llama", "dtype", "int8"},
       {"llama", "sliding_window", 4096},

@@ -131,7 +131,7 @@ struct Process {
       const auto result = read(layer);
       ASSERT_TRUE(result) << result.error().message();
       verifications.push_back(source->verification(layer));
-      source->layer_is_durable(layer);
+      source->layer_is_durable(layer, {});
     }
   }
   std::uint64_t file_bytes(std::int32_t layer) const {
@@ -248,10 +248,26 @@ TEST(StagedSource, FilesStayUntilTheirLayersAreDurable) {
   };
   for (std::int32_t layer = kEmbeddingLayer; layer <= 1; ++layer) {
     EXPECT_TRUE(is_there(layer)) << layer;
-    process.source->layer_is_durable(layer);
+    process.source->layer_is_durable(layer, {});
     EXPECT_FALSE(is_there(layer)) << layer;
   }
   EXPECT_TRUE(is_there(2));
+}
+
+// Goal: a stop ends the wait for a directory that another process holds and does not give back.
+TEST(StagedSource, AStopEndsTheWaitForTheDirectory) {
+  MemoryFileSystem files;
+  Process process(files, origin(true), 1U << 20U);
+  ASSERT_TRUE(process.read(kEmbeddingLayer));
+  const auto held = files.open_append(std::string(testing::kStagingPath) + "/lock", true);
+  ASSERT_TRUE(held);
+  while (!(*held)->try_lock().value()) {
+    std::this_thread::yield();  // The staging thread has it for moments.
+  }
+  std::stop_source stop;
+  stop.request_stop();
+  process.source->layer_is_durable(kEmbeddingLayer, stop.get_token());
+  EXPECT_GE(process.directory->used_bytes().value(), process.file_bytes(kEmbeddingLayer));
 }
 
 TEST(StagedSource, ACacheGivesAnotherProcessWhatOneHasBrought) {

@@ -201,24 +201,39 @@ TEST(TensorNames, ThatLookAlikeAreUnknown) {
 
 TEST(TensorNames, ThatNoForwardPassNeedsAreUnused) {
   const std::pair<const char*, const char*> rows[] = {
-      {"llama", "lm_head.weight"},
-      {"llama", "score.weight"},
       {"llama", "model.layers.0.self_attn.rotary_emb.inv_freq"},
       {"llama", "model.rotary_emb.inv_freq"},
       {"llama", "model.layers.3.self_attn.masked_bias"},
-      {"phi", "lm_head.bias"},
-      {"gpt_neox", "embed_out.weight"},
       {"gpt_neox", "gpt_neox.layers.0.attention.bias"},
       {"gpt_neox", "gpt_neox.layers.0.attention.masked_bias"},
       {"gpt2", "transformer.h.0.attn.bias"},
-      {"bert", "cls.predictions.transform.dense.weight"},
-      {"bert", "bert.pooler.dense.bias"},
-      {"bert", "classifier.weight"},
       {"bert", "bert.embeddings.position_ids"},
   };
   for (const auto& [model_type, name] : rows) {
     const NameScheme scheme = scheme_of(model_type);
     EXPECT_EQ(classify_tensor(name, scheme, scheme.family->prefixes.front(), 4).kind, Kind::unused)
+        << name;
+  }
+}
+
+TEST(TensorNames, OfHeadsAreHeads) {
+  const std::pair<const char*, const char*> rows[] = {
+      {"llama", "lm_head.weight"},
+      {"llama", "score.weight"},
+      {"phi", "lm_head.bias"},
+      {"gpt_neox", "embed_out.weight"},
+      {"bert", "cls.predictions.transform.dense.weight"},
+      {"bert", "bert.pooler.dense.bias"},
+      {"bert", "classifier.weight"},
+  };
+  for (const auto& [model_type, name] : rows) {
+    const NameScheme scheme = scheme_of(model_type);
+    EXPECT_EQ(classify_tensor(name, scheme, scheme.family->prefixes.front(), 4).kind, Kind::head)
+        << name;
+  }
+  const NameScheme multimodal{find_family("gemma3_text")->names, true};
+  for (const char* name : {"language_model.lm_head.weight", "lm_head.weight"}) {
+    EXPECT_EQ(classify_tensor(name, multimodal, "language_model.model.", 4).kind, Kind::head)
         << name;
   }
 }
@@ -248,8 +263,7 @@ TEST(TensorNames, OfOtherPartsOfAMultimodalModelAreUnused) {
   for (const char* name : {"vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight",
                            "model.vision_tower.patch.weight", "model.visual.blocks.0.norm.weight",
                            "multi_modal_projector.mm_input_projection_weight",
-                           "model.multi_modal_projector.linear_1.weight",
-                           "language_model.lm_head.weight", "lm_head.weight"}) {
+                           "model.multi_modal_projector.linear_1.weight"}) {
     EXPECT_EQ(classify_tensor(name, scheme, "language_model.model.", 4).kind, Kind::unused) << name;
   }
   EXPECT_EQ(classify_tensor("audio_tower.x", scheme, "language_model.model.", 4).kind,

@@ -21,9 +21,8 @@ FaultKind redirected(const std::string& name, const std::string& fault, const st
           kAlways, kError, kBadInput, [=](const Blow&) { return redirect(place); }};
 }
 
-FaultKind certificate(const std::string& name, const std::string& fault, FaultTls tls,
-                      ErrorCode code = kBadInput) {
-  FaultKind kind{name, fault, kNoTrust, Target::opening, 0, kError, code, {}};
+FaultKind certificate(const std::string& name, const std::string& fault, FaultTls tls) {
+  FaultKind kind{name, fault, kNoTrust, Target::opening, 0, kError, kBadInput, {}};
   kind.setup.tls = tls;
   return kind;
 }
@@ -162,7 +161,7 @@ std::vector<FaultKind> certificates() {
       certificate("AuthorityUnknown", "TLS: an unknown authority signed the certificate",
                   FaultTls::unknown_authority),
       certificate("AuthorityForged", "TLS: signed in the authority's name with another key",
-                  FaultTls::forged_authority, kUnavailable),
+                  FaultTls::forged_authority),
       {"NoTls",
        "https is asked of a server that speaks plain http",
        "gives up after some failures",

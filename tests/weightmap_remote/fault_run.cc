@@ -335,8 +335,8 @@ class Run {
   Result<void> read_document(Fetcher& fetcher, const Uri& uri, const std::stop_token& stop) {
     std::string text;
     if (target() == FaultTarget::api) {
-      LIB_TRY(std::string answer, fetcher.read_document(uri, 1U << 20U, stop));
-      text = std::move(answer);
+      LIB_TRY(Fetcher::Document answer, fetcher.read_document(uri, 1U << 20U, stop));
+      text = std::move(answer.body);
     } else {
       LIB_TRY(text, read_object(fetcher, uri, 1U << 20U, stop));
     }

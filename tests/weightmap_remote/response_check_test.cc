@@ -164,6 +164,7 @@ constexpr Row kRows[] = {
     {"429", Ask::opened, "HTTP/1.1 429 x", kRetry},
     {"500", Ask::opened, "HTTP/1.1 500 x", kRetry},
     {"503", Ask::opened, "HTTP/1.1 503 x", kRetry},
+    {"501", Ask::opened, "HTTP/1.1 501 x", kBad},
     {"599", Ask::opened, "HTTP/1.1 599 x", kRetry},
     {"999", Ask::opened, "HTTP/1.1 999 x", kRetry},
     {"expired 403", Ask::redirected, "HTTP/1.1 403 x", kRetry},

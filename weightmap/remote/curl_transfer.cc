@@ -8,6 +8,7 @@
 
 #include "base/units.h"
 #include "weightmap/remote/address_class.h"
+#include "weightmap/remote/curl_failure.h"
 #include "weightmap/remote/uri_parts.h"
 
 namespace librarian::weightmap::remote {
@@ -17,7 +18,13 @@ constexpr std::uint32_t kRedirectsMax = 5;
 // An error's or redirect's body is read to keep the connection, but not for long.
 constexpr std::uint64_t kUnusedBodyBytesMax = 4096;
 // libcurl hands over at most 16 KiB at once whatever this is; a larger one saves system calls.
-constexpr long kReceiveBufferBytes = 512L << 10U;
+constexpr std::uint64_t kReceiveBufferBytes = 512U << 10U;
+constexpr std::uint64_t kReceiveBufferBytesMin = 1024;  // libcurl takes no smaller one.
+// libcurl goes on reading a socket that has more, up to so many buffers in a row.
+constexpr std::uint64_t kReadingsInARow = 100;
+// Under a limit, the most that all connections together read before the limit is asked again.
+constexpr std::uint64_t kReadingsPerSecond = 20;
+constexpr std::uint64_t kConnectionsToShare = 16;
 constexpr const char* kUserAgent = "librarian";
 
 template <typename Value>
@@ -35,6 +42,16 @@ void append(CurlList& list, const std::string& line) {
   LIB_CHECK(longer != nullptr);
   static_cast<void>(list.release());
   list.reset(longer);
+}
+
+// Small enough, under a limit, that what libcurl reads in a row is a fraction of a second's bytes.
+std::uint64_t receive_buffer_bytes(const TransportOptions& options) {
+  if (options.bandwidth_max == 0) {
+    return kReceiveBufferBytes;
+  }
+  const auto connections = std::min<std::uint64_t>(options.connections, kConnectionsToShare);
+  return std::clamp(options.bandwidth_max / (kReadingsPerSecond * kReadingsInARow * connections),
+                    kReceiveBufferBytesMin, kReceiveBufferBytes);
 }
 
 Error private_refused() {
@@ -121,7 +138,8 @@ void CurlTransfer::set_limits(CURL* easy) {
   // Without it, ending a transfer waits for a name look-up that may hang for half a minute.
   set(easy, CURLOPT_QUICK_EXIT, 1L);
   // Refused where a hop that failed has left its buffer behind, which does as well.
-  static_cast<void>(curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, kReceiveBufferBytes));
+  static_cast<void>(
+      curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, static_cast<long>(receive_buffer_bytes(options))));
   set(easy, CURLOPT_TCP_KEEPALIVE, 1L);
   set(easy, CURLOPT_TCP_NODELAY, 1L);
   set(easy, CURLOPT_FRESH_CONNECT, request_.fresh_connection ? 1L : 0L);
@@ -328,30 +346,14 @@ Error CurlTransfer::failure(CURLcode code) const {
   if (proxy_status == 407) {
     return proxy_wants_login();
   }
+  if (code == CURLE_OK || code == CURLE_PARTIAL_FILE) {
+    return {ErrorCode::unavailable, "the body ended after " +
+                                        std::to_string(scatter_.position() - request_.range.begin) +
+                                        " bytes"};
+  }
   const std::string text =
       curl_message_[0] != '\0' ? std::string(curl_message_) : curl_easy_strerror(code);
-  switch (code) {
-    case CURLE_OK:
-    case CURLE_PARTIAL_FILE:
-      return {ErrorCode::unavailable,
-              "the body ended after " + std::to_string(scatter_.position() - request_.range.begin) +
-                  " bytes"};
-    case CURLE_PEER_FAILED_VERIFICATION:
-    case CURLE_SSL_CACERT_BADFILE:
-    case CURLE_SSL_ISSUER_ERROR:
-    case CURLE_SSL_PINNEDPUBKEYNOTMATCH:
-      return {ErrorCode::bad_input, "the server's certificate is not trusted (" + text +
-                                        "); check the host name and "
-                                        "the machine's certificates"};
-    case CURLE_OUT_OF_MEMORY:
-      // What libcurl says of a field above its own limit, too.
-      return {ErrorCode::unavailable, "the server sends a header field larger than libcurl takes"};
-    case CURLE_URL_MALFORMAT:
-    case CURLE_NOT_BUILT_IN:
-      return {ErrorCode::invalid_argument, text};
-    default:
-      return {ErrorCode::unavailable, text};
-  }
+  return curl_failure(code, text);
 }
 
 TransferResult CurlTransfer::ended_with(Error error) {
@@ -369,6 +371,7 @@ TransferResult CurlTransfer::ended_with(Error error) {
       result.info = verdict_->info;
       if (request_.document) {
         result.info->size = scatter_.position();
+        result.link = head_.find("link").value_or("");
       }
     }
   }

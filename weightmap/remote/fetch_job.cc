@@ -71,7 +71,10 @@ Error FetchJob::name(const Error& error) const {
 
 Error FetchJob::final_error(const Error& error) const {
   if (error.code() == ErrorCode::not_found && !opening) {
-    return name(Error(ErrorCode::bad_input, error.message() + ": it was there when the job began"));
+    const std::string what = error.message().substr(0, error.message().find("; "));
+    return name(Error(ErrorCode::bad_input,
+                      what + ", but it was there when the job began; put it back and run the same "
+                             "command again"));
   }
   return name(error);
 }
@@ -106,7 +109,7 @@ FetchJob::Landing FetchJob::land(const TransferResult& transfer, const RetryRule
     }
     const std::uint64_t end = std::min(pieces_.back().range.end, transfer.info->size);
     LIB_CHECK(transfer.bytes_in_order == end - missing().begin);
-    return {*transfer.info, {}};
+    return {Landed{*transfer.info, transfer.link}, {}};
   }
   const Error& error = *transfer.error;
   if (error.code() != ErrorCode::unavailable) {

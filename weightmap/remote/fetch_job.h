@@ -32,7 +32,12 @@ class RetryRule {
 
 class FetchJob {
  public:
-  using Done = std::function<void(Result<ObjectInfo>)>;
+  /// What a job that went well learned.
+  struct Landed {
+    ObjectInfo info;
+    std::string link;  ///< As in TransferResult.
+  };
+  using Done = std::function<void(Result<Landed>)>;
 
   /// @param pieces  Sorted, disjoint, none empty; at least one (LIB_CHECK).
   FetchJob(Uri uri, std::vector<FetchPiece> pieces);
@@ -44,8 +49,8 @@ class FetchJob {
 
   /// What became of the last request().
   struct Landing {
-    std::optional<Result<ObjectInfo>> result;  ///< Final, if set; else try again at not_before().
-    std::string why;                           ///< The failure that is tried again.
+    std::optional<Result<Landed>> result;  ///< Final, if set; else try again at not_before().
+    std::string why;                       ///< The failure that is tried again.
   };
   /// @param cool_until  When the origin may be asked again, at the earliest.
   Landing land(const TransferResult& transfer, const RetryRule& rule, TimePoint now,

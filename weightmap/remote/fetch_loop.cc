@@ -154,7 +154,7 @@ void FetchLoop::drain(Lock& lock) {
   }
 }
 
-void FetchLoop::finish(Lock& lock, const JobPointer& job, Result<ObjectInfo> result) {
+void FetchLoop::finish(Lock& lock, const JobPointer& job, Result<FetchJob::Landed> result) {
   lock.unlock();
   job->done(std::move(result));
   lock.lock();

@@ -79,7 +79,7 @@ class FetchLoop {
   void wake(const Lock& lock);
   void run(const std::stop_token& stop);
   void drain(Lock& lock);
-  void finish(Lock& lock, const JobPointer& job, Result<ObjectInfo> result);
+  void finish(Lock& lock, const JobPointer& job, Result<FetchJob::Landed> result);
   void finish_refused(Lock& lock);
   void finish_landed(Lock& lock);
   void take_attempt(const Landed& landed, Flight& flight, std::vector<std::stop_source>& to_stop);

@@ -13,18 +13,20 @@ class Fetcher::Impl {
   Impl(Transport& transport, Clock& clock, const FetcherOptions& options)
       : clock_(clock), loop_(transport, clock, options) {}
 
+  using Landed = FetchJob::Landed;
+
   /// Runs jobs side by side and waits for all of them; `stop`, or the failure of one, may cut them
   /// short.
-  std::vector<Result<ObjectInfo>> run_and_wait(std::vector<FetchJob> jobs,
-                                               const std::stop_token& stop) {
+  std::vector<Result<Landed>> run_and_wait(std::vector<FetchJob> jobs,
+                                           const std::stop_token& stop) {
     Monitor answered(clock_);
-    std::vector<std::optional<Result<ObjectInfo>>> answers(jobs.size());
+    std::vector<std::optional<Result<Landed>>> answers(jobs.size());
     std::size_t missing = jobs.size();
     bool failed = false;
     std::vector<std::uint64_t> sequences;
     sequences.reserve(jobs.size());
     for (std::size_t i = 0; i < jobs.size(); ++i) {
-      jobs[i].done = [&, i](Result<ObjectInfo> result) {
+      jobs[i].done = [&, i](Result<Landed> result) {
         auto lock = answered.lock();
         failed = failed || !result;
         answers[i].emplace(std::move(result));
@@ -43,7 +45,7 @@ class Fetcher::Impl {
       lock.lock();
       answered.wait(lock, {}, ready);  // The destinations are ours until then.
     }
-    std::vector<Result<ObjectInfo>> results;
+    std::vector<Result<Landed>> results;
     results.reserve(answers.size());
     for (auto& answer : answers) {
       results.push_back(*std::move(answer));
@@ -51,7 +53,7 @@ class Fetcher::Impl {
     return results;
   }
 
-  Result<ObjectInfo> run_and_wait(FetchJob job, const std::stop_token& stop) {
+  Result<Landed> run_and_wait(FetchJob job, const std::stop_token& stop) {
     std::vector<FetchJob> jobs;
     jobs.push_back(std::move(job));
     return std::move(run_and_wait(std::move(jobs), stop).front());
@@ -70,7 +72,7 @@ class Fetcher::Impl {
       job.opening = true;
       job.expected = expected;
     }
-    std::vector<Result<ObjectInfo>> landed = run_and_wait(std::move(jobs), stop);
+    std::vector<Result<Landed>> landed = run_and_wait(std::move(jobs), stop);
     std::vector<Result<Opened>> opened;
     auto lock = monitor_.lock();
     for (std::size_t i = 0; i < uris.size(); ++i) {
@@ -78,22 +80,24 @@ class Fetcher::Impl {
         opened.emplace_back(landed[i].error());
         continue;
       }
-      heads[i].resize(std::min<std::uint64_t>(heads[i].size(), landed[i]->size));
+      heads[i].resize(std::min<std::uint64_t>(heads[i].size(), landed[i]->info.size));
       opened.emplace_back(
-          Opened{static_cast<ObjectId>(objects_.size()), *landed[i], std::move(heads[i])});
-      objects_.push_back({uris[i], *landed[i]});
+          Opened{static_cast<ObjectId>(objects_.size()), landed[i]->info, std::move(heads[i])});
+      objects_.push_back({uris[i], landed[i]->info});
     }
     return opened;
   }
 
-  Result<std::string> read_document(const Uri& uri, std::uint64_t bytes_max,
-                                    const std::stop_token& stop) {
-    std::string document(bytes_max, '\0');
-    FetchJob job(uri, {{{0, bytes_max}, reinterpret_cast<std::byte*>(document.data())}});
+  Result<Document> read_document(const Uri& uri, std::uint64_t bytes_max,
+                                 const std::stop_token& stop) {
+    Document document;
+    document.body.resize(bytes_max);
+    FetchJob job(uri, {{{0, bytes_max}, reinterpret_cast<std::byte*>(document.body.data())}});
     job.opening = true;
     job.document = true;
-    LIB_TRY(const ObjectInfo info, run_and_wait(std::move(job), stop));
-    document.resize(info.size);
+    LIB_TRY(Landed landed, run_and_wait(std::move(job), stop));
+    document.body.resize(landed.info.size);
+    document.link = std::move(landed.link);
     return document;
   }
 
@@ -157,14 +161,14 @@ std::vector<Result<Fetcher::Opened>> Fetcher::open_all(const std::vector<Uri>& u
   return impl_->open(uris, head_bytes, std::nullopt, stop);
 }
 
-Result<std::string> Fetcher::read_document(const Uri& uri, std::uint64_t bytes_max,
-                                           const std::stop_token& stop) {
+Result<Fetcher::Document> Fetcher::read_document(const Uri& uri, std::uint64_t bytes_max,
+                                                 const std::stop_token& stop) {
   return impl_->read_document(uri, bytes_max, stop);
 }
 
 Fetcher::RequestId Fetcher::submit(FetchRequest request, std::function<void(Result<void>)> done) {
   FetchJob job = impl_->job_for(std::move(request));
-  job.done = [done = std::move(done)](Result<ObjectInfo> result) {
+  job.done = [done = std::move(done)](Result<FetchJob::Landed> result) {
     done(result ? Result<void>() : Result<void>(std::move(result).error()));
   };
   return impl_->loop().add(std::move(job));

@@ -85,11 +85,15 @@ class Fetcher {
   std::vector<Result<Opened>> open_all(const std::vector<Uri>& uris, std::uint64_t head_bytes,
                                        const std::stop_token& stop);
 
+  struct Document {
+    std::string body;
+    std::string link;  ///< See TransferResult.
+  };
   /// Reads a small document that has no known size and no ranges, such as an API's answer.
   /// @param bytes_max  Allocated before the request.
   /// @error as open(); bad_input if it is larger than `bytes_max`.
-  Result<std::string> read_document(const Uri& uri, std::uint64_t bytes_max,
-                                    const std::stop_token& stop);
+  Result<Document> read_document(const Uri& uri, std::uint64_t bytes_max,
+                                 const std::stop_token& stop);
 
   /// Names a request that was submitted.
   using RequestId = std::uint64_t;

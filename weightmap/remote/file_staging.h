@@ -66,10 +66,11 @@ class FileStaging {
 
  private:
   class Staging;  // One stage() under way.
-  class Window;   // One hash() under way.
 
   Result<StagedObject> stage_once(ObjectId object, const StagingHold& hold, StagingJournal& known,
                                   const ObjectInfo& stated, const std::stop_token& stop);
+  Result<StagedObject> hash_once(ObjectId object, const ObjectInfo& stated,
+                                 const std::stop_token& stop);
   static std::uint64_t slab_bytes(const FileStagingOptions& options) {
     return std::min(options.segment_bytes, options.object_bytes_max);
   }

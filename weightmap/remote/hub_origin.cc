@@ -77,7 +77,9 @@ HttpHop HubOrigin::hub_hop(const HubPlace& place, const TransferRequest& request
   const std::string revision = percent_encode(place.revision, "");
   std::string path = "/" + place.repo + "/resolve/" + revision + "/";
   if (request.document) {
-    path = "/api/models/" + place.repo + "/revision/" + revision;
+    const bool tree = place.query.starts_with("tree");
+    path = "/api/models/" + place.repo + (tree ? "/tree/" : "/revision/") + revision +
+           (tree ? "?recursive=true" + place.query.substr(4) : "");
   } else {
     path += percent_encode(place.path, "/");
     // Of a file that lies elsewhere the hub's own answer has no such tag.

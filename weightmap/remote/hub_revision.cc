@@ -19,13 +19,13 @@ Result<std::string> ask_for_commit(Fetcher& fetcher, const HubPlace& place,
                                    const std::stop_token& stop) {
   HubPlace asked = place;
   asked.query = "revision";
-  LIB_TRY(const std::string document,
+  LIB_TRY(const Fetcher::Document document,
           fetcher.read_document({"hf", asked.text()}, kAnswerBytesMax, stop));
   const std::string what = "the hub's answer for " + place.text();
   JsonLimits limits;
   limits.text_bytes_max = kAnswerBytesMax;
   limits.values_max = 1'000'000;
-  LIB_TRY(const Json json, parse_json(document, what, limits));
+  LIB_TRY(const Json json, parse_json(document.body, what, limits));
   LIB_TRY(std::string commit, json_string(json, "sha", what));
   if (!is_commit(commit)) {
     return Error(ErrorCode::bad_input, what + ": names no commit; is HF_ENDPOINT a model hub?");

@@ -53,7 +53,8 @@ Error refused_status(int status, bool redirected) {
     default:
       break;
   }
-  if (status >= 500 || status < 300) {
+  const bool never_will = status == 501 || status == 505;  // What it is, not how it is just now.
+  if ((status >= 500 && !never_will) || status < 300) {
     return retry(text);  // Also 2xx other than 200 and 206: not an answer to a range request.
   }
   return {ErrorCode::bad_input, text + ": the server refuses the request; check the URL"};

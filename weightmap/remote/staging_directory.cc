@@ -74,12 +74,7 @@ StagingDirectory::StagingDirectory(FileSystem& files, Clock& clock, Options opti
 
 Result<std::unique_ptr<StagingDirectory>> StagingDirectory::open(FileSystem& files, Clock& clock,
                                                                  Options options) {
-  if (!files.info(options.path)) {
-    const std::string parent = parent_path(options.path);
-    LIB_TRY_VOID(make_directories(files, parent));
-    LIB_TRY_VOID(files.make_private_directory(options.path));
-    LIB_TRY_VOID(files.sync_directory(parent));
-  }
+  LIB_TRY_VOID(make_private_directories(files, options.path));
   return std::unique_ptr<StagingDirectory>(new StagingDirectory(files, clock, std::move(options)));
 }
 

@@ -100,6 +100,7 @@ struct TransferResult {
   std::optional<Duration> retry_after;  ///< The server's wish; never negative.
   Duration first_byte{};                ///< From the request to its answer's first byte; 0: none.
   std::uint32_t resolves = 0;           ///< Times a hub was asked where the file lies.
+  std::string link;                     ///< A document's Link field: where its next page is.
   /// None: all bytes of `range` up to the object's end are in place. `unavailable` is worth
   /// another try from the first missing byte; every other code is final. The message names
   /// neither URI nor range: the fetcher adds them.

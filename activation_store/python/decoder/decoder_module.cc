@@ -6,9 +6,11 @@
 
 #include <memory>
 #include <new>
+#include <span>
 #include <string>
 
 #include "activation_store/python/decoder/store_access.h"
+#include "base/digest.h"
 
 namespace librarian::activation_store::python {
 namespace {
@@ -115,9 +117,9 @@ PyObject* writable_memory(PyObject* /*module*/, PyObject* arguments) {
   if (PyArg_ParseTuple(arguments, "Kn", &address, &bytes) == 0) {
     return nullptr;
   }
-  return PyMemoryView_FromMemory(reinterpret_cast<char*>(static_cast<std::uintptr_t>(
-                                     address)),  // NOLINT: a tensor's data_ptr()
-                                 bytes, PyBUF_WRITE);
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): a tensor's data_ptr() comes as a number
+  auto* const memory = reinterpret_cast<char*>(static_cast<std::uintptr_t>(address));
+  return PyMemoryView_FromMemory(memory, bytes, PyBUF_WRITE);
 }
 
 PyObject* job_facts(PyObject* self, PyObject* /*unused*/) {
@@ -224,6 +226,17 @@ PyObject* part_read_dequantised(PyObject* self, PyObject* arguments) {
   });
 }
 
+PyObject* xxh3_128_of(PyObject* /*module*/, PyObject* data) {
+  Py_buffer buffer;
+  if (PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE) != 0) {
+    return nullptr;
+  }
+  const Digest128 digest = xxh3_128(std::span(static_cast<const std::byte*>(buffer.buf),
+                                              static_cast<std::size_t>(buffer.len)));
+  PyBuffer_Release(&buffer);
+  return text_or_raise(digest.hex());
+}
+
 PyMethodDef job_methods[] = {
     {"facts", job_facts, METH_NOARGS, "JSON text: identity, its digest and the partition."},
     {"complete_parts", job_complete_parts, METH_NOARGS, "Numbers of the parts complete now."},
@@ -244,6 +257,7 @@ PyMethodDef part_methods[] = {
 
 PyMethodDef module_methods[] = {
     {"open_job", open_job, METH_VARARGS, "open_job(directory) -> Job; reads job.json alone."},
+    {"xxh3_128", xxh3_128_of, METH_O, "xxh3_128(data) -> XXH3-128 of the bytes, 32 hex digits."},
     {"writable_memory", writable_memory, METH_VARARGS,
      "writable_memory(address, bytes) -> memoryview; the caller keeps the memory alive."},
     {nullptr, nullptr, 0, nullptr}};
@@ -297,7 +311,8 @@ PyModuleDef module_definition = {PyModuleDef_HEAD_INIT,
 }  // namespace
 }  // namespace librarian::activation_store::python
 
-extern "C" PyMODINIT_FUNC PyInit__decoder() {
+// NOLINTNEXTLINE(bugprone-reserved-identifier,readability-identifier-naming): CPython looks for it
+PyMODINIT_FUNC PyInit__decoder() {
   PyObject* const module = PyModule_Create(&librarian::activation_store::python::module_definition);
   if (module != nullptr && !librarian::activation_store::python::fill_module(module)) {
     Py_DECREF(module);

@@ -1,7 +1,7 @@
 """Arrays of the framework in use: torch tensors where torch is installed, else numpy arrays.
 
-Nothing here goes from torch to numpy or back through torch's own bridge, because torch 1.13 (Debian's)
-cannot talk to numpy 2.
+Nothing here goes from torch to numpy or back through torch's own bridge, because torch 1.13
+(Debian's) cannot talk to numpy 2.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class NumpyArrays:
 
 
 class TorchArrays:
-    """torch, from 1.13 on. In DataLoader's workers large arrays lie in shared memory, so that handing
-    them over copies nothing."""
+    """torch, from 1.13 on. In DataLoader's workers large batches lie in shared memory, so that
+    handing them over copies nothing."""
 
     name = "torch"
 

@@ -1,10 +1,10 @@
 """Batches from DataLoader's workers to the trainer without a copy, in memory that is used again.
 
 torch shares a worker's tensors in memory made anew for each, and the kernel then clears every page:
-more work than decoding. Here a worker keeps its pieces of shared memory (memfd). A piece begins with a
-page whose first byte says that it is taken; the trainer's process clears it when the last tensor in it
-is gone, and the worker may use the piece again. Nothing has a name in a file system: the trainer opens
-the worker's descriptor through /proc, and all is gone with the processes.
+more work than decoding. Here a worker keeps its pieces of shared memory (memfd). A piece begins with
+a page whose first byte says that it is taken; the trainer's process clears it when the last tensor
+in it is gone, and the worker may use the piece again. Nothing has a name in a file system: the
+trainer opens the worker's descriptor through /proc, and all is gone with the processes.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, element_bytes: int) -> tor
 
 
 class SharedBatch(dict):
-    """A worker's batch: arrives as a plain dict. Once pickled its large tensors are the receiver's."""
+    """A worker's batch, which arrives as a plain dict. Pickling gives its tensors away."""
 
     def __copy__(self) -> SharedBatch:  # torch's default_convert copies; that hands nothing over.
         return SharedBatch(self)
@@ -111,7 +111,7 @@ class SharedBatch(dict):
 def _packed(value: Any, pool: _Pool) -> tuple[Any, ...]:
     if isinstance(value, dict):
         return ("dict", {name: _packed(item, pool) for name, item in value.items()})
-    if not isinstance(value, torch.Tensor) or not value.is_contiguous():
+    if not isinstance(value, torch.Tensor) or value.is_cuda or not value.is_contiguous():
         return ("value", value)
     size = value.numel() * value.element_size()
     piece = pool.by_address.get(value.data_ptr())
@@ -130,7 +130,8 @@ def _packed(value: Any, pool: _Pool) -> tuple[Any, ...]:
 _mapped: dict[tuple[int, bytes], dict[int, mmap.mmap]] = {}  # The trainer's: pieces of each worker.
 
 
-def _unpack(worker: tuple[int, bytes], retired: list[int], packed: dict[str, Any]) -> dict[str, Any]:
+def _unpack(worker: tuple[int, bytes], retired: list[int],
+            packed: dict[str, Any]) -> dict[str, Any]:
     if worker not in _mapped:
         for other in [other for other in _mapped if not os.path.exists(f"/proc/{other[0]}")]:
             del _mapped[other]
@@ -148,8 +149,9 @@ def _unpacked(worker: tuple[int, bytes], value: tuple[Any, ...]) -> Any:
         return rest[0]
     if kind == "bytes":
         data, dtype, shape = rest
-        flat = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
-        return flat.reshape(shape)
+        if not data:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
     number, descriptor, mapping_bytes, size, dtype, shape = rest
     memory = _mapped[worker].get(number)
     if memory is None:

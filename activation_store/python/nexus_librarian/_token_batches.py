@@ -47,12 +47,13 @@ class TokenWindows:
         """Batch `number` of the epoch: {capture: [n, width], "input_ids": int64 [n]}."""
         plan, arrays = self._plan, self._store.arrays
         number, place = divmod(number, plan.window_rows // plan.batch_rows)
-        if number // plan.lanes != self._group:  # The windows of a group end before the next begins.
+        if number // plan.lanes != self._group:  # All of a group end before the next begins.
             self._group = number // plan.lanes
             self._free += self._windows.values()
             self._windows = {}
         if number not in self._windows:
-            self._windows[number] = self._load(number, self._free.pop() if self._free else _Window())
+            room = self._free.pop() if self._free else _Window()
+            self._windows[number] = self._load(number, room)
         window = self._windows[number]
         rows = window.order[place * plan.batch_rows : (place + 1) * plan.batch_rows]
         batch: dict[str, Any] = {}

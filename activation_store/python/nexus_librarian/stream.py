@@ -67,9 +67,9 @@ class ActivationStream(_Base):
         @param drop_first_tokens  Rows at each sample's beginning that token batches leave out: 1 for
                            BOS, whose activations are huge.
         @param scale       {capture: factor} of token batches, or "sqrt_width": the factor that makes
-                           the mean L2 norm of a row the root of its width, measured once on the
-                           first samples and kept in the state.
-        @param block_tokens   Rows of a shuffled block, a power of two.
+                           the mean L2 norm of a row the root of its width, measured once on some
+                           samples and kept in the state.
+        @param block_tokens   Rows of a shuffled block; a power of two stays within a shard.
         @param window_tokens  Samples are shuffled within windows of that many tokens.
         @param mix_batches, lanes  Token batches mix the rows of mix_batches batches; `lanes` such
                            windows are open at a time and batches come from them in turn. Memory is
@@ -93,22 +93,27 @@ class ActivationStream(_Base):
         if (scale is not None or drop_first_tokens) and not mixed:
             raise ValueError("scale and drop_first_tokens are for token batches: tokens_per_batch "
                              "without packed")
+        if collate is not None and tokens_per_batch is not None:
+            raise ValueError("collate is for batches of samples; tokens_per_batch joins its own")
         self._captures = None if captures is None else list(captures)
         self._rank = rank
         self._mixed, self._collate = mixed, collate
         # What decides the batches, beside the parts; a state fits no other stream.
         self._settings: dict[str, Any] = {
             "captures": self._captures, "shuffle": shuffle, "batch_size": batch_size,
-            "tokens_per_batch": tokens_per_batch, "packed": packed, "world_size": world_size, "drop_last": drop_last, "drop_first_tokens": drop_first_tokens,
-            "block_tokens": block_tokens, "window_tokens": window_tokens,
-            "mix_batches": mix_batches, "lanes": lanes}
+            "tokens_per_batch": tokens_per_batch, "packed": packed,
+            "world_size": world_size, "drop_last": drop_last,
+            "drop_first_tokens": drop_first_tokens, "block_tokens": block_tokens,
+            "window_tokens": window_tokens, "mix_batches": mix_batches, "lanes": lanes}
         self._scale = dict(scale) if isinstance(scale, dict) else None
         if isinstance(scale, str):
             if scale != "sqrt_width":
                 raise ValueError(f"scale={scale!r}: the one rule there is is 'sqrt_width'")
             self._scale = norm_scales(self.store, self.captures)
         self.seed, self.epoch = seed, 0
-        self._parts: list[PartKey] | None = self.store.parts  # Of this epoch; None: not begun.
+        # Of this epoch, sorted, because the order of batches must not depend on which part was
+        # completed first. None: not begun.
+        self._parts: list[PartKey] | None = sorted(self.store.parts)
         self._base = 0  # Batches of this rank that were delivered before the workers began.
         self._taken = 0  # Of those after, the ones this process delivered.
         self._plan: _EpochPlan | None = None
@@ -127,7 +132,7 @@ class ActivationStream(_Base):
         """Go to the beginning of an epoch, with the parts that are complete now."""
         self.store.refresh()
         self.epoch, self._base, self._taken = epoch, 0, 0
-        self._parts, self._plan = self.store.parts, None
+        self._parts, self._plan = sorted(self.store.parts), None
 
     def batches(self) -> int:
         """Batches that this rank gets in this epoch."""
@@ -139,7 +144,7 @@ class ActivationStream(_Base):
             # Workers must agree on the parts, so only the process that made the stream looks.
             if get_worker_info() is None:
                 self.store.refresh()
-            self._parts = self.store.parts
+            self._parts = sorted(self.store.parts)
 
     def _planned(self) -> _EpochPlan:
         if self._plan is None:
@@ -243,7 +248,6 @@ class _EpochPlan:
         tokens = np.concatenate([part.lengths for part in opened] or [np.zeros(0, np.int64)])
         order = np.arange(len(tokens))
         if settings["shuffle"]:
-            # A power of two of rows never crosses a shard, whose rows are one too, or a larger one.
             begins = np.concatenate([part.offsets[:-1] for part in opened] or
                                     [np.zeros(0, np.int64)])
             block = (self._part << 40) + begins // settings["block_tokens"]
@@ -332,6 +336,12 @@ def norm_scales(store: ActivationStore, captures: Sequence[str],
                 samples: int = 64) -> dict[str, float]:
     """{capture: factor that makes the mean L2 norm of a row the root of its width}, measured on
     samples spread evenly over the store, without each one's first token."""
+    if len(store) == 0:
+        raise _decoder.NotInStoreError(f"{', '.join(store.paths)}: no part is complete yet, so "
+                                       "there is nothing to measure a scale on")
+    for capture in captures:
+        if "" not in store.capture_info(capture):
+            raise ValueError(f"{capture} is a group of arrays: give its scale, or leave it out")
     arrays = store.arrays
     norms: dict[str, list[float]] = {capture: [] for capture in captures}
     width: dict[str, int] = {}

@@ -226,14 +226,21 @@ def test_an_epoch_keeps_its_parts_while_the_store_grows(store_copy):
     hidden = store_copy / "part-00001/zarr.json"
     content = hidden.read_bytes()
     hidden.unlink()
-    stream = stream_of(ActivationStore(store_copy), "samples")
+    paths = [store_copy, GOLDEN]
+    stream = stream_of(ActivationStore(paths), "samples")
     batches = [next(iter(stream))]
     hidden.write_bytes(content)
-    resumed = stream_of(ActivationStore(store_copy), "samples")
+    resumed = stream_of(ActivationStore(paths), "samples")
     resumed.load_state_dict(stream.state_dict())
     for one in (stream, resumed):
-        assert len(batches + list(one)) == 5
-        assert len(list(one)) == 8
+        assert len(batches + list(one)) == 5 + 8
+    taken = [batch for _, batch in zip(range(3), stream)]
+    again = stream_of(ActivationStore(paths), "samples")
+    again.load_state_dict(stream.state_dict())
+    # The part that came late is last in the one store, and in its place in the other.
+    rest = list(stream)
+    assert len(taken + rest) == 8 + 8
+    assert all(map(same, rest, again)) and len(list(resumed)) == 8 + 8
 
 
 def test_token_batches_mix_scale_and_leave_out_first_tokens(store):

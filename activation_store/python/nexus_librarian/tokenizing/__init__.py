@@ -1,0 +1,1 @@
+"""Text and chats to token ids: what `librarian tokenize` is made of. Needs the extra [tokenize]."""

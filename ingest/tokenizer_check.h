@@ -1,0 +1,26 @@
+#pragma once
+/// Were the tokens made for this model?
+
+#include <optional>
+#include <stop_token>
+#include <string>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "ingest/token_file.h"
+#include "weightmap/remote/fetcher.h"
+
+namespace librarian::ingest {
+
+/// Compares what the token file says of its tokenizer with the model's tokenizer.json, and of its
+/// chat template with chat_template.jinja, else tokenizer_config.json or chat_template.json. What
+/// either side does not say is not compared; nothing is fetched for it.
+/// @param path  Of the token file, for messages.
+/// @return      A warning if the template is another one: people have reasons for that.
+/// @error bad_input  The tokenizer is another one: the ids would mean other words.
+/// @error unavailable | cancelled
+Result<std::optional<std::string>> check_tokenizer(
+    weightmap::remote::Fetcher& fetcher, Clock& clock, const weightmap::remote::Uri& model,
+    const std::string& path, const TokenOrigin& origin, const std::stop_token& stop);
+
+}  // namespace librarian::ingest
