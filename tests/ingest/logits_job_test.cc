@@ -91,7 +91,7 @@ class Job {
 TEST(LogitsJob, AHeadInPartsGivesTheStoreOfAWholeOne) {
   Job whole;
   const auto report = whole.run();
-  ASSERT_TRUE(report) << report.error().what();
+  ASSERT_TRUE(report) << report.error().message();
   EXPECT_EQ(whole.head_passes, 1U);
   EXPECT_EQ(report->outcome, "complete");
   EXPECT_TRUE(whole.store().contains("/out/part-00000/logits.topk.ids/c/0/0"));
@@ -114,7 +114,7 @@ TEST(LogitsJob, AHeadInPartsGivesTheStoreOfAWholeOne) {
 TEST(LogitsJob, FetchesTheHeadOncePerPart) {
   Job job;
   const auto report = job.run();
-  ASSERT_TRUE(report) << report.error().what();
+  ASSERT_TRUE(report) << report.error().message();
   constexpr std::uint64_t kTable = std::uint64_t{kVocabulary} * 16 * 2;
   EXPECT_GE(report->needed_bytes, job.parts * 2 * kTable);
   EXPECT_LT(report->needed_bytes, job.parts * (2 * kTable + 20000));
@@ -130,7 +130,7 @@ TEST(LogitsJob, ResumesWhereverTheFetchBrokeOff) {
     static_cast<void>(job.run());
     job.fail_after = ~std::uint64_t{0};
     const auto report = job.run();
-    ASSERT_TRUE(report) << report.error().what() << " after " << bytes;
+    ASSERT_TRUE(report) << report.error().message() << " after " << bytes;
     EXPECT_EQ(job.store(), whole.store()) << bytes;
   }
 }
@@ -140,7 +140,7 @@ TEST(LogitsJob, ADeviceOfItsOwnGivesOneStoreWhateverItsRoom) {
   roomy.options.captures = {"logits.topk(k=20)"};
   roomy.gpu_bytes = 1ULL << 30U;
   const auto report = roomy.run();
-  ASSERT_TRUE(report) << report.error().what();
+  ASSERT_TRUE(report) << report.error().message();
   Job blocks;
   blocks.options.captures = {"logits.topk(k=20)"};
   blocks.gpu_bytes = 1ULL << 30U;

@@ -80,7 +80,8 @@ THINKING = """
         {%- endif %}
         {{- content }}
         {%- for call in message.tool_calls or [] %}
-            {{- '\\n<tool_call>\\n' + (call.function | tojson) + '\\n</tool_call>' }}
+            {%- if content or not loop.first %}{{- '\\n' }}{% endif %}
+            {{- '<tool_call>\\n' + (call.function | tojson) + '\\n</tool_call>' }}
         {%- endfor %}
         {{- '<|im_end|>\\n' }}
     {%- else %}
@@ -93,6 +94,18 @@ THINKING = """
         {{- '<think>\\n\\n</think>\\n\\n' }}
     {%- endif %}
 {%- endif %}"""
+
+# Blocks on lines of their own, indented: only Jinja's settings keep the lines out of the text.
+LINES = """{% for message in messages %}
+    {% if message['role'] == 'assistant' %}
+{{ '<|im_start|>assistant\\n' + message['content'] + eos_token }}
+    {% else %}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + eos_token }}
+    {% endif %}
+    {% if loop.last and add_generation_prompt %}
+{{ '<|im_start|>assistant' }}
+    {% endif %}
+{% endfor %}"""
 
 # Knows add_generation_prompt as little as many older ones, and has headers all the same.
 SILENT_HEADER = ("{% for message in messages %}{{ '### ' + message.role + ':\n' + message.content "
@@ -116,7 +129,7 @@ THINKING_ASKED = CHATML.replace("'<|im_start|>assistant\\n' }}{%- endif",
                                 "'<|im_start|>assistant\\n<think>\\n' }}{%- endif")
 
 MULTIMODAL = """{% for message in messages %}<|im_start|>{{ message['role'] }}
-{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}<|im_end|>
+{% for part in message['content'] if part.type == 'text' %}{{ part.text }}{% endfor %}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 
@@ -127,7 +140,8 @@ TOOLS = """
     {{- '<|im_end|>\\n' }}
 {%- endif %}
 {%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\\n' + (message.content or '') }}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.content is not none %}{{- '' + message.content }}{% endif %}
     {%- for call in message.tool_calls or [] %}
         {{- '<tool_call>' + (call.function | tojson) + '</tool_call>' }}
     {%- endfor %}
@@ -137,7 +151,7 @@ TOOLS = """
 
 
 def byte_level():
-    """As of Llama 3 and Qwen: bytes, a space belongs to the word behind it, offsets leave it out."""
+    """As of Llama 3 and Qwen: bytes; a space belongs to the next word, offsets leave it out."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -155,7 +169,8 @@ def byte_level():
 def word_pieces():
     """As of Mistral and Gemma: spaces become a mark, letters it does not know become bytes."""
     bytes_of_any_text = [f"<0x{value:02X}>" for value in range(256)]
-    tokenizer = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"),
                                                  normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence([

@@ -3,6 +3,7 @@
 The trainers' own code reads the same files in test_trainers.py, where it is installed.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -25,7 +26,7 @@ from nexus_librarian import ActivationStore  # noqa: E402
 from nexus_librarian.export import output as output_module  # noqa: E402
 from nexus_librarian.export.values import fp8_bits  # noqa: E402
 
-USAGE, BAD_INPUT, FOREIGN, DAMAGED, INTERRUPTED = 2, 3, 4, 7, 130
+USAGE, BAD_INPUT, FOREIGN, DOES_NOT_FIT, DAMAGED, INTERRUPTED = 2, 3, 4, 5, 7, 130
 
 
 @pytest.fixture(scope="module")
@@ -361,3 +362,72 @@ def test_groups_become_one_tensor_for_each_member(librarian, tmp_path):
         for member, values in sample["logits.topk"].items():
             np.testing.assert_array_equal(tensors[f"logits.topk.{member}"][rows], values)
         assert np.isnan(tensors["logits.topk.gold_log_prob"][rows][-1])
+
+
+def keep_every_third_row(monkeypatch, capture):
+    """Makes a store's parts say that a capture keeps the rows 0, 3, 6, ... only."""
+    from nexus_librarian.store import Part
+    info = Part.info
+    monkeypatch.setattr(Part, "info", lambda self, array: info(self, array)._replace(
+        rows="tokens/rows_loss" if array == capture else None))
+    monkeypatch.setattr(Part, "kept", lambda self, name: np.arange(
+        0, self.offsets[-1], 3) if name == capture else None)
+
+
+def test_a_capture_of_some_tokens_says_which_in_shards(store, tmp_path, monkeypatch):
+    """Goal: `<capture>.rows` are rows of the shard's tokens, for shards of several samples and parts.
+
+    Method: the store's reader is told that a capture keeps every third row, so that no program that
+    writes such stores is needed.
+    """
+    partial, whole = HIDDEN
+    keep_every_third_row(monkeypatch, partial)
+    samples = numpy_samples(store)
+    assert export_main(store, "--to", "safetensors", "--shard-size", 40_000,
+                       "--out", tmp_path / "out") == 0
+    seen = 0
+    for shard in json.loads((tmp_path / "out/index.json").read_text())["shards"]:
+        tensors = read_safetensors(tmp_path / "out" / shard["file"])
+        mine = [samples[sample] for sample in tensors["sample"]]
+        np.testing.assert_array_equal(
+            tensors[partial], np.concatenate([as_f32(sample[partial]) for sample in mine]))
+        np.testing.assert_array_equal(tensors[f"{partial}.rows"], np.concatenate(
+            [sample[f"{partial}.rows"] + begin for sample, begin in zip(mine, tensors["offsets"])]))
+        assert len(tensors[whole]) == len(tensors["input_ids"]) == tensors["offsets"][-1]
+        seen += len(tensors[partial])
+    assert 0 < seen < sum(SAMPLE_LENGTHS)
+
+
+@pytest.mark.parametrize("to,partial", [("speculators", HIDDEN[1]), ("specforge", "final.post_norm")])
+def test_a_trainer_is_never_given_some_tokens_for_all(store, tmp_path, monkeypatch, to, partial, capsys):
+    if to == "speculators":
+        pytest.importorskip("pyarrow")
+    keep_every_third_row(monkeypatch, partial)
+    assert export_main(store, "--to", to, "--out", tmp_path / "out") == BAD_INPUT
+    said = capsys.readouterr().err
+    assert partial in said and "positions=all" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_ends_with_its_own_exit_code_and_is_resumable(store, tmp_path, target, monkeypatch,
+                                                                 capsys):
+    """Method: fdatasync of the third file fails as on a full disk; then there is room."""
+    calls, sync = [], os.fdatasync
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr(output_module.os, "fdatasync", full)
+    assert export_main(store, *target, "--out", tmp_path / "out") == DOES_NOT_FIT
+    assert os.strerror(errno.ENOSPC) in capsys.readouterr().err
+    assert export_main(store, *target, "--out", tmp_path / "out") == 0
+
+
+def test_files_that_cannot_fit_are_refused_before_the_first(store, tmp_path, target, monkeypatch):
+    monkeypatch.setattr(output_module.os, "statvfs", lambda _: os.statvfs_result(
+        (4096, 4096, 9, 9, 9, 0, 0, 0, 0, 255)))
+    assert export_main(store, *target, "--out", tmp_path / "out") == DOES_NOT_FIT
+    assert set(folder_bytes(tmp_path / "out")) == {"export.json"}

@@ -168,6 +168,8 @@ def test_a_kill_costs_only_segments_that_were_not_durable(segments_before_the_ki
         time.sleep(0.005)
     program.end(signal.SIGKILL)
     (journal,) = store.glob("scratch/*/weights/*.journal")
+    for directory in (journal.parent, journal.parent.parent):
+        assert directory.stat().st_mode & 0o777 == 0o700, directory
     durable = journalled_segments(journal)
     kept_bytes = sum(min(SEGMENT_BYTES, size - number * SEGMENT_BYTES) for number in durable)
     assert kept_bytes < size, "it was done before the kill"

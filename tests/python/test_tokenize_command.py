@@ -1,7 +1,7 @@
 """`librarian tokenize` as people run it.
 
-Goal: rows of any file become the canonical token file that plan and extract take; rows that fail are
-named; a run that fails or is stopped leaves nothing; the program hands over to Python as promised.
+Goal: rows of any file become the canonical token file that plan and extract take; rows that fail
+are named; a run that fails or is stopped leaves nothing; the program hands over to Python.
 Method: run the built program with this interpreter and a small tokenizer.
 """
 
@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -26,7 +25,8 @@ from support import read_safetensors
 from tokenize_support import PACKAGE_PATH
 
 TALK = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "the mat"}]
-ROWS = [{"messages": TALK}, {"text": "one and two"}, {"input_ids": [5, 6, 7], "loss_mask": [0, 1, 1]}]
+ROWS = [{"messages": TALK}, {"text": "one and two"},
+        {"input_ids": [5, 6, 7], "loss_mask": [0, 1, 1]}]
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +85,7 @@ def test_the_file_is_the_canonical_one_with_hashes_of_what_made_it(tokenize, row
         "chat_template_sha256": hashlib.sha256(small.CHATML.encode()).hexdigest()}
     assert facts["samples"] == 3 and facts["tokens"] == offsets[-1]
     assert facts["loss_tokens"] == arrays["loss_mask"].sum()
+    assert {file.name for file in tmp_path.iterdir()} == {"tokenizer", "rows.jsonl", path.name}
     assert path.stat().st_mode & 0o777 == 0o666 & ~small_umask()
 
 
@@ -146,7 +147,7 @@ def test_failed_rows_are_named_and_the_others_kept(librarian, tokenizer, rows_fi
     assert "--strict allows none" in done.stderr and not out.exists()
 
 
-def test_a_run_without_a_sample_keeps_the_file_that_was_there(refused, tokenizer, rows_file, tmp_path):
+def test_a_run_without_a_sample_keeps_the_file_there_was(refused, tokenizer, rows_file, tmp_path):
     out = tmp_path / "tokens.safetensors"
     out.write_text("of yesterday")
     command = ["tokenize", "--tokenizer", tokenizer, "--input", rows_file([]), "--out", out]
@@ -233,7 +234,7 @@ def test_help_is_that_of_the_python_command(librarian):
 
 
 @pytest.mark.parametrize("command", ["tokenize", "export"])
-def test_a_missing_package_or_interpreter_says_how_to_get_it(command, refused, monkeypatch, tmp_path):
+def test_a_missing_package_or_python_says_how_to_get_it(command, refused, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     # What lies where the user happens to be is not taken for our package.
     (tmp_path / "nexus_librarian").mkdir()
@@ -251,13 +252,14 @@ def test_missing_requirements_are_named(refused, tokenizer, rows_file, tmp_path,
         "raise ModuleNotFoundError(\"No module named 'tokenizers'\", name='tokenizers')")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}:{PACKAGE_PATH}")
     refused("tokenize", "--tokenizer", tokenizer, "--input", rows_file(ROWS), "--out",
-            tmp_path / "t.safetensors", exit_code=2, names=["tokenizers", "nexus-librarian[tokenize]"])
+            tmp_path / "t.safetensors", exit_code=2,
+            names=["tokenizers", "nexus-librarian[tokenize]"])
 
 
 # Back to text.
 
 
-def test_decode_shows_a_sample_with_what_counts(librarian, tokenize, rows_file, tokenizer, tmp_path):
+def test_decode_shows_what_counts(librarian, tokenize, rows_file, tokenizer, tmp_path):
     chat = [{"role": "user", "content": "日本"}, {"role": "assistant", "content": "the 😀\x1b[2J"}]
     tokenize(rows_file([*ROWS, {"messages": chat}]))
     file = tmp_path / "tokens.safetensors"
@@ -315,10 +317,11 @@ def test_a_tokenizer_comes_from_the_hub_with_its_template(librarian, hub, tokeni
 
 
 @pytest.mark.parametrize("place, exit_code, names", [
-    ("hf://org/nothing", 3, ["no such model"]), ("hf://org/chatty@nowhere", 3, ["no such revision"]),
+    ("hf://org/nothing", 3, ["no such model"]),
+    ("hf://org/chatty@nowhere", 3, ["no such revision"]),
     ("hf://chatty", 2, ["hf://org/name"]), ("hf://org/gated", 3, ["access is restricted"])])
-def test_what_a_hub_does_not_give_is_said(place, exit_code, names, hub, refused, tokenizer, rows_file,
-                                          tmp_path):
+def test_what_a_hub_does_not_give_is_said(place, exit_code, names, hub, refused, tokenizer,
+                                          rows_file, tmp_path):
     hub.push("org/chatty", tokenizer)
     hub.push("org/gated", tokenizer)
     hub.gate("org/gated")
@@ -329,6 +332,5 @@ def test_what_a_hub_does_not_give_is_said(place, exit_code, names, hub, refused,
 def test_a_hub_that_is_not_there_is_a_remote_failure(refused, rows_file, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub_home"))
-    line = refused("tokenize", "--tokenizer", "hf://org/chatty", "--input", rows_file(ROWS), "--out",
-                   tmp_path / "t.safetensors", exit_code=6, names=["hf://org/chatty"])
-    assert re.search("try again later", line)
+    refused("tokenize", "--tokenizer", "hf://org/chatty", "--input", rows_file(ROWS), "--out",
+            tmp_path / "t.safetensors", exit_code=6, names=["hf://org/chatty", "try again later"])

@@ -1,11 +1,11 @@
 """Which tokens of a chat count for the loss.
 
-Goal: the ids are those of the rendered chat tokenised once, the mask is what the assistant wrote with
-its end-of-turn token and nothing else, on every shape of template; what cannot be said for certain
-fails with a reason.
-Method: small tokenizers; the expected ids are the tokenizer's own of pieces written by hand that meet
-at special tokens, each with its mask; random chats whose words tell who wrote them. Renderings are
-compared with transformers' elsewhere.
+Goal: the ids are those of the rendered chat tokenised once, the mask is what the assistant wrote
+with its end-of-turn token and nothing else, on every shape of template; what cannot be said for
+certain fails with a reason.
+Method: small tokenizers; the expected ids are the tokenizer's own of pieces written by hand that
+meet at special tokens, each with its mask; random chats whose words tell who wrote them. Renderings
+are compared with transformers' elsewhere.
 """
 
 import json
@@ -55,7 +55,8 @@ def test_gemmas_shape_calls_the_assistant_model(encoder, tokenizer):
     text = "<s><start_of_turn>user\nhello<end_of_turn>\n<start_of_turn>model\n"
     made = encoder(small.GEMMA, tokenizer())
     result = encode(made, {"messages": talk("hello", "the 日本 cat")})
-    ids = made.files.tokenizer.encode(text + "the 日本 cat<end_of_turn>\n", add_special_tokens=False)
+    ids = made.files.tokenizer.encode(text + "the 日本 cat<end_of_turn>\n",
+                                      add_special_tokens=False)
     prompt = made.files.tokenizer.encode(text, add_special_tokens=False)
     assert result.input_ids.tolist() == ids.ids
     end = ids.ids.index(made.files.tokenizer.token_to_id("<end_of_turn>"), len(prompt.ids))
@@ -82,7 +83,8 @@ def test_a_header_that_no_prompt_announces_is_not_the_assistants(encoder):
 
 def test_thinking_that_a_template_drops_from_earlier_turns_is_in_neither_ids_nor_mask(encoder):
     thought = "<think>\nabout it\n</think>\n\n"
-    expect(encoder(small.THINKING), {"messages": talk("q", thought + "two", "q", thought + "four")}, [
+    messages = talk("q", thought + "two", "q", thought + "four")
+    expect(encoder(small.THINKING), {"messages": messages}, [
         (f"{USER}q<|im_end|>\n{ASSISTANT}", 0), ("two<|im_end|>", 1),
         (f"\n{USER}q<|im_end|>\n{ASSISTANT}", 0), (thought + "four<|im_end|>", 1), ("\n", 0)])
 
@@ -113,6 +115,22 @@ def test_what_closes_any_chat_is_nobodys_turn(encoder):
         (f"\n{USER}q<|im_end|>\n{ASSISTANT}", 0), ("four<|im_end|>", 1), ("\n</s>", 0)])
 
 
+def test_blocks_on_lines_of_their_own_leave_no_lines(encoder):
+    # The line break behind a printed value stays, as in transformers.
+    expect(encoder(small.LINES), {"messages": talk("q", "two", "q", "four")}, [
+        (f"{USER}q</s>\n{ASSISTANT}", 0), ("two</s>", 1),
+        (f"\n{USER}q</s>\n{ASSISTANT}", 0), ("four</s>", 1), ("\n", 0)])
+
+
+def test_words_of_the_template_before_an_answer_are_not_taken_for_an_empty_thought(encoder):
+    numbered = small.CHATML.replace(
+        "message.content + '<|im_end|>", "('' if message.role == 'user' else 'turn '"
+        " ~ loop.index ~ ' of ' ~ messages | length ~ ':\\n') + message.content + '<|im_end|>")
+    expect(encoder(numbered), {"messages": talk("q", "two", "q")}, [
+        (f"{USER}q<|im_end|>\n{ASSISTANT}turn 2 of 3:\n", 0), ("two<|im_end|>", 1),
+        (f"\n{USER}q<|im_end|>\n", 0)])
+
+
 def test_a_system_message_that_moves_with_the_last_question_moves_no_mask(encoder):
     expect(encoder(small.SYSTEM_LAST), {"messages": [
         {"role": "system", "content": "be warm"}, *talk("q", "two", "q", "four")]}, [
@@ -129,7 +147,8 @@ def random_chat(draw, template):
     if may_have and draw.random() < 0.5:
         messages.append({"role": "system", "content": words("u", 90)})
     for turn in range(draw.randint(1, 3)):
-        messages.append({"role": "user", "content": words("u", turn) + draw.choice(["", "\n", " "])})
+        question = words("u", turn) + draw.choice(["", "\n", " "])
+        messages.append({"role": "user", "content": question})
         content = draw.choice(["", " ", "\n\n"]) + words("a", turn) + draw.choice(["", "\n"])
         if template == small.THINKING and draw.random() < 0.5:
             content = f"<think>\n{words('t', turn)}\n</think>\n\n" + content
@@ -176,18 +195,19 @@ def test_calls_of_tools_are_the_assistants_and_what_tools_say_is_not(encoder, te
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "sunny"}, {"role": "assistant", "content": "warm"}]}
     thinking = template == small.THINKING
-    written = f"\n<tool_call>\n{said}\n</tool_call>" if thinking else f"<tool_call>{said}</tool_call>"
+    written = f"<tool_call>\n{said}\n</tool_call>" if thinking else f"<tool_call>{said}</tool_call>"
     last = "<think>\n\n</think>\n\nwarm" if thinking else "warm"
     expect(encoder(template), row, [
         (f"{USER}q<|im_end|>\n{ASSISTANT}", 0), (f"{written}<|im_end|>", 1),
-        (f"\n<|im_start|>tool\nsunny<|im_end|>\n{ASSISTANT}", 0), (f"{last}<|im_end|>", 1), ("\n", 0)])
+        (f"\n<|im_start|>tool\nsunny<|im_end|>\n{ASSISTANT}", 0),
+        (f"{last}<|im_end|>", 1), ("\n", 0)])
 
 
 def test_tools_reach_the_template_as_a_list_or_as_json_text(encoder):
     tools = [{"type": "function", "function": {"name": "weather"}}]
     made = encoder(small.TOOLS)
-    pieces = [(f"<|im_start|>system\n{json.dumps(tools[0])}<|im_end|>\n{USER}q<|im_end|>\n{ASSISTANT}",
-               0), ("two<|im_end|>", 1), ("\n", 0)]
+    told = f"<|im_start|>system\n{json.dumps(tools[0])}<|im_end|>\n"
+    pieces = [(f"{told}{USER}q<|im_end|>\n{ASSISTANT}", 0), ("two<|im_end|>", 1), ("\n", 0)]
     for value in (tools, json.dumps(tools)):
         expect(made, {"messages": talk("q", "two"), "tools": value}, pieces)
 
@@ -220,18 +240,21 @@ def test_parts_of_text_fit_templates_for_strings_and_for_parts(encoder):
 
 @pytest.mark.parametrize("template, reason", [
     # Only the last turn has an end, so that of an earlier one is unknown.
-    ("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% if loop.last %}{{ eos_token }}"
-     "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
+    ("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}"
+     "{{ eos_token if loop.last }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
      "cannot be located"),
+    # What closes the chat begins as what opens a turn, and no token tells where.
+    ("{% for m in messages %}{{ '## ' + m.role + ': ' + m.content + '\n' }}{% endfor %}"
+     "{{ '## assistant: ' if add_generation_prompt else '## end' }}", "cannot be located"),
     # Every turn shows how long the chat is, and the answer twice.
     ("{% for m in messages %}{{ m.role ~ messages | length ~ m.content ~ m.content }}{% endfor %}",
      "cannot be located"),
     # Leaves out answers.
     ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "cannot be located"),
     # Marks text and then changes it.
-    ("{% for m in messages %}{% set t %}{% generation %}{{ m.content }}{% endgeneration %}{% endset %}"
-     "{{ t | length }}{{ t }}{% endfor %}", "marks tell no positions"),
-], ids=["no end", "answer twice", "no answer", "marks moved"])
+    ("{% for m in messages %}{% set t %}{% generation %}{{ m.content }}{% endgeneration %}"
+     "{% endset %}{{ t | length }}{{ t }}{% endfor %}", "marks tell no positions"),
+], ids=["no end", "closing", "answer twice", "no answer", "marks moved"])
 def test_a_turn_that_cannot_be_located_fails_its_row(encoder, template, reason):
     with pytest.raises(RowFailure, match=reason):
         encode(encoder(template), {"messages": talk("hello", "the mat", "one", "two")})
@@ -244,11 +267,13 @@ def test_a_turn_that_cannot_be_located_fails_its_row(encoder, template, reason):
     (small.CHATML, [{"role": "user"}], r"messages\[0\]: content is neither"),
     (small.CHATML, [{"content": "a"}], "neither role nor from"),
     (small.CHATML, [{"from": "dog", "value": "a"}], "who is 'dog'"),
-    (small.CHATML, [{"role": "user", "content": [{"type": "image"}]}], "content is image, not text"),
+    (small.CHATML, [{"role": "user", "content": [{"type": "image"}]}],
+     "content is image, not text"),
     (small.CHATML, talk("a", "\ud800"), "surrogate"),
     ("{% for m in messages %}{{ m.content.nothing.more }}{% endfor %}", talk("a", "b"),
      "template refuses it: .*nothing"),
-    ("{{ messages[0].content.__class__.__mro__ }}", talk("a", "b"), "template refuses it: .*unsafe"),
+    ("{{ messages[0].content.__class__.__mro__ }}", talk("a", "b"),
+     "template refuses it: .*unsafe"),
 ], ids=str)
 def test_a_chat_that_is_none_says_why(encoder, template, messages, reason):
     with pytest.raises(RowFailure, match=reason):

@@ -1,4 +1,4 @@
-"""From rows of any kind to ids: texts, chats in their dialects, ids; options; the tokenizer's files.
+"""From rows of any kind to ids: texts, dialects of chats, ids; options; the tokenizer's files.
 
 Goal: a row becomes the ids that its tokenizer and template say, or fails with a reason.
 Method: small tokenizers; expected ids are the tokenizer's own of pieces written by hand.
@@ -97,10 +97,11 @@ def test_masks_all_and_none(encoder):
 
 def test_one_bad_row_does_not_spoil_its_batch(encoder):
     made = encoder(small.CHATML)
-    rows = [{"text": "one"}, {"text": "\udfff"}, {"messages": talk("a")}, {"messages": talk("a", "b")},
-            {"input_ids": [5, 6], "loss_mask": [0, 1]}]
+    rows = [{"text": "one"}, {"text": "\udfff"}, {"messages": talk("a")},
+            {"messages": talk("a", "b")}, {"input_ids": [5, 6], "loss_mask": [0, 1]}]
     results = made.encode(rows)
-    assert [isinstance(result, RowFailure) for result in results] == [False, True, True, False, False]
+    failed = [isinstance(result, RowFailure) for result in results]
+    assert failed == [False, True, True, False, False]
     assert results[4].input_ids.tolist() == [5, 6] and results[4].loss_mask.tolist() == [0, 1]
     for index in (0, 3):
         assert results[index].input_ids.tolist() == encode(made, rows[index]).input_ids.tolist()

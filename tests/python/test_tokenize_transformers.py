@@ -15,8 +15,8 @@ from tokenize_support import TEMPLATES, talk  # noqa: E402
 from nexus_librarian.tokenizing.encoder import Encoder  # noqa: E402
 from nexus_librarian.tokenizing.tokenizer_files import load_tokenizer  # noqa: E402
 
-# No answer begins with white space: transformers loses the mask of the turn where byte-level offsets
-# leave it out. Ours is tested by hand in test_tokenize.py.
+# No answer begins with white space: transformers loses the mask of the turn where byte-level
+# offsets leave it out. Ours is tested by hand in test_tokenize_masks.py.
 TALKS = [
     ["hello the cat", "the mat 😀 "],
     ["what is <the> & 'weather'?\n", "sunny\n\n", "  and\ttoday?", "é日本 warm\n"],

@@ -1,4 +1,4 @@
-"""What the tests of tokenize share: where the package is, an encoder, and pieces with their masks."""
+"""What the tests of tokenize share: where the package is, an encoder, pieces with their masks."""
 
 import os
 import pathlib

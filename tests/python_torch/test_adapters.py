@@ -62,9 +62,9 @@ def test_an_item_is_the_layers_side_by_side_and_the_state_before_the_norm(path):
 
 
 def test_the_order_of_layers_is_the_callers(path):
-    turned = SpeculatorsDataset(path, HIDDEN[::-1])
+    turned, plain = SpeculatorsDataset(path, HIDDEN[::-1]), SpeculatorsDataset(path)
     assert turned.layer_ids == [2, 1]
-    assert torch.equal(turned[1]["hidden_states"][:, :64], SpeculatorsDataset(path)[1]["hidden_states"][:, 64:])
+    assert torch.equal(turned[1]["hidden_states"][:, :64], plain[1]["hidden_states"][:, 64:])
 
 
 def test_the_last_block_is_the_final_state_by_its_other_name(tmp_path):

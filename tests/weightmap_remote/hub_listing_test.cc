@@ -10,7 +10,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-const std::string kSha256(64, 'a');
+constexpr const char* kSha256 = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
 HubListing listing_of(const std::string& page) {
   HubListing listing;
@@ -21,11 +21,11 @@ HubListing listing_of(const std::string& page) {
 
 TEST(HubListing, TakesSizesAndDigestsOfFiles) {
   EXPECT_EQ(
-      listing_of(R"([
+      listing_of(std::string(R"([
     {"type": "directory", "oid": "1", "size": 0, "path": "sub"},
     {"type": "file", "oid": "2", "size": 7, "path": "config.json"},
     {"type": "file", "oid": "3", "size": 5000000000, "path": "sub/model.safetensors",
-     "lfs": {"oid": ")" +
+     "lfs": {"oid": ")") +
                  kSha256 + R"(", "size": 5000000000, "pointerSize": 135}, "xetHash": "x"}])"),
       (HubListing{{"config.json", {7, ""}}, {"sub/model.safetensors", {5000000000, kSha256}}}));
   EXPECT_EQ(listing_of("[]"), HubListing{});
@@ -39,7 +39,8 @@ TEST(HubListing, RefusesWhatIsNoPage) {
            R"([{"type": "file", "size": -1, "path": "a"}])",
            R"([{"type": "file", "size": 7, "path": 1}])", "[" + file + "," + file + "]",
            R"([{"type": "file", "size": 7, "path": "a", "lfs": {"oid": "12", "size": 7}}])",
-           R"([{"type": "file", "size": 7, "path": "a", "lfs": {"oid": ")" + kSha256 + R"("}}])",
+           R"([{"type": "file", "size": 7, "path": "a", "lfs": {"oid": ")" + std::string(kSha256) +
+               R"("}}])",
            R"([{"type": "file", "size": 7, "path": ")" + std::string(5000, 'a') + R"("}])",
            std::string(100, '[')}) {
     HubListing listing;

@@ -231,8 +231,8 @@ PyObject* xxh3_128_of(PyObject* /*module*/, PyObject* data) {
   if (PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE) != 0) {
     return nullptr;
   }
-  const Digest128 digest = xxh3_128(std::span(static_cast<const std::byte*>(buffer.buf),
-                                              static_cast<std::size_t>(buffer.len)));
+  const Digest128 digest = xxh3_128(
+      std::span(static_cast<const std::byte*>(buffer.buf), static_cast<std::size_t>(buffer.len)));
   PyBuffer_Release(&buffer);
   return text_or_raise(digest.hex());
 }

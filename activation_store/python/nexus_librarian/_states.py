@@ -53,6 +53,8 @@ class DraftStates:
         @raise NotInStoreError  One is not there, or holds not every token. @raise ValueError  No hidden
                                 layer, or layers of different widths.
         """
+        if not store.parts:
+            raise NotInStoreError(f"{_names(store)}: no part is complete yet")
         self.store = store
         self.final = _final_capture(store, final)
         self.hidden = list(_block_outputs(store) if hidden is None else hidden)

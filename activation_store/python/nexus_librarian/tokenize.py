@@ -37,17 +37,19 @@ if TYPE_CHECKING:
 _FAILURES_PRINTED_MAX = 10
 _BATCH_ROWS, _BATCH_BYTES = 256, 4 << 20
 _PROGRESS_SECONDS = 0.5
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 _EPILOG = """\
-A row is one of: {"messages": [{"role", "content"}...]} | {"conversations": [{"from", "value"}...]} |
-{"prompt", "response"} | {"text"} | {"input_ids", optional "loss_mask"}; chats may have "tools",
-"system" and "chat_template_kwargs". The first of input_ids, messages, conversations, prompt, text wins.
+A row is one of {"messages": [{"role", "content"}...]}, {"conversations": [{"from", "value"}...]},
+{"prompt", "response"}, {"text"}, {"input_ids", optional "loss_mask"}; chats may have "tools", "system"
+and "chat_template_kwargs". Of several the first of input_ids, messages, conversations, prompt, text
+counts.
 
 Loss mask: of a chat, the assistant's turns with their end-of-turn token; of a text, all of it; of
 input_ids, their loss_mask, else all. A template's own {% generation %} marks win; without them each
 turn is located by rendering the chat without and with it. Where that is not certain the row fails.
 
-Rows that fail are listed as FILE:ROW: REASON and left out; the others are kept (--strict: none are).
+Rows that fail are listed as FILE:ROW: REASON and left out; the others are kept (--strict: none).
 
 Examples:
   librarian tokenize --tokenizer ./teacher --input chats.jsonl --out tokens.safetensors
@@ -148,6 +150,11 @@ class _Failures:
         self._file = file
         self.failed_rows = self.overlong_rows = 0
 
+    @property
+    def rows(self) -> int:
+        """How many rows are in no sample."""
+        return self.failed_rows + self.overlong_rows
+
     def add(self, place: str, number: int, reason: object, overlong: bool = False) -> None:
         line = f"{place}:{number}: {one_line(reason)}"
         if self._file:
@@ -236,6 +243,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.decode is not None:
         return _decode(options, files.tokenizer)
     template = read_template(options.chat_template) if options.chat_template else None
+    _start_threads(files.tokenizer)
     encoder = Encoder(files, options.mask, template, options.max_length, options.drop_overlong,
                       options.add_bos, options.template_kwargs)
     with contextlib.ExitStack() as stack:
@@ -248,14 +256,13 @@ def _run(options: argparse.Namespace) -> int:
             raise Refusal(f"{failures.failed_rows} rows failed and --strict allows none; "
                           f"{options.out} is not written")
         if not writer.samples:
-            raise Refusal(f"none of the {failures.failed_rows + failures.overlong_rows} rows became "
-                          f"a sample; {options.out} is not written")
-        dropped = failures.failed_rows + failures.overlong_rows
+            raise Refusal(f"none of the {failures.rows} rows became a sample; {options.out} is not "
+                          "written")
         metadata = {"librarian_tokens": "1", "tokenizer_sha256": files.sha256}
         if encoder.template_sha256:
             metadata["chat_template_sha256"] = encoder.template_sha256
         metadata |= {"mask": options.mask, "truncated_samples": str(truncated),
-                     "dropped_rows": str(dropped)}
+                     "dropped_rows": str(failures.rows)}
         if options.max_length:
             metadata["max_length"] = str(options.max_length)
         writer.publish(metadata)
@@ -275,6 +282,14 @@ def _run(options: argparse.Namespace) -> int:
         print(f"librarian: {failures.failed_rows} rows FAILED and are not in {options.out}",
               file=sys.stderr)
     return EXIT_DONE
+
+
+def _start_threads(tokenizer: Any) -> None:
+    """Starts the tokenizer's threads so that signals come to the main one, which may be waiting for
+    input and would not notice those of others."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    tokenizer.encode_batch(["a", "b"])
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _print_facts(facts: dict[str, Any], options: argparse.Namespace) -> None:
@@ -333,7 +348,7 @@ def _report(message: str, code: int, as_json: bool) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in _SIGNALS:
         signal.signal(number, _stop)
     # Text of any language comes out, whatever the locale.
     for stream in (sys.stdout, sys.stderr):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib.util
 import re
 import signal
@@ -28,7 +27,7 @@ specforge    OUT is data.hidden_states_path of SpecForge's EAGLE-3: rows_*/data_
 safetensors  shards of [rows, width] per capture with offsets and token ids, and index.json.
 
 The same command again continues; nothing that is there is written twice. Exit codes as librarian's:
-2 usage, 3 bad input or NaN, 4 output of another export, 5 no room, 7 damaged or incomplete store.
+2 usage, 3 bad input or NaN, 4 output of another export, 5 no room or a disk error, 7 damaged or incomplete store.
 """
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -52,8 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (StoreError, ValueError) as error:
         return _failed(BAD_INPUT, error)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return _failed(DOES_NOT_FIT if full else USAGE, error)
+        return _failed(DOES_NOT_FIT, ": ".join(filter(None, (error.filename, error.strerror))))
     except _Interrupted as stop:
         return _failed(128 + stop.number, "stopped by a signal; the same command continues")
     except KeyboardInterrupt:

@@ -38,7 +38,7 @@ class SafetensorsFile:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         if len(text) > _HEADER_BYTES_MAX:
-            raise ValueError(f"a safetensors header of {len(text)} bytes")
+            raise RuntimeError(f"a safetensors header of {len(text)} bytes")
         file.write(struct.pack("<Q", len(text)) + text)
         begin = 8 + len(text)
         self.bytes = begin + at
@@ -50,16 +50,16 @@ class SafetensorsFile:
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         end = self._next[name] + data.nbytes
         if end > self._end[name]:
-            raise ValueError(f"{name}: more rows than its shape says")
+            raise RuntimeError(f"{name}: more rows than its shape says")
         self._file.seek(self._next[name])
         self._file.write(data)
         self._next[name] = end
 
     def finish(self) -> None:
-        """@raise ValueError  A tensor is not full: a mistake of ours."""
+        """@raise RuntimeError  A tensor is not full: a mistake of ours."""
         for name, end in self._end.items():
             if self._next[name] != end:
-                raise ValueError(f"{name}: fewer rows than its shape says")
+                raise RuntimeError(f"{name}: fewer rows than its shape says")
 
 
 def read_tensor(path: str, name: str) -> np.ndarray | None:

@@ -2,9 +2,9 @@
 
 A template without generation marks tells nothing about that, so turns are found by differences: a
 chat that ends before a turn, asked for the next answer, against the chat that ends with it. Where a
-template rewrites earlier turns (it drops their thinking, say) the turn is found by rendering the chat
-once more with another word in its place, or in those of the messages around it. Each way proves its
-result against the one text that is tokenised; where none can, the row fails: there is no guess.
+template rewrites earlier turns (it drops their thinking, say) the turn is found by rendering the
+chat once more with another word in its place, or in those of the messages around it. Each way proves
+its result against the one text that is tokenised; where none can, the row fails: there is no guess.
 """
 
 from __future__ import annotations

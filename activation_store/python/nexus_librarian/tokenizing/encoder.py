@@ -42,8 +42,8 @@ class Encoder:
     @param template         Text of a chat template that replaces the tokenizer's own.
     @param max_length       Longer samples are cut to so many tokens; 0: never.
     @param drop_overlong    They fail as Overlong instead.
-    @param add_bos          `yes`, `no`: every text and chat begins with bos, or none does; `auto`: as
-                            the tokenizer (texts) and the template (chats) have it.
+    @param add_bos          `yes`, `no`: every text and chat begins with bos, or none does;
+                            `auto`: as the tokenizer (texts) and the template (chats) have it.
     @param variables        More of what templates see.
     """
 

@@ -1,4 +1,4 @@
-"""Rows of the input files, one at a time: JSON lines and parquet. Memory does not grow with files."""
+"""Rows of the input files, one at a time: JSON lines and parquet. Memory does not grow with them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ NumberedRow = tuple[int, Row | str, int]
 
 
 def read_rows(place: str) -> Iterator[NumberedRow]:
-    """The rows of a file in order; '-' is standard input. @error Refusal  It cannot be read at all."""
+    """The rows of a file in order; '-' is standard input.
+
+    @error Refusal  It cannot be read at all.
+    """
     if place == "-":
         yield from _json_lines(sys.stdin.buffer, "standard input")
         return

@@ -1,6 +1,7 @@
-"""The canonical token file: safetensors {input_ids int32 [T], offsets int64 [N+1], loss_mask uint8 [T]}.
+"""The canonical token file: input_ids int32 [T], offsets int64 [N+1], loss_mask uint8 [T].
 
-Samples are packed without padding; sample i is tokens offsets[i] .. offsets[i + 1].
+A safetensors file. Samples are packed without padding: sample i is tokens offsets[i] up to
+offsets[i + 1].
 """
 
 from __future__ import annotations
