@@ -116,7 +116,7 @@ class Losses:
         if self._anchors:
             parts["hidden"] = anchored
             total = total + self._alpha * anchored
-        return total, {name: float(value) for name, value in parts.items()}
+        return total, {name: float(value.detach()) for name, value in parts.items()}
 
     def _token_losses(self, model, batch, last_hidden, step_rows):
         target = rows_with_target(batch)

@@ -39,10 +39,10 @@ def parse_options(arguments=None):
     add("--threads", type=int, default=0, help="of torch on the CPU; 0: torch decides")
 
     group = parser.add_argument_group("student")
-    group.add_argument("--width", type=int, default=256)
+    group.add_argument("--width", type=int, default=128)
     group.add_argument("--layers", type=int, default=4)
     group.add_argument("--heads", type=int, default=4)
-    group.add_argument("--ffn", type=int, default=704)
+    group.add_argument("--ffn", type=int, default=352)
     group.add_argument("--copy-from-teacher", action="store_true",
                        help="begin with the teacher's embedding, final norm and head; --width must "
                        "be the teacher's")
@@ -63,10 +63,10 @@ def parse_options(arguments=None):
     group.add_argument("--kl-weight", type=float, default=1.0, help="if the store has logits.topk")
 
     group = parser.add_argument_group("training")
-    group.add_argument("--steps", type=int, default=400)
+    group.add_argument("--steps", type=int, default=300)
     group.add_argument("--batch-size", type=int, default=4, help="samples of one forward pass")
     group.add_argument("--accumulate", type=int, default=2, help="forward passes of one step")
-    group.add_argument("--lr", type=float, default=1e-3)
+    group.add_argument("--lr", type=float, default=2e-3)
     group.add_argument("--warmup", type=int, default=20, help="steps")
     group.add_argument("--weight-decay", type=float, default=0.1)
     group.add_argument("--clip", type=float, default=1.0, help="the gradient's norm at most")

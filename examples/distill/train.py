@@ -69,7 +69,7 @@ def add_gradients(model, losses, batches, device, bf16, factor):
         loss = loss * factor
         factor = 1.0
         loss.backward()
-        for name, value in {"loss": float(loss), **parts}.items():
+        for name, value in {"loss": float(loss.detach()), **parts}.items():
             step_parts[name] = step_parts.get(name, 0.0) + value
     return step_parts, tokens
 

@@ -103,9 +103,9 @@ def test_a_spike_is_a_loss_far_above_the_running_median():
         detector.accept(loss)
     assert detector.why_bad(5.9, 1.0) is None
     assert "6.1" in detector.why_bad(6.1, 1.0)
-    for _ in range(recovery.HISTORY_STEPS):
-        detector.accept(0.5)
-    assert detector.why_bad(1.9, 1.0)  # The early steps are forgotten.
+    for loss in 30 * [2.0] + recovery.HISTORY_STEPS * [0.5]:
+        detector.accept(loss)
+    assert detector.why_bad(1.9, 1.0)  # The early steps are forgotten, though they were more.
 
 
 def test_the_learning_rate_rises_and_falls():
