@@ -141,8 +141,7 @@ Result<void> PartRun::run(const PartTools& tools,
   state_saved_ = context_.clock.now();
   {
     Committer committer(*this, stop);
-    WeightLoader loader(tools.weights, tools.executor, context_.clock,
-                        context_.checkpoint,
+    WeightLoader loader(tools.weights, tools.executor, context_.clock, context_.checkpoint,
                         [&](std::int32_t layer) { return prefetch_after(tools, layer); });
     Duration waited{};  // For the commit before: it held up the layer after.
     for (std::int32_t layer = first_layer(); layer <= last_layer_; ++layer) {
