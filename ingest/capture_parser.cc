@@ -167,7 +167,8 @@ class Parser {
                            "this model has no norm after its last layer; its last state is "
                            "final.pre_norm");
     }
-    const auto [first, fresh] = homes_.try_emplace(home_of(place), options_, std::string(text));
+    const auto [first, fresh] =
+        homes_.try_emplace(home_of(place), Kept{options_, std::string(text)});
     if (!fresh && first->second.options != options_) {
       return wrong_capture(text, "the same tensor as '" + first->second.text +
                                      "', asked for in another way; a store keeps each tensor once");

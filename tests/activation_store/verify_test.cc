@@ -276,7 +276,7 @@ TEST(VerifyStore, ComparesRowsAndLayoutWithTheManifest) {
                         [&](const ArrayRecord& record) { return record.name == name; });
   };
   const auto array = [&](PartFile& part) -> ArrayRecord& {
-    return *named(part, "blocks.1.resid_post");
+    return *named(part, "blocks.0.resid_post");
   };
   const auto tokens = [](PartFile& part) -> ArrayRecord& { return part.arrays.front(); };
   EXPECT_FALSE(damaged_by([&](PartFile& p) { p.verified = "sha256"; }));
