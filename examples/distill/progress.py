@@ -30,7 +30,8 @@ class Progress:
         self._tensorboard = None
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"),
+                                              purge_step=first_step + 1)
         else:
             self.say("TensorBoard is not installed: no event files are written.")
 
