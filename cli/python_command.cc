@@ -15,15 +15,16 @@ namespace {
 // directory where the user happens to be are not ours.
 constexpr const char* kRunModule = R"(
 import importlib.util, runpy, sys
-name = "nexus_librarian." + sys.argv.pop(1)
+command = sys.argv.pop(1)
+name = "nexus_librarian." + command
 try:
     found = importlib.util.find_spec(name)
 except ModuleNotFoundError:
     found = None
 if found is None:
     print("librarian: " + sys.executable + " does not find the Python module " + name
-          + "; install it with 'pip install nexus-librarian[tokenize]' ('.[tokenize]' in the"
-          + " source tree), or name another interpreter with LIBRARIAN_PYTHON", file=sys.stderr)
+          + "; install it with 'pip install nexus-librarian[" + command + "]' ('.[" + command
+          + "]' in the source tree), or name another interpreter with LIBRARIAN_PYTHON", file=sys.stderr)
     sys.exit(2)
 runpy.run_module(name, run_name="__main__", alter_sys=True)
 )";

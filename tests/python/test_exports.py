@@ -139,7 +139,8 @@ def test_specforge_records_hold_the_state_after_the_norm(store, tmp_path):
         assert got["hidden_state"].shape == (1, length, 64)
         assert got["aux_hidden_state"].shape == (1, length, 128)
         assert got["input_ids"].dtype == got["loss_mask"].dtype == np.int64
-        np.testing.assert_array_equal(as_f32(got["hidden_state"][0]), as_f32(sample["final.post_norm"]))
+        np.testing.assert_array_equal(as_f32(got["hidden_state"][0]),
+                                      as_f32(sample["final.post_norm"]))
         np.testing.assert_array_equal(
             as_f32(got["aux_hidden_state"][0]),
             np.concatenate([as_f32(sample[capture]) for capture in HIDDEN], axis=1))
@@ -148,7 +149,7 @@ def test_specforge_records_hold_the_state_after_the_norm(store, tmp_path):
 
 
 def test_shards_joined_are_the_store(store, tmp_path):
-    """Goal: rows, ids, masks and numbers of every sample once, in order, in files no larger than told."""
+    """Goal: every sample's rows, ids, mask and number once, in order, in files as large as told."""
     limit = 40_000
     assert export_main(store, "--to", "safetensors", "--shard-size", limit,
                        "--out", tmp_path / "out") == 0
@@ -242,7 +243,8 @@ def test_the_final_state_that_a_trainer_wants_must_be_there(to, missing, librari
     if to == "speculators":
         pytest.importorskip("pyarrow")
     there = {"final.pre_norm": "final.post_norm", "final.post_norm": "final.pre_norm"}[missing]
-    folder = extract_draft_store(librarian, tmp_path / "store", draft_tokens(tmp_path / "t.safetensors"),
+    tokens = draft_tokens(tmp_path / "t.safetensors")
+    folder = extract_draft_store(librarian, tmp_path / "store", tokens,
                                  captures=f"resid_post@[0,1],{there}")
     shutil.rmtree(folder / "model", ignore_errors=True)  # Its norm would make the one of the other.
     assert export_main(folder, "--to", to, "--out", tmp_path / "out") == BAD_INPUT
@@ -409,8 +411,8 @@ def test_a_trainer_is_never_given_some_tokens_for_all(store, tmp_path, monkeypat
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_ends_with_its_own_exit_code_and_is_resumable(store, tmp_path, target, monkeypatch,
-                                                                 capsys):
+def test_a_full_disk_ends_with_its_own_exit_code_and_is_resumable(
+        store, tmp_path, target, monkeypatch, capsys):
     """Method: fdatasync of the third file fails as on a full disk; then there is room."""
     calls, sync = [], os.fdatasync
 

@@ -301,6 +301,19 @@ def test_plan_and_extract_take_the_file(librarian, tokenize, rows_file, tmp_path
         assert np.array_equal(part[f"tokens/{name}"][:], array)
 
 
+def test_plan_knows_the_tokenizer_and_template_that_made_the_file(librarian, tokenizer, tokenize,
+                                                                  rows_file, tmp_path):
+    write_checkpoint(tokenizer, LlamaShape(hidden=64, layers=2, ffn=128, heads=4, kv_heads=2,
+                                           vocab=600), 1, 0)
+    tokenize(rows_file(ROWS))
+    plan = ["plan", tokenizer, "--tokens", tmp_path / "tokens.safetensors", "--json"]
+    assert "template" not in str(json.loads(librarian(*plan).stdout)["warnings"])
+    (tokenizer / "chat_template.jinja").write_text(small.LLAMA3)
+    assert "template" in str(json.loads(librarian(*plan).stdout)["warnings"])
+    small.write_tokenizer(tokenizer, small.word_pieces())
+    assert "tokenizer" in librarian(*plan, exit_code=3).stderr
+
+
 def test_a_tokenizer_comes_from_the_hub_with_its_template(librarian, hub, tokenizer, rows_file,
                                                           tokenize, tmp_path):
     (tokenizer / "chat_template.jinja").write_text(small.LLAMA3)

@@ -157,14 +157,15 @@ def test_the_head_of_the_draft_finds_the_teachers_tokens_in_the_state_before_the
     draft, dataset = eagle3_draft(folder), SpeculatorsDataset(store, EMBED_AND_LAYERS)
     plain, draft_ids = ActivationStore(store), draft.t2d.nonzero().flatten()
     load_file = pytest.importorskip("safetensors.torch").load_file
-    head = next(tensors["lm_head.weight"] for path in sorted((GOLDEN / "llama/model").glob("*.safetensors"))
-                if "lm_head.weight" in (tensors := load_file(path))).float()
+    files = map(load_file, (GOLDEN / "llama/model").glob("*.safetensors"))
+    head = next(file["lm_head.weight"] for file in files if "lm_head.weight" in file).float()
     for sample in range(len(dataset)):
         state = dataset[sample]["verifier_last_hidden_states"].float()
         with torch.no_grad():
             targets = draft.verifier_lm_head(draft.verifier_norm(state))
         truth = plain.sample(sample)["final.post_norm"].float() @ head[draft_ids].T
-        torch.testing.assert_close(targets, truth, rtol=0.02, atol=0.02 * float(truth.abs().max()))
+        torch.testing.assert_close(targets, truth, rtol=0.02,
+                                   atol=0.02 * float(truth.abs().max()))
 
 
 def test_speculators_workers_take_a_pickled_adapter(store, speculators_data):

@@ -26,8 +26,9 @@ specforge    OUT is data.hidden_states_path of SpecForge's EAGLE-3: rows_*/data_
              model/ of final.pre_norm.
 safetensors  shards of [rows, width] per capture with offsets and token ids, and index.json.
 
-The same command again continues; nothing that is there is written twice. Exit codes as librarian's:
-2 usage, 3 bad input or NaN, 4 output of another export, 5 no room or a disk error, 7 damaged or incomplete store.
+The same command again continues; no record that is there is written twice. Exit codes as
+librarian's: 2 usage, 3 bad input or NaN, 4 output of another export, 5 no room or a disk error,
+7 damaged or incomplete store.
 """
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
