@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 TOPK = "logits.topk"
 TAIL_MIN = 1e-6  # log_prob is float16: mass below that is rounding.
+LOG_PROB_MIN = -100.0  # A teacher may rule tokens out: -inf times a probability of 0 would be NaN.
 
 
 def select_rows(batch, capture, first=0):
@@ -62,7 +63,7 @@ def topk_kl(logits, ids, log_prob):
              the student cannot gain by moving mass to or from the tokens outside the k.
     """
     student = F.log_softmax(logits.float(), -1).gather(-1, ids.long())
-    teacher = log_prob.float()
+    teacher = log_prob.float().clamp(min=LOG_PROB_MIN)
     student_tail = (1 - student.exp().sum(-1)).clamp(min=TAIL_MIN)
     teacher_tail = (1 - teacher.exp().sum(-1)).clamp(min=TAIL_MIN)
     inside = (teacher.exp() * (teacher - student)).sum(-1)

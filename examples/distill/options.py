@@ -12,15 +12,21 @@ FREE_OPTIONS = {"store", "out", "resume", "teacher", "device", "workers", "threa
 
 def layer_pairs(text):
     """"8:1,17:3" -> {8: 1, 17: 3}: teacher layer to student layer."""
-    pairs = {int(teacher): int(student)
-             for teacher, student in (pair.split(":") for pair in text.split(","))}
-    if len(pairs) != text.count(",") + 1:
-        raise ValueError("a teacher layer is named twice")
-    return pairs
+    try:
+        pairs = [tuple(map(int, pair.split(":"))) for pair in text.split(",")]
+        if any(len(pair) != 2 for pair in pairs) or len(dict(pairs)) != len(pairs):
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text}: write each teacher layer once, as in 8:1,17:3") from None
+    return dict(pairs)
 
 
 def layer_list(text):
-    return [int(layer) for layer in text.split(",")]
+    try:
+        return [int(layer) for layer in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: write layer numbers, as in 8,17") from None
 
 
 def parse_options(arguments=None):

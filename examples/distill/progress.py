@@ -30,7 +30,8 @@ class Progress:
         self._tensorboard = None
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"),
+                                              purge_step=first_step + 1)
         else:
             self.say("TensorBoard is not installed: no event files are written.")
 
@@ -115,7 +116,7 @@ def plot_losses(csv_path, path):
                   if row[name] != ""]
         axes.plot(*zip(*points), label=name, linewidth=2 if name == "loss" else 1)
     for i, row in enumerate(spikes):
-        axes.axvline(int(row["step"]), color="red", linestyle=":",
+        axes.axvline(int(row["step"]), color="black", linestyle=":",
                      label="rolled back" if i == 0 else None)
     axes.set(xlabel="step", ylabel="loss", yscale="log", title="Distillation losses")
     axes.grid(alpha=0.3)

@@ -87,9 +87,8 @@ class Run:
         if options.alpha_hidden == 0:
             anchors = {}
         else:
-            anchors = choose_anchors(store, config["num_hidden_layers"], options.layers,
-                                     options.anchors, options.critical_layers,
-                                     options.critical_weight)
+            anchors = choose_anchors(store, layer_count(config), options.layers, options.anchors,
+                                     options.critical_layers, options.critical_weight)
         # Measured once: were they measured anew on a store that has grown, the loss would jump.
         self.variances = resumed["variances"] if resumed else measure_variances(
             store, list(anchors), options.skip_first_tokens)
@@ -136,6 +135,8 @@ class Run:
         kl = "KL on logits.topk" if TOPK in store.captures else "no logits.topk in the store"
         self.progress.say(f"{len(store)} samples; student of {million:.2f} million parameters on "
                           f"{self.device}, {type(self.optimizer).__name__}; {kl}")
+        if not anchors:
+            self.progress.say("no layer of the student is held to the teacher's")
         for capture, (layer, weight) in anchors.items():
             self.progress.say(f"student layer {layer} is held to {capture}, weight {weight:g}")
         for name in copied:
@@ -239,6 +240,13 @@ def read_config(teacher):
     return config.get("text_config", config)  # Models that also see images nest it.
 
 
+def layer_count(config):
+    for name in ("num_hidden_layers", "n_layer"):
+        if name in config:
+            return config[name]
+    raise ValueError("the teacher's config.json has no num_hidden_layers; add it")
+
+
 def main():
     options = parse_options()
     if options.threads:
@@ -250,6 +258,10 @@ def main():
                 run.take_step()
         finally:
             run.finish()
+    except KeyboardInterrupt:
+        print(f"train.py: stopped; with --resume the run in {options.out} goes on at its last "
+              "checkpoint", file=sys.stderr)
+        return 130
     except (ValueError, StoreError, GaveUp) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1 if isinstance(error, GaveUp) else 2 if isinstance(error, ValueError) else 3
