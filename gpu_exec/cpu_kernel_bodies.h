@@ -1,6 +1,6 @@
 // The kernels of one path and their table; see cpu_kernel_vectors.h for what must precede it.
-#include "gpu_exec/cpu_kernel_topk.h"
 #include "gpu_exec/cpu_kernel_peak.h"
+#include "gpu_exec/cpu_kernel_topk.h"
 
 namespace librarian::gpu_exec {
 namespace {

@@ -15,7 +15,8 @@ namespace librarian::weightmap {
 /// @error bad_input  Names the key and what it would need.
 Result<void> check_fixed(ConfigReader& config, std::span<const FixedKey> rows);
 
-/// What holds for any document, and for the outer object of a multimodal one: no encoder. Marks training, generation, heads, file and library bookkeeping as read.
+/// What holds for any document, and for the outer object of a multimodal one: no encoder. Marks
+/// training, generation, heads, file and library bookkeeping as read.
 Result<void> check_any(ConfigReader& config);
 
 /// Marks what the outer object of a multimodal model says about its other parts as read.

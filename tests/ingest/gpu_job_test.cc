@@ -77,6 +77,7 @@ class Job {
     options.shard_tokens = 8;
     options.host_memory_bytes = 256U << 20U;
     options.threads = 1;
+    options.skeleton = false;  // Its bytes are no pass's.
   }
 
   Result<RunReport> run() {
