@@ -9,6 +9,7 @@
 #include "cli/commands.h"
 #include "cli/exit_codes.h"
 #include "cli/output.h"
+#include "cli/python_command.h"
 #include "ingest/pilot.h"
 
 namespace librarian::cli {
@@ -57,8 +58,20 @@ Result<int> run_pilot(const Options& options, const std::stop_token& stop) {
   job.out = directory->path() + "/store";
   job.scratch = directory->path() + "/scratch";
   Warnings warnings;
-  LIB_TRY(const ingest::PilotReport report,
-          ingest::run_pilot(job, ingest::JobEnvironment::real(), warnings, stop));
+  const std::string tokenizer = directory->path() + "/tokenizer.json";
+  LIB_TRY(ingest::PilotReport report,
+          ingest::run_pilot(job, tokenizer, ingest::JobEnvironment::real(), warnings, stop));
+  if (report.has_tokenizer) {
+    Json ids = {{"input_ids", report.shown_ids}};
+    if (report.has_loss_mask) {
+      ids["loss_mask"] = report.shown_mask;
+    }
+    report.shown_text = decode_tokens(tokenizer, ids.dump(), directory->path());
+    if (report.shown_text.empty()) {
+      warnings.warning(
+          "the sample is shown as ids: its text needs 'pip install nexus-librarian[tokenize]'");
+    }
+  }
   if (options.json) {
     print_event("pilot", report.to_json());
   } else {

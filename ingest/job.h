@@ -82,6 +82,8 @@ class PreparedJob {
   /// Nothing if the device works on host memory.
   const std::optional<DevicePlan>& device_plan() const { return device_plan_; }
 
+  /// See tokenizer_check.h; of this job's model.
+  Result<bool> save_tokenizer(const std::string& path, const std::stop_token& stop);
   /// Bytes that the first part fetches: the weights from the embedding to the last captured layer,
   /// or the whole files that they lie in.
   std::uint64_t part_fetch_bytes() const;

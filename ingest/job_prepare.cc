@@ -308,6 +308,10 @@ std::vector<DiskArray> PreparedJob::disk_arrays() const {
   return arrays;
 }
 
+Result<bool> PreparedJob::save_tokenizer(const std::string& path, const std::stop_token& stop) {
+  return ingest::save_tokenizer(*fetcher_, *environment_.files, model_.read_from, path, stop);
+}
+
 std::uint64_t PreparedJob::fetch_bytes() const {
   return part_fetch_bytes() * (staging_.holds_all() ? 1 : parts_.size()) + skeleton_fetch_bytes();
 }

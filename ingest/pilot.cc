@@ -98,8 +98,9 @@ Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nul
 
 }  // namespace
 
-Result<PilotReport> run_pilot(JobOptions options, const JobEnvironment& environment,
-                              JobObserver& observer, const std::stop_token& stop) {
+Result<PilotReport> run_pilot(JobOptions options, const std::string& tokenizer_path,
+                              const JobEnvironment& environment, JobObserver& observer,
+                              const std::stop_token& stop) {
   options.captures = {"logits.topk(k=1,positions=all)"};
   options.num_samples = options.num_samples == 0 ? kPilotSamples : options.num_samples;
   options.skeleton = false;
@@ -115,6 +116,7 @@ Result<PilotReport> run_pilot(JobOptions options, const JobEnvironment& environm
                                            format_count(report.samples) +
                                            " samples looked at; look at how they were tokenised");
   }
+  LIB_TRY(report.has_tokenizer, job->save_tokenizer(tokenizer_path, stop));
   LIB_TRY(const RunReport run, job->run(observer, stop));
   LIB_TRY(const StoreReader store, StoreReader::open(*environment.files, options.out));
   Tally tally(report);
@@ -139,7 +141,8 @@ Json PilotReport::to_json() const {
           {"nonfinite", nonfinite},
           {"shown_sample", shown_sample},
           {"shown_ids", shown_ids},
-          {"shown_mask", shown_mask}};
+          {"shown_mask", shown_mask},
+          {"shown_text", shown_text.empty() ? Json(nullptr) : Json(shown_text)}};
 }
 
 std::string PilotReport::text() const {
@@ -159,7 +162,11 @@ std::string PilotReport::text() const {
   text += "longest sample: " + format_count(longest_sample) + " tokens" +
           (truncated_samples == 0 ? "" : ", " + format_count(truncated_samples) + " cut") + "\n";
   text += "rows with NaN or infinity: " + format_count(nonfinite) + "\n";
-  text += "sample " + std::to_string(shown_sample) + " (tokens of the loss in brackets):";
+  const std::string shown = "sample " + std::to_string(shown_sample);
+  if (!shown_text.empty()) {
+    return text + shown + " (what counts for the loss in \u27e6\u27e7):\n" + shown_text;
+  }
+  text += shown + " (tokens of the loss in brackets):";
   for (std::size_t i = 0; i < shown_ids.size(); ++i) {
     const std::string id = std::to_string(shown_ids[i]);
     text += has_loss_mask && shown_mask[i] != 0 ? " [" + id + "]" : " " + id;

@@ -30,6 +30,8 @@ struct PilotReport {
   std::uint64_t shown_sample = 0;  ///< The first one with a masked-in token.
   std::vector<std::int32_t> shown_ids;
   std::vector<std::uint8_t> shown_mask;
+  bool has_tokenizer = false;  ///< The model's tokenizer.json is where run_pilot() was told.
+  std::string shown_text;      ///< The ids' text with the loss marked; the caller's to fill in.
 
   Json to_json() const;
   std::string text() const;
@@ -38,8 +40,10 @@ struct PilotReport {
 /// Runs samples through all layers and gathers what comes out.
 /// @param options  A job's; `out` is an empty directory for its use. Captures and what is done with
 ///                 numbers that are not finite are the pilot's own; num_samples 0: kPilotSamples.
+/// @param tokenizer_path  Where the model's tokenizer.json goes, if it has one.
 /// @error As PreparedJob; bad_input also if the mask has no token in.
-Result<PilotReport> run_pilot(JobOptions options, const JobEnvironment& environment,
-                              JobObserver& observer, const std::stop_token& stop);
+Result<PilotReport> run_pilot(JobOptions options, const std::string& tokenizer_path,
+                              const JobEnvironment& environment, JobObserver& observer,
+                              const std::stop_token& stop);
 
 }  // namespace librarian::ingest

@@ -98,6 +98,17 @@ Result<std::optional<std::string>> template_sha256(Fetcher& fetcher, Clock& cloc
 
 }  // namespace
 
+Result<bool> save_tokenizer(Fetcher& fetcher, FileSystem& files, const Uri& model,
+                            const std::string& path, const std::stop_token& stop) {
+  const auto text =
+      weightmap::remote::read_object(fetcher, model.child("tokenizer.json"), kFileBytesMax, stop);
+  if (!text) {
+    return is_absent(text.error()) ? Result<bool>(false) : text.error();
+  }
+  LIB_TRY_VOID(replace_file(files, path, *text));
+  return true;
+}
+
 Result<std::optional<std::string>> check_tokenizer(Fetcher& fetcher, Clock& clock, const Uri& model,
                                                    const std::string& path,
                                                    const TokenOrigin& origin,

@@ -7,10 +7,18 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/file_system.h"
 #include "ingest/token_file.h"
 #include "weightmap/remote/fetcher.h"
 
 namespace librarian::ingest {
+
+/// Writes the model's tokenizer.json to `path`.
+/// @return  Whether the model has one.
+/// @error unavailable | cancelled | io | no_space
+Result<bool> save_tokenizer(weightmap::remote::Fetcher& fetcher, FileSystem& files,
+                            const weightmap::remote::Uri& model, const std::string& path,
+                            const std::stop_token& stop);
 
 /// Compares what the token file says of its tokenizer with the model's tokenizer.json, and of its
 /// chat template with chat_template.jinja, else tokenizer_config.json or chat_template.json. What

@@ -6,9 +6,13 @@ Method: golden checkpoints, whose logits transformers computed (make_logits.py).
 
 import json
 import os
+import shutil
+import sys
 
 import numpy as np
+import tokenizers
 
+from tokenize_support import PACKAGE_PATH
 from support import GOLDEN, read_safetensors, write_safetensors
 
 BAD_INPUT = 3
@@ -69,3 +73,28 @@ def test_a_mask_that_keeps_nothing_is_refused(librarian, memory_path):
     file, _ = masked_tokens(memory_path, np.zeros(77))
     got, error = pilot(librarian, "llama", file, memory_path, exit_code=BAD_INPUT)
     assert got["event"] == "error" and "has no token in" in error
+
+
+def test_the_sample_is_shown_as_text_with_what_counts_marked(librarian, memory_path, monkeypatch):
+    # A tokenizer with a character an id, as many as the golden model has.
+    model = memory_path / "model"
+    shutil.copytree(GOLDEN / "llama" / "model", model)
+    characters = "abcdefghijklmnopqrstuvwxyz ?!.,;:-+*0123"
+    vocabulary = {character: number for number, character in enumerate(characters)}
+    tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [])).save(str(model / "tokenizer.json"))
+    text, begin = "what is it? a book", 11
+    tokens = memory_path / "tokens.safetensors"
+    write_safetensors(tokens, {"input_ids": np.array([vocabulary[c] for c in text], np.int32),
+                               "offsets": np.array([0, len(text)], np.int64),
+                               "loss_mask": np.array([i > begin for i in range(len(text))], np.uint8)})
+    job = ["pilot", model, "--tokens", tokens]
+    monkeypatch.setenv("LIBRARIAN_PYTHON", sys.executable)
+    monkeypatch.setenv("PYTHONPATH", str(PACKAGE_PATH))
+    shown = librarian(*job).stdout.splitlines()[-1].replace(" ", "")
+    assert shown == "whatisit?\u27e6abook\u27e7"
+    event = json.loads(librarian(*job, "--json").stdout.splitlines()[-1])
+    assert event["shown_text"].replace(" ", "").strip() == shown
+    # Without the package ids have to do, and it says why.
+    monkeypatch.setenv("LIBRARIAN_PYTHON", "/nonexistent")
+    done = librarian(*job)
+    assert "[0]" in done.stdout and "nexus-librarian[tokenize]" in done.stderr
