@@ -28,7 +28,7 @@ def alone(ragged_job, librarian, tmp_path_factory):
     """The store of one process, over HTTP."""
     store = tmp_path_factory.mktemp("alone") / "store"
     with FaultServer(ragged_job.original) as server:
-        librarian(*ragged_job.extract(server.url + "model/", store))
+        librarian(*extract(ragged_job, server.url + "model/", store))
     return store
 
 
@@ -52,6 +52,11 @@ def holding_server(serve, ragged_job):
     yield make
     for event in events:
         event.set()
+
+
+def extract(job, model, store, *options, **limits):
+    """Arguments of a job without the skeleton: these servers would hold it up before the first part."""
+    return job.extract(model, store, "--skeleton", "no", *options, **limits)
 
 
 def runs(store):
@@ -78,7 +83,7 @@ def test_processes_on_one_store_do_every_part_once(count, ragged_job, alone, ser
     # Method: a server that is slow enough for all of them to be at work at the same time.
     store = memory_path / "store"
     server = serve(ragged_job.original, bytes_per_second=4e6)
-    programs = [start(*ragged_job.extract(server.url + "model/", store)) for _ in range(count)]
+    programs = [start(*extract(ragged_job, server.url + "model/", store)) for _ in range(count)]
     assert [program.end() for program in programs] == [0] * count, [p.stderr for p in programs]
     assert len(runs(store)) == count
     assert_each_part_done_once(store, programs, ragged_job.PART_COUNT)
@@ -91,9 +96,9 @@ def test_a_second_process_takes_what_the_first_has_not(ragged_job, alone, holdin
     # for whom, and end when the first has.
     store = memory_path / "store"
     held, go_on = holding_server()
-    first = start(*ragged_job.extract(held.url + "model/", store))
+    first = start(*extract(ragged_job, held.url + "model/", store))
     assert first.wait_for("part_started"), first.stderr
-    second = start(*ragged_job.extract(serve(ragged_job.original).url + "model/", store))
+    second = start(*extract(ragged_job, serve(ragged_job.original).url + "model/", store))
     assert second.wait_for("waiting"), second.stderr
     assert part_events(second, "part_done") == [1, 2, 3]
     (waiting, *_) = second.events("waiting")
@@ -109,9 +114,9 @@ def test_a_process_that_waits_takes_over_the_part_of_one_that_is_killed(
         ragged_job, alone, holding_server, serve, start, memory_path):
     store = memory_path / "store"
     held, _ = holding_server()
-    first = start(*ragged_job.extract(held.url + "model/", store))
+    first = start(*extract(ragged_job, held.url + "model/", store))
     assert first.wait_for("part_started"), first.stderr
-    second = start(*ragged_job.extract(serve(ragged_job.original).url + "model/", store))
+    second = start(*extract(ragged_job, serve(ragged_job.original).url + "model/", store))
     assert second.wait_for("waiting"), second.stderr
     assert first.end(signal.SIGKILL) == -signal.SIGKILL
     assert second.end() == 0, second.stderr
@@ -123,9 +128,9 @@ def test_a_process_that_waits_takes_over_the_part_of_one_that_is_stopped(
         ragged_job, alone, holding_server, serve, start, memory_path):
     store = memory_path / "store"
     held, _ = holding_server()
-    first = start(*ragged_job.extract(held.url + "model/", store))
+    first = start(*extract(ragged_job, held.url + "model/", store))
     assert first.wait_for("part_started"), first.stderr
-    second = start(*ragged_job.extract(serve(ragged_job.original).url + "model/", store))
+    second = start(*extract(ragged_job, serve(ragged_job.original).url + "model/", store))
     assert second.wait_for("waiting"), second.stderr
     assert first.end(signal.SIGTERM) == STOPPED_BY_SIGTERM
     assert second.end() == 0, second.stderr
@@ -140,10 +145,10 @@ def test_one_of_three_is_killed_and_the_others_finish(ragged_job, alone, holding
     programs, go_on = [], []
     for _ in range(2):
         held, event = holding_server()
-        programs.append(start(*ragged_job.extract(held.url + "model/", store)))
+        programs.append(start(*extract(ragged_job, held.url + "model/", store)))
         go_on.append(event)
         assert programs[-1].wait_for("part_started"), programs[-1].stderr
-    third = start(*ragged_job.extract(serve(ragged_job.original).url + "model/", store))
+    third = start(*extract(ragged_job, serve(ragged_job.original).url + "model/", store))
     assert third.wait_for("waiting"), third.stderr
     for part, program in enumerate(programs):
         assert f"part-{part:05d}: process {program.process.pid} on" in (
@@ -159,7 +164,7 @@ def test_a_process_on_a_complete_store_has_nothing_to_do(ragged_job, alone, libr
                                                          memory_path):
     # Goal: exit 0, no weights fetched, no byte of the store changed.
     store, server = memory_path / "store", serve(ragged_job.original)
-    arguments = ragged_job.extract(server.url + "model/", store)
+    arguments = extract(ragged_job, server.url + "model/", store)
     librarian(*arguments)
     requests = len(server.requests)
     librarian(*arguments)
@@ -186,11 +191,11 @@ def killed_in_part_0(ragged_job, holding_server, start, serve, memory_path):
     """(store, arguments to go on with); the killed process leaves its lock."""
     store = memory_path / "store"
     held, _ = holding_server()
-    program = start(*ragged_job.extract(held.url + "model/", store))
+    program = start(*extract(ragged_job, held.url + "model/", store))
     assert program.wait_for("part_started"), program.stderr
     assert program.end(signal.SIGKILL) == -signal.SIGKILL
     assert (store / "part-00000/.lock").exists()
-    return store, ragged_job.extract(serve(ragged_job.original).url + "model/", store)
+    return store, extract(ragged_job, serve(ragged_job.original).url + "model/", store)
 
 
 ELSEWHERE = [{"boot_id": "00000000-0000-0000-0000-000000000000"}, {"host": "elsewhere"}]
@@ -251,7 +256,7 @@ def test_an_owner_that_lost_its_lock_stops_without_committing(ragged_job, alone,
     # what a take-over there looks like from here; then its weights arrive.
     store = memory_path / "store"
     held, go_on = holding_server()
-    program = start(*ragged_job.extract(held.url + "model/", store))
+    program = start(*extract(ragged_job, held.url + "model/", store))
     assert program.wait_for("part_started"), program.stderr
     leave_a_lock(store, 0, host="elsewhere", nonce="0123456789abcdef")
     go_on.set()
@@ -262,5 +267,5 @@ def test_an_owner_that_lost_its_lock_stops_without_committing(ragged_job, alone,
     assert left <= {"0.partial"}, "only temporaries; a crash leaves such, too"
     assert Journal(store / "part-00000/.journal").layers() == []
     leave_a_lock(store, STALE_AFTER_SECONDS + 60)
-    librarian(*ragged_job.extract(serve(ragged_job.original).url + "model/", store))
+    librarian(*extract(ragged_job, serve(ragged_job.original).url + "model/", store))
     assert differing_files(store, alone) == []
