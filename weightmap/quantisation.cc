@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
-#include <cstring>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -16,7 +14,6 @@ using gpu_exec::DType;
 using gpu_exec::QuantisedMatrix;
 using gpu_exec::ScaleType;
 using gpu_exec::ZeroLayout;
-using Method = Quantisation::Method;
 
 std::string shape_text(std::span<const std::uint64_t> shape) {
   std::string text = "[";
@@ -105,7 +102,7 @@ class Describer {
 
   Result<void> describe_layout() {
     if (find("qweight") != nullptr) {
-      return quantisation_.method == Method::awq ? describe_awq() : describe_gptq();
+      return quantisation_.method == Quantisation::Method::awq ? describe_awq() : describe_gptq();
     }
     if (find("weight_blocks") != nullptr) {
       return describe_mxfp4();
@@ -355,108 +352,7 @@ class Describer {
   QuantisedModule module_;
 };
 
-/// bitsandbytes' own JSON: what the shapes do not say.
-Result<void> read_state(std::span<const std::byte> bytes, const std::string& what,
-                        QuantisedMatrix& matrix) {
-  JsonLimits limits;
-  limits.text_bytes_max = 4096;
-  limits.values_max = 64;
-  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-  LIB_TRY(const Json state, parse_json(text, what, limits));
-  LIB_TRY(matrix.scale_inputs, json_uint(state, "blocksize", what));
-  const Json expected = Json::array({matrix.outputs, matrix.inputs});
-  const std::uint64_t blocks =
-      matrix.scale_inputs == 0 ? 0 : blocks_of(matrix.outputs * matrix.inputs, matrix.scale_inputs);
-  if (!state.contains("shape") || state["shape"] != expected || blocks == 0 ||
-      blocks != matrix.groups) {
-    return Error(ErrorCode::bad_input, what + ": its shape and blocksize do not say " +
-                                           std::to_string(matrix.groups) + " blocks of " +
-                                           shape_text(std::vector{matrix.outputs, matrix.inputs}));
-  }
-  LIB_TRY(const std::string type, json_string(state, "dtype", what));
-  if (type != "bfloat16" && type != "float16" && type != "float32") {
-    return Error(ErrorCode::bad_input, what + ": dtype is '" + type + "', not a float");
-  }
-  matrix.result = type == "float32" ? DType::f32 : type == "float16" ? DType::f16 : DType::bf16;
-  if (matrix.scale_type == ScaleType::table8) {
-    const Json nested_block = state.value("nested_blocksize", Json(256));
-    const Json offset = state.value("nested_offset", Json());
-    if (nested_block != Json(256) || !offset.is_number()) {
-      return Error(ErrorCode::bad_input, what + ": needs nested_blocksize 256 and a nested_offset");
-    }
-    matrix.scale_offset = offset.get<float>();
-  }
-  return {};
-}
-
 }  // namespace
-
-Result<Quantisation> read_quantisation(const Json& config, const std::string& what) {
-  Quantisation result;
-  const std::string where = what + ": 'quantization_config'";
-  const auto refuse = [&](const std::string& reason) {
-    return Error(ErrorCode::bad_input, where + ": " + reason);
-  };
-  LIB_TRY(const std::string method, json_string(config, "quant_method", where));
-  static constexpr std::array<std::pair<std::string_view, Method>, 8> kMethods{{
-      {"fp8", Method::fp8},
-      {"fbgemm_fp8", Method::fp8},
-      {"compressed-tensors", Method::compressed_tensors},
-      {"awq", Method::awq},
-      {"gptq", Method::gptq},
-      {"bitsandbytes", Method::bitsandbytes},
-      {"mxfp4", Method::mxfp4},
-      {"modelopt", Method::modelopt},
-  }};
-  const auto found = std::find_if(kMethods.begin(), kMethods.end(),
-                                  [&](const auto& entry) { return entry.first == method; });
-  if (found == kMethods.end()) {
-    return refuse("quant_method '" + method.substr(0, 100) + "' is not built in");
-  }
-  result.method = found->second;
-  // Where the blocks of scales are: DeepSeek's key, or that of a group of compressed-tensors.
-  Json block = config.value("weight_block_size", Json());
-  if (const Json groups = config.value("config_groups", Json()); groups.is_object()) {
-    for (const auto& [name, group] : groups.items()) {
-      const Json weights = group.is_object() ? group.value("weights", Json()) : Json();
-      if (weights.is_object() && weights.value("block_structure", Json()).is_array()) {
-        block = weights["block_structure"];
-      }
-    }
-  }
-  if (!block.is_null()) {
-    const bool sizes = block.is_array() && block.size() == 2 && block[0].is_number_unsigned() &&
-                       block[1].is_number_unsigned() && block[0] != 0 && block[1] != 0;
-    if (!sizes) {
-      return refuse("weight_block_size must be two sizes");
-    }
-    result.block_outputs = block[0].get<std::uint64_t>();
-    result.block_inputs = block[1].get<std::uint64_t>();
-  }
-  if (result.method == Method::awq || result.method == Method::gptq) {
-    LIB_TRY(const std::uint64_t bits, json_uint(config, "bits", where));
-    const Json group = config.value("group_size", Json());
-    if (bits != 2 && bits != 3 && bits != 4 && bits != 8) {
-      return refuse("bits must be 2, 3, 4 or 8");
-    }
-    if (!group.is_number_integer() || (group != -1 && group < 1)) {
-      return refuse("group_size must be -1 or at least 1");
-    }
-    result.bits = static_cast<std::uint32_t>(bits);
-    result.group_size = group == -1 ? 0 : group.get<std::uint64_t>();
-  }
-  if (result.method == Method::gptq) {
-    const Json format = config.value("checkpoint_format", Json("gptq"));
-    if (format != "gptq" && format != "gptq_v2") {
-      return refuse("checkpoint_format must be gptq or gptq_v2");
-    }
-    result.zero_plus = format == "gptq" ? 1 : 0;
-  }
-  if (result.method == Method::awq && config.value("version", Json("gemm")) != "gemm") {
-    return refuse("only AWQ's version gemm is built in");
-  }
-  return result;
-}
 
 bool is_quantised(std::span<const ModuleTensor> tensors) {
   return std::any_of(tensors.begin(), tensors.end(), [](const ModuleTensor& tensor) {
@@ -471,66 +367,6 @@ Result<QuantisedModule> describe_quantised(const Quantisation& quantisation,
                                            std::uint64_t outputs, std::uint64_t inputs,
                                            const std::string& name) {
   return Describer(quantisation, tensors, outputs, inputs, name).describe();
-}
-
-Result<QuantisedMatrix> bind_quantised(
-    const QuantisedModule& module, const std::map<std::string, std::span<const std::byte>>& bytes,
-    const std::string& name) {
-  QuantisedMatrix matrix = module.matrix;
-  for (const auto& [suffix, table] : module.tables) {
-    if (table == QuantTable::unused) {
-      continue;
-    }
-    const std::span<const std::byte> data = bytes.at(suffix);
-    switch (table) {
-      case QuantTable::codes:
-        matrix.codes = data.data();
-        break;
-      case QuantTable::scales:
-        matrix.scales = data.data();
-        break;
-      case QuantTable::zeros:
-        matrix.zeros = data.data();
-        break;
-      case QuantTable::group_of_input:
-        matrix.group_of_input = data.data();
-        break;
-      case QuantTable::global_scale:
-        std::memcpy(&matrix.global, data.data(), sizeof matrix.global);
-        if (!std::isfinite(matrix.global) || matrix.global == 0) {
-          return Error(ErrorCode::bad_input,
-                       name + "." + suffix + ": is " + std::to_string(matrix.global));
-        }
-        break;
-      case QuantTable::code_table:
-        matrix.table = data.data();
-        break;
-      case QuantTable::scale_table:
-        matrix.scale_table = data.data();
-        break;
-      case QuantTable::scale_of_256:
-        matrix.scale_of_256 = data.data();
-        break;
-      case QuantTable::state:
-        LIB_TRY_VOID(read_state(data, name + "." + suffix, matrix));
-        break;
-      case QuantTable::unused:
-        break;
-    }
-  }
-  const gpu_exec::QuantisedSizes sizes = gpu_exec::quantised_sizes(matrix);
-  for (const auto& [suffix, table] : module.tables) {
-    const std::uint64_t wanted = table == QuantTable::codes            ? sizes.codes
-                                 : table == QuantTable::scales         ? sizes.scales
-                                 : table == QuantTable::zeros          ? sizes.zeros
-                                 : table == QuantTable::group_of_input ? sizes.group_of_input
-                                                                       : 0;
-    LIB_CHECK(wanted == 0 || bytes.at(suffix).size() == wanted);
-  }
-  if (auto checked = gpu_exec::check_quantised(matrix); !checked) {
-    return checked.error().with_context(name);
-  }
-  return matrix;
 }
 
 }  // namespace librarian::weightmap
