@@ -6,12 +6,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 packages=(
-  g++ cmake ninja-build ccache git pkg-config python3 python3-venv python3-dev python3-pytest
-  python3-torch python3-matplotlib
+  g++ cmake ninja-build ccache git pkg-config python3 python3-venv python3-dev
   libcurl4-openssl-dev libzstd-dev libtbb-dev libboost-dev libboost-context-dev libgtest-dev
   libgmock-dev nlohmann-json3-dev libcli11-dev libtomlplusplus-dev libspdlog-dev libfmt-dev
-  libexpected-dev libssl-dev libxxhash-dev libbenchmark-dev openssl nginx
+  libexpected-dev libssl-dev libxxhash-dev libbenchmark-dev openssl
 )
+# What only tests need.
+[[ "${1:-}" != tests/* ]] || packages+=(nginx python3-pytest python3-torch python3-matplotlib)
 
 as_root=()
 ((EUID == 0)) || as_root=(sudo)
@@ -37,7 +38,7 @@ install_system_packages() {
   "${as_root[@]}" apt-get update -qq
   # The tests start an nginx of their own; the package must not start one, now or at the next boot.
   local has_nginx=yes
-  is_installed nginx || has_nginx=
+  [[ " ${missing[*]} " != *" nginx "* ]] || has_nginx=
   [[ -n "$has_nginx" ]] || forbid_service_starts
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
     apt-get install -y -qq --no-install-recommends "${missing[@]}"
