@@ -124,8 +124,9 @@ bool intersect(const std::set<std::string>& a, const std::set<std::string>& b) {
 
 class StoreDiff {
  public:
+  // NOLINTNEXTLINE(modernize-pass-by-value): as the public function
   StoreDiff(const StoreReader& a, const StoreReader& b, const std::stop_token& stop)
-      : a_(a), b_(b), stop_(stop) {}  // NOLINT(modernize-pass-by-value): as the public function
+      : a_(a), b_(b), stop_(stop) {}
 
   Result<DiffReport> run() {
     LIB_TRY_VOID(join_samples());
