@@ -43,6 +43,7 @@ std::string interpreter() {
 /// The interpreter's command line; ends with a null pointer. Points into `words`.
 std::vector<char*> arguments_of(std::vector<std::string>& words) {
   std::vector<char*> arguments;
+  arguments.reserve(words.size() + 1);
   for (std::string& word : words) {
     arguments.push_back(word.data());
   }
