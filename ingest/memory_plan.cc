@@ -172,7 +172,7 @@ Result<void> plan_head(const MemoryInputs& in, std::uint64_t block_rows, MemoryP
   if (!best) {
     return *failure;
   }
-  plan = *std::move(best);
+  plan = *best;
   return {};
 }
 
@@ -308,7 +308,7 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
           }
         }
         if (best) {
-          return *std::move(best);
+          return *best;
         }
       }
     }
