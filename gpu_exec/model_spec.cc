@@ -205,7 +205,8 @@ std::vector<float> rope_frequencies(const RopeSpec& rope, std::uint64_t sample_r
 }
 
 float query_temperature(float beta, std::uint32_t original, std::uint64_t position) {
-  return static_cast<float>(1 + beta * std::log1p(static_cast<double>(position / original)));
+  const std::uint64_t steps = position / original;
+  return static_cast<float>(1 + beta * std::log1p(static_cast<double>(steps)));
 }
 
 std::vector<float> alibi_slopes(std::uint32_t heads) {

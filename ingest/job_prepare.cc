@@ -110,7 +110,7 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
       return Error(ErrorCode::invalid_argument,
                    "--device: quantised weights are decoded by the CPU only so far; leave it out");
     }
-    warnings_.push_back(
+    warnings_.emplace_back(
         "the weights are quantised: they are decoded to the type of the computation, and "
         "activations are not quantised, so engines that do quantise them differ by a little");
   }

@@ -166,7 +166,7 @@ Result<void> plan_head(const MemoryInputs& in, std::uint64_t block_rows, MemoryP
     if (!best || stages_less ||
         (bytes < best_bytes && memory->staged <= best->executor_memory.staged)) {
       best_bytes = bytes;
-      best = std::move(choice);
+      best = choice;
     }
   }
   if (!best) {

@@ -165,9 +165,9 @@ Result<void> Checkpoint::read_headers_of(remote::Fetcher& fetcher,
 }
 
 const gpu_exec::LayerSpec& Checkpoint::layer_spec(std::int32_t layer) const {
-  static const gpu_exec::LayerSpec kNoLayer;
+  static const gpu_exec::LayerSpec no_layer;
   return layer >= 0 && layer < layer_count() ? spec().layers[static_cast<std::size_t>(layer)]
-                                             : kNoLayer;
+                                             : no_layer;
 }
 
 std::vector<gpu_exec::WeightRole> Checkpoint::roles_of(std::int32_t layer) const {
@@ -236,7 +236,7 @@ Result<std::vector<bool>> Checkpoint::plan_quantised(
     if (!described) {
       return described.error().with_context(directory_.display());
     }
-    LayerPlan& plan = layers_[static_cast<std::size_t>(named.layer + 1)];
+    LayerPlan& plan = layers_[static_cast<std::size_t>(named.layer) + 1];
     for (std::size_t i = 0; i < places.size(); ++i) {
       taken[places[i]] = true;
       if (described->tables.at(found[i].suffix) == QuantTable::unused) {
@@ -312,7 +312,7 @@ Result<void> Checkpoint::plan_layers(std::vector<std::pair<std::uint32_t, Tensor
     if (gpu_exec::dtype_bytes(*dtype) > gpu_exec::dtype_bytes(widest_dtype_)) {
       widest_dtype_ = *dtype;
     }
-    LayerPlan& plan = layers_[static_cast<std::size_t>(named.layer + 1)];
+    LayerPlan& plan = layers_[static_cast<std::size_t>(named.layer) + 1];
     plan.bytes += tensor.bytes.size();
     weight_bytes_ += tensor.bytes.size();
     plan.tensors.push_back(
@@ -407,7 +407,7 @@ gpu_exec::DType Checkpoint::dtype() const {
 
 const LayerPlan& Checkpoint::layer(std::int32_t layer) const {
   LIB_CHECK(layer >= kEmbeddingLayer && layer <= layer_count());
-  return layers_[static_cast<std::size_t>(layer + 1)];
+  return layers_[static_cast<std::size_t>(layer) + 1];
 }
 
 }  // namespace librarian::weightmap
