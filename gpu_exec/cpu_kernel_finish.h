@@ -19,6 +19,8 @@ inline Vec activated(Activation activation, Vec x) {
       return relu(x);
     case Activation::relu_squared:
       return relu(x) * relu(x);
+    case Activation::clamped_swish:
+      return clamped_swish(x);
   }
   __builtin_unreachable();
 }
@@ -41,7 +43,8 @@ inline void finish_columns(const LinearTile& tile, std::uint64_t column, std::ui
   for (std::uint64_t i = 0; i < count; i += kLanes) {
     Vec value = activated(tile.activation, value_at(tile.matrices[0], first, i));
     if (tile.glu) {
-      value = value * value_at(tile.matrices[1], second, i);
+      const Vec up = value_at(tile.matrices[1], second, i);
+      value = value * (tile.activation == Activation::clamped_swish ? clamped_up(up) : up);
     }
     std::byte* to = y + i * Storage::kBytes;
     if (i + kLanes <= count) {

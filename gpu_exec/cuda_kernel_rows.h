@@ -62,6 +62,8 @@ LIBRARIAN_KERNEL_BODY void activate(Activation activation, float (&values)[kUnit
       return each([](float x) { return relu(x); });
     case Activation::relu_squared:
       return each([](float x) { return relu(x) * relu(x); });
+    case Activation::clamped_swish:
+      return each([](float x) { return clamped_swish(x); });
   }
 }
 
@@ -229,9 +231,10 @@ struct GateKernel {
       add_vector(op.gate_bias, i, op.width, aligned, values);
       add_vector(op.up_bias, i, op.width, aligned, factors);
       activate(op.activation, values);
+      const bool clamped = op.activation == Activation::clamped_swish;
       LIBRARIAN_UNROLL
       for (unsigned j = 0; j < kUnit; ++j) {
-        values[j] = values[j] * factors[j];
+        values[j] = values[j] * (clamped ? clamped_up(factors[j]) : factors[j]);
       }
       store_unit<type>(values, y, i, op.width, aligned);
     }

@@ -60,7 +60,8 @@ std::vector<ProductSize> product_sizes(const ModelSpec& model, const ExecutorOpt
     for (const Stage& stage : plan_stages(model, layer, options, plan, device)) {
       for (const WeightSlot& slot : stage.slots) {
         if (slot.weight.inputs != 0) {
-          sizes.insert({slot.weight.end - slot.weight.begin, slot.weight.inputs, layer.transposed});
+          sizes.insert({slot.weight.end - slot.weight.begin, slot.weight.inputs,
+                        weight_transposed(layer, slot.weight.key.role)});
         }
       }
     }
@@ -121,25 +122,25 @@ class LayerExecutor::Impl {
     }
   }
 
-  Result<Ticket> load(WeightRole role, DType type, std::span<const std::byte> bytes) {
-    if (role == WeightRole::final_norm || role == WeightRole::final_norm_bias) {
-      LIB_TRY_VOID(load_final(role, type, bytes));
+  Result<Ticket> load(WeightKey key, DType type, std::span<const std::byte> bytes) {
+    if (key.role == WeightRole::final_norm || key.role == WeightRole::final_norm_bias) {
+      LIB_TRY_VOID(load_final(key.role, type, bytes));
       return device_.mark(Queue::weights);
     }
-    return load({role, type, bytes});
+    return load({key, type, bytes});
   }
 
-  Result<Ticket> load(WeightRole role, const QuantisedMatrix& matrix) {
+  Result<Ticket> load(WeightKey key, const QuantisedMatrix& matrix) {
     if (!device_.reads_quantised()) {
       return invalid("this device does not read quantised weights");
     }
-    return load({role, options_.dtype, {}, matrix});
+    return load({key, options_.dtype, {}, matrix});
   }
 
   Result<Ticket> load(const LayerTensor& tensor) {
     Layer* layer = loading_ ? loading_.get() : running_.get();
     if (layer == nullptr) {
-      return invalid(std::string("no layer has begun that has a ") + weight_role_name(tensor.role));
+      return invalid("no layer has begun that has a " + weight_key_name(tensor.key));
     }
     LIB_TRY_VOID(check_tensor(model_, *layer->spec, options_.weight_dtype_max, tensor));
     if (plan_.memory.staged) {
@@ -240,10 +241,13 @@ class LayerExecutor::Impl {
     if (!plan_.memory.staged) {
       return buffers_[running_->buffer].weights.check_complete();
     }
-    for (const WeightRole role : weight_roles(model_, *running_->spec)) {
-      if (std::none_of(running_->tensors.begin(), running_->tensors.end(),
-                       [role](const LayerTensor& tensor) { return tensor.role == role; })) {
-        return invalid(std::string(weight_role_name(role)) + " is not loaded");
+    std::set<WeightKey> loaded;
+    for (const LayerTensor& tensor : running_->tensors) {
+      loaded.insert(tensor.key);
+    }
+    for (const WeightKey& key : weight_keys(model_, *running_->spec)) {
+      if (!loaded.contains(key)) {
+        return invalid(weight_key_name(key) + " is not loaded");
       }
     }
     return {};
@@ -431,12 +435,12 @@ const std::vector<std::string>& LayerExecutor::products() const { return impl_->
 
 void LayerExecutor::begin_layer(std::uint32_t layer_index) { impl_->begin_layer(layer_index); }
 
-Result<Ticket> LayerExecutor::load(WeightRole role, DType type, std::span<const std::byte> bytes) {
-  return impl_->load(role, type, bytes);
+Result<Ticket> LayerExecutor::load(WeightKey key, DType type, std::span<const std::byte> bytes) {
+  return impl_->load(key, type, bytes);
 }
 
-Result<Ticket> LayerExecutor::load(WeightRole role, const QuantisedMatrix& matrix) {
-  return impl_->load(role, matrix);
+Result<Ticket> LayerExecutor::load(WeightKey key, const QuantisedMatrix& matrix) {
+  return impl_->load(key, matrix);
 }
 
 Result<bool> LayerExecutor::reached(Ticket ticket) { return impl_->reached(ticket); }

@@ -119,15 +119,15 @@ class LayerExecutor {
   /// final_norm, which no layer owns).
   void begin_layer(std::uint32_t layer_index);
   /// Takes one tensor of the layer begun last, or final_norm, as it lies in the checkpoint.
-  /// @param bytes  Row-major, weight_shape(role), little-endian `type`, any alignment.
+  /// @param bytes  Row-major, weight_shape(key.role), little-endian `type`, any alignment.
   /// @return  When the device is done with `bytes`, unless keeps_tensors().
-  /// @error invalid_argument  the size does not fit the shape, the layer has no such role, or
+  /// @error invalid_argument  the size does not fit the shape, the layer has no such tensor, or
   ///                          `type` is wider than weight_dtype_max.
-  Result<Ticket> load(WeightRole role, DType type, std::span<const std::byte> bytes);
+  Result<Ticket> load(WeightKey key, DType type, std::span<const std::byte> bytes);
   /// The same for a matrix in a quantised layout, which is decoded to ExecutorOptions::dtype.
   /// @param matrix  What it points to must stay as long as `bytes` above.
   /// @error invalid_argument  the sizes do not fit, or the device does not read quantised matrices.
-  Result<Ticket> load(WeightRole role, const QuantisedMatrix& matrix);
+  Result<Ticket> load(WeightKey key, const QuantisedMatrix& matrix);
 
   /// As Device::reached().
   Result<bool> reached(Ticket ticket);

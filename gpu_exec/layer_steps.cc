@@ -78,7 +78,7 @@ std::uint64_t slot_bytes(const StepWeight& weight, DType type, const Device& dev
 
 bool has(const Stage& stage, const StepWeight& weight) {
   return std::any_of(stage.slots.begin(), stage.slots.end(), [&](const WeightSlot& slot) {
-    return slot.weight.role == weight.role && slot.weight.begin == weight.begin;
+    return slot.weight.key == weight.key && slot.weight.begin == weight.begin;
   });
 }
 

@@ -22,7 +22,7 @@ enum class StepKind : std::uint8_t {
 
 /// Rows [begin, end) of a matrix, or a whole vector.
 struct StepWeight {
-  WeightRole role;
+  WeightKey key;
   std::uint64_t begin, end;
   std::uint64_t inputs;  ///< 0: a vector.
 };

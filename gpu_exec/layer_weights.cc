@@ -36,25 +36,25 @@ RowRuns slice_of(const RowRuns& rows, std::uint64_t begin, std::uint64_t end) {
 
 Result<void> check_tensor(const ModelSpec& model, const LayerSpec& layer, DType weight_dtype_max,
                           const LayerTensor& tensor) {
-  const std::string name = weight_role_name(tensor.role);
+  const std::string name = weight_key_name(tensor.key);
   const std::vector<WeightRole> roles = weight_roles(model, layer);
-  if (std::find(roles.begin(), roles.end(), tensor.role) == roles.end()) {
+  if (std::find(roles.begin(), roles.end(), tensor.key.role) == roles.end() ||
+      tensor.key.expert >= (is_expert_role(tensor.key.role) ? layer.moe.experts : 1)) {
     return invalid("the layer has no " + name);
-  }
-  if (dtype_bytes(tensor.type) > dtype_bytes(weight_dtype_max)) {
-    return invalid(name + ": " + dtype_name(tensor.type) + " is wider than planned for");
   }
   std::uint64_t count = 0;
   std::uint64_t outputs = 0;
   std::uint64_t inputs = 0;
-  for (const WeightPart& part : weight_parts(model, layer, tensor.role)) {
+  for (const WeightPart& part : weight_parts(model, layer, tensor.key.role)) {
     count += part.outputs * std::max<std::uint64_t>(part.inputs, 1);
     outputs += part.outputs;
     inputs = part.inputs;
   }
+  if (inputs != 0 && dtype_bytes(tensor.type) > dtype_bytes(weight_dtype_max)) {
+    return invalid(name + ": " + dtype_name(tensor.type) + " is wider than planned for");
+  }
   if (tensor.quantised) {
-    if (layer.transposed || tensor.quantised->outputs != outputs ||
-        tensor.quantised->inputs != inputs) {
+    if (tensor.quantised->outputs != outputs || tensor.quantised->inputs != inputs) {
       return invalid(name + ": a quantised [" + std::to_string(tensor.quantised->outputs) + ", " +
                      std::to_string(tensor.quantised->inputs) + "] is not this layer's");
     }
@@ -72,6 +72,10 @@ void StageWeights::begin(const LayerSpec& layer, const Stage& stage, std::byte* 
   stage_ = &stage;
   buffer_ = buffer;
   loaded_.assign(stage.slots.size(), {});
+  slots_.clear();
+  for (std::size_t i = 0; i < stage.slots.size(); ++i) {
+    slots_.emplace(stage.slots[i].weight.key, i);
+  }
   if (layer.attention.alibi && stage.steps.front().kind == StepKind::attention) {
     slopes_ = gpu_exec::alibi_slopes(layer.attention.heads);
     device_->load_vector({reinterpret_cast<const std::byte*>(slopes_.data()), DType::f32, {}, 0},
@@ -80,58 +84,52 @@ void StageWeights::begin(const LayerSpec& layer, const Stage& stage, std::byte* 
 }
 
 void StageWeights::load(const LayerTensor& tensor) {
-  const std::vector<WeightPart> parts = weight_parts(*model_, *layer_, tensor.role);
+  const std::vector<WeightPart> parts = weight_parts(*model_, *layer_, tensor.key.role);
   std::uint64_t tensor_rows = 0;
   for (const WeightPart& part : parts) {
     tensor_rows += part.outputs;
   }
-  for (std::size_t i = 0; i < loaded_.size(); ++i) {
-    const StepWeight& weight = stage_->slots[i].weight;
-    const auto part = std::find_if(parts.begin(), parts.end(), [&](const WeightPart& candidate) {
-      return candidate.role == weight.role;
-    });
-    if (part == parts.end()) {
-      continue;
+  const bool transposed = !tensor.quantised && weight_transposed(*layer_, tensor.key.role);
+  for (const WeightPart& part : parts) {
+    const auto [begin, end] = slots_.equal_range({part.role, tensor.key.expert});
+    for (auto slot = begin; slot != end; ++slot) {
+      const StepWeight& weight = stage_->slots[slot->second].weight;
+      std::byte* to = buffer_ + stage_->slots[slot->second].offset;
+      if (part.inputs == 0) {
+        const bool plus_one = model_->norm.one_plus && is_norm_weight(part.role);
+        device_->load_vector({tensor.bytes.data(), tensor.type, part.rows, plus_one ? 1.0F : 0.0F},
+                             part.outputs, reinterpret_cast<float*>(to));
+      } else {
+        device_->pack_matrix(
+            {tensor.bytes.data(), tensor.type, slice_of(part.rows, weight.begin, weight.end),
+             transposed, tensor_rows, tensor.quantised ? &*tensor.quantised : nullptr},
+            weight.end - weight.begin, part.inputs, to);
+      }
+      loaded_[slot->second] = {to, tensor.type, nullptr, transposed};
     }
-    std::byte* to = buffer_ + stage_->slots[i].offset;
-    if (part->inputs == 0) {
-      const bool plus_one = model_->norm.one_plus && is_norm_weight(part->role);
-      device_->load_vector({tensor.bytes.data(), tensor.type, part->rows, plus_one ? 1.0F : 0.0F},
-                           part->outputs, reinterpret_cast<float*>(to));
-    } else {
-      device_->pack_matrix(
-          {tensor.bytes.data(), tensor.type, slice_of(part->rows, weight.begin, weight.end),
-           layer_->transposed, tensor_rows, tensor.quantised ? &*tensor.quantised : nullptr},
-          weight.end - weight.begin, part->inputs, to);
-    }
-    loaded_[i] = {to, tensor.type, nullptr, layer_->transposed};
   }
 }
 
 Result<void> StageWeights::check_complete() const {
   for (std::size_t i = 0; i < loaded_.size(); ++i) {
     if (loaded_[i].packed == nullptr) {
-      return invalid(std::string(weight_role_name(stage_->slots[i].weight.role)) +
-                     " is not loaded");
+      return invalid(weight_key_name(stage_->slots[i].weight.key) + " is not loaded");
     }
   }
   return {};
 }
 
-const float* StageWeights::vector(WeightRole role) const {
-  for (std::size_t i = 0; i < loaded_.size(); ++i) {
-    if (stage_->slots[i].weight.role == role) {
-      return reinterpret_cast<const float*>(loaded_[i].packed);
-    }
-  }
-  return nullptr;
+const float* StageWeights::vector(WeightKey key) const {
+  const auto slot = slots_.find(key);
+  return slot == slots_.end() ? nullptr
+                              : reinterpret_cast<const float*>(loaded_[slot->second].packed);
 }
 
-PackedMatrix StageWeights::matrix(WeightRole role, WeightRole bias, std::uint64_t begin) const {
-  for (std::size_t i = 0; i < loaded_.size(); ++i) {
-    const StepWeight& weight = stage_->slots[i].weight;
-    if (weight.role == role && weight.begin == begin) {
-      PackedMatrix result = loaded_[i];
+PackedMatrix StageWeights::matrix(WeightKey key, WeightKey bias, std::uint64_t begin) const {
+  const auto [first, last] = slots_.equal_range(key);
+  for (auto slot = first; slot != last; ++slot) {
+    if (stage_->slots[slot->second].weight.begin == begin) {
+      PackedMatrix result = loaded_[slot->second];
       const float* all = vector(bias);
       result.bias = all == nullptr ? nullptr : all + begin;
       return result;

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <span>
 #include <vector>
@@ -16,7 +17,7 @@ namespace librarian::gpu_exec {
 
 /// A tensor of a layer as it lies in the checkpoint.
 struct LayerTensor {
-  WeightRole role{};
+  WeightKey key;
   DType type{};
   std::span<const std::byte> bytes;
   /// In place of `bytes`, which is empty; `type` is what it is decoded to.
@@ -41,9 +42,9 @@ class StageWeights {
   Result<void> check_complete() const;
 
   /// Null: the layer has none.
-  const float* vector(WeightRole role) const;
+  const float* vector(WeightKey key) const;
   /// The slice that begins at output `begin`, with its part of the bias.
-  PackedMatrix matrix(WeightRole role, WeightRole bias, std::uint64_t begin = 0) const;
+  PackedMatrix matrix(WeightKey key, WeightKey bias, std::uint64_t begin = 0) const;
   /// Null unless the layer uses them.
   const float* alibi_slopes() const;
 
@@ -53,8 +54,9 @@ class StageWeights {
   const LayerSpec* layer_ = nullptr;
   const Stage* stage_ = nullptr;
   std::byte* buffer_ = nullptr;
-  std::vector<float> slopes_;         ///< Host memory that the upload reads.
-  std::vector<PackedMatrix> loaded_;  ///< By slot; `packed` null: not yet.
+  std::vector<float> slopes_;                    ///< Host memory that the upload reads.
+  std::vector<PackedMatrix> loaded_;             ///< By slot; `packed` null: not yet.
+  std::multimap<WeightKey, std::size_t> slots_;  ///< Of each tensor's matrices and vectors.
 };
 
 }  // namespace librarian::gpu_exec

@@ -29,6 +29,14 @@ constexpr std::array<const char*, kWeightRoles> kRoleNames{"embedding",
                                                            "q_norm",
                                                            "k_norm",
                                                            "sinks",
+                                                           "q_a_weight",
+                                                           "q_a_bias",
+                                                           "q_a_norm",
+                                                           "q_b_weight",
+                                                           "kv_a_weight",
+                                                           "kv_a_bias",
+                                                           "kv_a_norm",
+                                                           "kv_b_weight",
                                                            "out_weight",
                                                            "out_bias",
                                                            "attention_out_norm",
@@ -43,6 +51,21 @@ constexpr std::array<const char*, kWeightRoles> kRoleNames{"embedding",
                                                            "gate_up_bias",
                                                            "down_weight",
                                                            "down_bias",
+                                                           "router_weight",
+                                                           "router_bias",
+                                                           "router_select_bias",
+                                                           "shared_router",
+                                                           "shared_gate_weight",
+                                                           "shared_up_weight",
+                                                           "shared_down_weight",
+                                                           "expert_gate_weight",
+                                                           "expert_gate_bias",
+                                                           "expert_up_weight",
+                                                           "expert_up_bias",
+                                                           "expert_gate_up_weight",
+                                                           "expert_gate_up_bias",
+                                                           "expert_down_weight",
+                                                           "expert_down_bias",
                                                            "mlp_out_norm",
                                                            "mlp_out_norm_bias",
                                                            "final_norm",
@@ -59,6 +82,24 @@ struct RoleList {
     }
   }
 };
+
+void add_moe_roles(const MoeSpec& moe, RoleList& list) {
+  list.add(WeightRole::router_weight);
+  list.add(WeightRole::router_bias, moe.router_bias);
+  list.add(WeightRole::router_select_bias, moe.select_bias);
+  list.add(WeightRole::shared_router, moe.shared_gate);
+  list.add(WeightRole::shared_gate_weight, moe.shared_width != 0);
+  list.add(WeightRole::shared_up_weight, moe.shared_width != 0);
+  list.add(WeightRole::shared_down_weight, moe.shared_width != 0);
+  list.add(WeightRole::expert_gate_weight, !moe.fused);
+  list.add(WeightRole::expert_gate_bias, !moe.fused && moe.bias);
+  list.add(WeightRole::expert_up_weight, !moe.fused);
+  list.add(WeightRole::expert_up_bias, !moe.fused && moe.bias);
+  list.add(WeightRole::expert_gate_up_weight, moe.fused);
+  list.add(WeightRole::expert_gate_up_bias, moe.fused && moe.bias);
+  list.add(WeightRole::expert_down_weight);
+  list.add(WeightRole::expert_down_bias, moe.bias);
+}
 
 std::uint64_t q_rows(const AttentionSpec& attention) {
   return std::uint64_t{attention.heads} * attention.head_dim;
@@ -100,6 +141,8 @@ Extent extent_of(const ModelSpec& model, const LayerSpec& layer, WeightRole role
   const std::uint64_t q = q_rows(attention);
   const std::uint64_t kv = kv_rows(attention);
   const std::uint64_t width = layer.mlp.width;
+  const LatentSpec& latent = attention.latent;
+  const MoeSpec& moe = layer.moe;
   switch (role) {
     case WeightRole::embedding:
     case WeightRole::head:
@@ -124,6 +167,7 @@ Extent extent_of(const ModelSpec& model, const LayerSpec& layer, WeightRole role
     case WeightRole::final_norm_bias:
     case WeightRole::out_bias:
     case WeightRole::down_bias:
+    case WeightRole::expert_down_bias:
       return {hidden, 0};
     case WeightRole::q_weight:
       return {q, hidden};
@@ -145,8 +189,24 @@ Extent extent_of(const ModelSpec& model, const LayerSpec& layer, WeightRole role
       return {attention.qk_norm == QkNorm::head ? attention.head_dim : kv, 0};
     case WeightRole::sinks:
       return {attention.heads, 0};
+    case WeightRole::q_a_weight:
+      return {latent.q_rank, hidden};
+    case WeightRole::q_a_bias:
+    case WeightRole::q_a_norm:
+      return {latent.q_rank, 0};
+    case WeightRole::q_b_weight:
+      return {q, latent.q_rank};
+    case WeightRole::kv_a_weight:
+      return {std::uint64_t{latent.kv_rank} + latent.rope_dim, hidden};
+    case WeightRole::kv_a_bias:
+      return {std::uint64_t{latent.kv_rank} + latent.rope_dim, 0};
+    case WeightRole::kv_a_norm:
+      return {latent.kv_rank, 0};
+    case WeightRole::kv_b_weight:
+      return {attention.heads * (std::uint64_t{latent.nope_dim} + latent.value_dim),
+              latent.kv_rank};
     case WeightRole::out_weight:
-      return {hidden, q};
+      return {hidden, std::uint64_t{attention.heads} * attention.value_dim()};
     case WeightRole::gate_weight:
     case WeightRole::up_weight:
       return {width, hidden};
@@ -159,6 +219,30 @@ Extent extent_of(const ModelSpec& model, const LayerSpec& layer, WeightRole role
       return {2 * width, 0};
     case WeightRole::down_weight:
       return {hidden, width};
+    case WeightRole::router_weight:
+      return {moe.experts, hidden};
+    case WeightRole::router_bias:
+    case WeightRole::router_select_bias:
+      return {moe.experts, 0};
+    case WeightRole::shared_router:
+      return {1, hidden};
+    case WeightRole::shared_gate_weight:
+    case WeightRole::shared_up_weight:
+      return {moe.shared_width, hidden};
+    case WeightRole::shared_down_weight:
+      return {hidden, moe.shared_width};
+    case WeightRole::expert_gate_weight:
+    case WeightRole::expert_up_weight:
+      return {moe.width, hidden};
+    case WeightRole::expert_gate_up_weight:
+      return {2 * std::uint64_t{moe.width}, hidden};
+    case WeightRole::expert_gate_bias:
+    case WeightRole::expert_up_bias:
+      return {moe.width, 0};
+    case WeightRole::expert_gate_up_bias:
+      return {2 * std::uint64_t{moe.width}, 0};
+    case WeightRole::expert_down_weight:
+      return {hidden, moe.width};
   }
   LIB_CHECK(false);
 }
@@ -221,6 +305,20 @@ std::vector<float> alibi_slopes(std::uint32_t heads) {
   return slopes;
 }
 
+std::string weight_key_name(const WeightKey& key) {
+  return std::string(weight_role_name(key.role)) +
+         (is_expert_role(key.role) ? " of expert " + std::to_string(key.expert) : "");
+}
+
+bool weight_transposed(const LayerSpec& layer, WeightRole role) {
+  if (is_expert_role(role)) {
+    return layer.moe.storage == ExpertStorage::stacked_transposed ||
+           (layer.moe.storage == ExpertStorage::flat && role == WeightRole::expert_down_weight);
+  }
+  return layer.transposed && role != WeightRole::embedding &&
+         role != WeightRole::position_embedding && role != WeightRole::type_embedding;
+}
+
 std::vector<std::uint64_t> weight_shape(const ModelSpec& model, const LayerSpec& layer,
                                         WeightRole role) {
   const Extent extent = extent_of(model, layer, role);
@@ -231,9 +329,7 @@ std::vector<std::uint64_t> weight_shape(const ModelSpec& model, const LayerSpec&
     }
     return {extent.outputs};
   }
-  const bool table = role == WeightRole::embedding || role == WeightRole::position_embedding ||
-                     role == WeightRole::type_embedding;
-  if (layer.transposed && !table) {
+  if (weight_transposed(layer, role)) {
     return {extent.inputs, extent.outputs};
   }
   return {extent.outputs, extent.inputs};
@@ -247,16 +343,28 @@ std::vector<WeightRole> weight_roles(const ModelSpec& model, const LayerSpec& la
   const bool separate = attention.storage == QkvStorage::separate;
   list.add(WeightRole::attention_norm, layer.attention_norm);
   list.add(WeightRole::attention_norm_bias, layer.attention_norm && norm_bias);
+  const bool latent = attention.latent.kv_rank != 0;
+  const bool q_latent = latent && attention.latent.q_rank != 0;
+  list.add(WeightRole::q_a_weight, q_latent);
+  list.add(WeightRole::q_a_bias, q_latent && attention.latent.bias);
+  list.add(WeightRole::q_a_norm, q_latent);
+  list.add(WeightRole::q_b_weight, q_latent);
+  list.add(WeightRole::q_weight, latent && !q_latent);
+  list.add(WeightRole::kv_a_weight, latent);
+  list.add(WeightRole::kv_a_bias, latent && attention.latent.bias);
+  list.add(WeightRole::kv_a_norm, latent);
+  list.add(WeightRole::kv_b_weight, latent);
   for (const auto& [weight, bias, present] :
        {std::tuple(WeightRole::q_weight, WeightRole::q_bias, separate),
         std::tuple(WeightRole::k_weight, WeightRole::k_bias, separate),
         std::tuple(WeightRole::v_weight, WeightRole::v_bias, separate),
         std::tuple(WeightRole::qkv_weight, WeightRole::qkv_bias, !separate)}) {
-    list.add(weight, present);
-    list.add(bias, present && attention.qkv_bias);
+    list.add(weight, present && !latent);
+    list.add(bias, present && !latent && attention.qkv_bias);
   }
-  list.add(WeightRole::q_norm, attention.qk_norm != QkNorm::none);
-  list.add(WeightRole::k_norm, attention.qk_norm != QkNorm::none);
+  const bool norm_weights = attention.qk_norm != QkNorm::none && attention.qk_norm != QkNorm::unit;
+  list.add(WeightRole::q_norm, norm_weights);
+  list.add(WeightRole::k_norm, norm_weights);
   list.add(WeightRole::sinks, attention.sinks);
   list.add(WeightRole::out_weight);
   list.add(WeightRole::out_bias, attention.out_bias);
@@ -264,17 +372,32 @@ std::vector<WeightRole> weight_roles(const ModelSpec& model, const LayerSpec& la
   list.add(WeightRole::attention_out_norm_bias, layer.attention_out_norm && norm_bias);
   list.add(WeightRole::mlp_norm, layer.mlp_norm);
   list.add(WeightRole::mlp_norm_bias, layer.mlp_norm && norm_bias);
-  list.add(WeightRole::gate_weight, mlp.gated && !mlp.fused);
-  list.add(WeightRole::gate_bias, mlp.gated && !mlp.fused && mlp.bias);
-  list.add(WeightRole::up_weight, !mlp.fused);
-  list.add(WeightRole::up_bias, !mlp.fused && mlp.bias);
-  list.add(WeightRole::gate_up_weight, mlp.fused);
-  list.add(WeightRole::gate_up_bias, mlp.fused && mlp.bias);
-  list.add(WeightRole::down_weight);
-  list.add(WeightRole::down_bias, mlp.bias);
+  if (layer.moe.experts != 0) {
+    add_moe_roles(layer.moe, list);
+  } else {
+    list.add(WeightRole::gate_weight, mlp.gated && !mlp.fused);
+    list.add(WeightRole::gate_bias, mlp.gated && !mlp.fused && mlp.bias);
+    list.add(WeightRole::up_weight, !mlp.fused);
+    list.add(WeightRole::up_bias, !mlp.fused && mlp.bias);
+    list.add(WeightRole::gate_up_weight, mlp.fused);
+    list.add(WeightRole::gate_up_bias, mlp.fused && mlp.bias);
+    list.add(WeightRole::down_weight);
+    list.add(WeightRole::down_bias, mlp.bias);
+  }
   list.add(WeightRole::mlp_out_norm, layer.mlp_out_norm);
   list.add(WeightRole::mlp_out_norm_bias, layer.mlp_out_norm && norm_bias);
   return list.roles;
+}
+
+std::vector<WeightKey> weight_keys(const ModelSpec& model, const LayerSpec& layer) {
+  std::vector<WeightKey> keys;
+  for (const WeightRole role : weight_roles(model, layer)) {
+    const std::uint32_t count = is_expert_role(role) ? layer.moe.experts : 1;
+    for (std::uint32_t expert = 0; expert < count; ++expert) {
+      keys.emplace_back(role, expert);
+    }
+  }
+  return keys;
 }
 
 std::vector<WeightRole> embedding_roles(const ModelSpec& model) {
@@ -325,6 +448,16 @@ std::vector<WeightPart> weight_parts(const ModelSpec& model, const LayerSpec& la
     case WeightRole::gate_up_bias:
       return {part(WeightRole::gate_bias, {0, width, width}),
               part(WeightRole::up_bias, {width, width, width})};
+    case WeightRole::expert_gate_up_weight:
+    case WeightRole::expert_gate_up_bias: {
+      const std::uint64_t half = layer.moe.width;
+      const bool weight = role == WeightRole::expert_gate_up_weight;
+      const bool turns = layer.moe.interleaved;
+      return {part(weight ? WeightRole::expert_gate_weight : WeightRole::expert_gate_bias,
+                   turns ? RowRuns{0, 1, 2} : RowRuns{0, half, half}),
+              part(weight ? WeightRole::expert_up_weight : WeightRole::expert_up_bias,
+                   turns ? RowRuns{1, 1, 2} : RowRuns{half, half, half})};
+    }
     default:
       return {part(role, {})};
   }

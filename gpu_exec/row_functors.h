@@ -195,6 +195,17 @@ LIBRARIAN_ROW_FUNCTION V relu(V x) {
   return maximum(V(0.0F), x);
 }
 
+/// gpt-oss' gate and up: see Activation::clamped_swish.
+template <typename V>
+LIBRARIAN_ROW_FUNCTION V clamped_swish(V x) {
+  x = minimum(V(7.0F), x);
+  return x / (V(1.0F) + exp_of(V(-1.702F) * x));
+}
+template <typename V>
+LIBRARIAN_ROW_FUNCTION V clamped_up(V x) {
+  return maximum(V(-7.0F), minimum(V(7.0F), x)) + V(1.0F);
+}
+
 /// Turns the pair (low, high) by the angle whose cosine and sine are given.
 template <typename V>
 LIBRARIAN_ROW_FUNCTION V rope_low(V low, V high, V cosine, V sine) {

@@ -143,6 +143,8 @@ double activated(Activation activation, double x) {
       return std::max(x, 0.0);
     case Activation::relu_squared:
       return std::max(x, 0.0) * std::max(x, 0.0);
+    case Activation::clamped_swish:
+      return std::min(x, 7.0) / (1 + std::exp(-1.702 * std::min(x, 7.0)));
   }
   return 0;
 }
@@ -155,7 +157,11 @@ Rows expected_of(const Packed& packed, const Product& product, const std::vector
   const Rows up = reference_linear(rows, packed.second.weight, &packed.second.bias, outputs);
   for (std::size_t i = 0; i < y.size(); ++i) {
     for (std::size_t j = 0; j < outputs; ++j) {
-      y[i][j] = activated(product.activation, y[i][j]) * (product.glu ? up[i][j] : 1);
+      const double factor = !product.glu ? 1
+                            : product.activation == Activation::clamped_swish
+                                ? std::clamp(up[i][j], -7.0, 7.0) + 1
+                                : up[i][j];
+      y[i][j] = activated(product.activation, y[i][j]) * factor;
     }
   }
   return y;
