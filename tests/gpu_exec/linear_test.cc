@@ -272,7 +272,7 @@ TEST_P(LinearOnPath, IsAccurate) {
 TEST_P(LinearOnPath, ActivatesInF32) {
   for (const Activation activation :
        {Activation::identity, Activation::silu, Activation::gelu, Activation::gelu_tanh,
-        Activation::relu, Activation::relu_squared}) {
+        Activation::relu, Activation::relu_squared, Activation::clamped_swish}) {
     for (const DType dtype : {DType::bf16, DType::f32}) {
       for (const bool glu : {false, true}) {
         const Product product{kOdd, dtype, DType::bf16, glu, activation};
