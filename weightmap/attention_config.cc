@@ -111,8 +111,7 @@ Result<AttentionSpec> read_latent(ConfigReader& config, const Family& family) {
   AttentionSpec attention;
   gpu_exec::LatentSpec& latent = attention.latent;
   LIB_TRY(attention.heads, config.size("num_attention_heads", 1, kHeadsMax, family.sizes.heads));
-  LIB_TRY(attention.kv_heads,
-          config.count("num_key_value_heads", 1, kHeadsMax, attention.heads));
+  LIB_TRY(attention.kv_heads, config.count("num_key_value_heads", 1, kHeadsMax, attention.heads));
   if (attention.kv_heads != attention.heads) {
     return config.refuse("num_key_value_heads",
                          "is not num_attention_heads, and latent attention makes keys and values "
@@ -122,8 +121,8 @@ Result<AttentionSpec> read_latent(ConfigReader& config, const Family& family) {
   if (!config.is_null("q_lora_rank")) {
     LIB_TRY(latent.q_rank, config.count("q_lora_rank", 1, kRankMax, form.q_rank));
   }
-  LIB_TRY(latent.nope_dim, config.count("qk_nope_head_dim", 1, gpu_exec::kHeadDimMax - 2,
-                                        form.nope_dim));
+  LIB_TRY(latent.nope_dim,
+          config.count("qk_nope_head_dim", 1, gpu_exec::kHeadDimMax - 2, form.nope_dim));
   LIB_TRY(latent.rope_dim, config.count("qk_rope_head_dim", 2,
                                         gpu_exec::kHeadDimMax - latent.nope_dim, form.rope_dim));
   LIB_TRY(latent.value_dim, config.count("v_head_dim", 1, gpu_exec::kHeadDimMax, form.value_dim));
@@ -133,8 +132,7 @@ Result<AttentionSpec> read_latent(ConfigReader& config, const Family& family) {
   attention.head_dim = latent.nope_dim + latent.rope_dim;
   config.ignore("head_dim");     // Written besides, as either of
   config.ignore("qk_head_dim");  // the above.
-  attention.scale =
-      static_cast<float>(1.0 / std::sqrt(static_cast<double>(attention.head_dim)));
+  attention.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(attention.head_dim)));
   LIB_TRY(latent.bias, config.flag("attention_bias", false));
   attention.out_bias = latent.bias;
   return attention;
@@ -150,8 +148,7 @@ Result<void> read_chunks(ConfigReader& config, std::vector<LayerKind>& kinds) {
   }
   LIB_TRY(const std::uint32_t size, config.count(kSize, 1, kPositionsMax, kUsualSize));
   for (std::size_t layer = 0; layer < kinds.size(); ++layer) {
-    const bool chunked =
-        types.is_null() ? kinds[layer].rope : types[layer] == "chunked_attention";
+    const bool chunked = types.is_null() ? kinds[layer].rope : types[layer] == "chunked_attention";
     if (!types.is_null() && !chunked && types[layer] != "full_attention") {
       return config.refuse("layer_types", "has " + types[layer].dump(-1, ' ', true).substr(0, 64) +
                                               "; built in: full_attention, chunked_attention");
@@ -225,7 +222,7 @@ Result<AttentionSpec> read_attention(ConfigReader& config, const Family& family,
   LIB_TRY(attention.qkv_bias, read_flag(config, form.qkv_bias));
   LIB_TRY(attention.out_bias, read_flag(config, form.out_bias));
   LIB_TRY(const bool qk_norm, read_flag(config, {form.qk_norm_key, form.qk_norm_key == nullptr ||
-                                                                  form.qk_norm_default}));
+                                                                       form.qk_norm_default}));
   attention.qk_norm = qk_norm ? form.qk_norm : gpu_exec::QkNorm::none;
   attention.qk_norm_after_rope = qk_norm && form.qk_norm_after_rope;
   attention.causal = form.causal;

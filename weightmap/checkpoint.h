@@ -54,8 +54,8 @@ struct StoredTensor {
 inline constexpr std::int32_t kEmbeddingLayer = -1;
 
 /// What one step of a pass needs, in the order it is fetched: what the layer uses first, and within
-/// that as it lies in the files, except that the embedding table comes behind everything else of its
-/// step.
+/// that as it lies in the files, except that the embedding table comes behind everything else of
+/// its step.
 struct LayerPlan {
   std::int32_t layer = kEmbeddingLayer;
   std::vector<WeightTensor> tensors;

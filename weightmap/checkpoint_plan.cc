@@ -36,21 +36,10 @@ bool is_expert_bias(WeightRole role) {
          role == WeightRole::expert_gate_up_bias || role == WeightRole::expert_down_bias;
 }
 
-/// Attention, what an MLP or the choice of experts begins with, the rest of an MLP or each expert.
-std::uint32_t stage_order(const WeightKey& key) {
-  if (gpu_exec::is_expert_role(key.role)) {
-    return 2 + key.expert;
-  }
-  if (key.role == WeightRole::down_weight || key.role == WeightRole::down_bias) {
-    return 2;
-  }
-  return key.role >= WeightRole::mlp_norm ? 1 : 0;
-}
-
 /// When a layer that comes in stages needs a tensor. What matrices of the MLP or of experts need
 /// besides is small, and comes with the first of them.
 std::uint32_t turn_of(const LayerPlan& plan, const WeightTensor& tensor) {
-  const std::uint32_t order = stage_order(tensor.key);
+  const std::uint32_t order = gpu_exec::stage_order(tensor.key);
   const bool small =
       tensor.suffix.empty() ? is_expert_bias(tensor.key.role) : !plan.is_codes(tensor);
   return small ? std::min(order, 1U) : order;
@@ -66,10 +55,10 @@ void sort_tensors(LayerPlan& plan) {
   for (std::size_t i = 0; i < plan.tensors.size(); ++i) {
     const WeightTensor& tensor = plan.tensors[i];
     const WeightRole role = tensor.key.role;
-    places.emplace_back(Place(role == WeightRole::embedding || role == WeightRole::head,
-                              turn_of(plan, tensor), plan.is_codes(tensor), tensor.file,
-                              tensor.bytes.begin),
-                        i);
+    places.emplace_back(
+        Place(role == WeightRole::embedding || role == WeightRole::head, turn_of(plan, tensor),
+              plan.is_codes(tensor), tensor.file, tensor.bytes.begin),
+        i);
   }
   std::sort(places.begin(), places.end());
   std::vector<WeightTensor> sorted;
@@ -135,8 +124,8 @@ Result<void> Checkpoint::plan_module(const std::string& module,
                                      std::span<const FoundTensor* const> tensors) {
   const NamedTensor& named = tensors.front()->named;
   const auto refuse = [&](const std::string& reason) {
-    return Error(ErrorCode::bad_input, directory_.display() + ": '" + module + "' is quantised" +
-                                           reason);
+    return Error(ErrorCode::bad_input,
+                 directory_.display() + ": '" + module + "' is quantised" + reason);
   };
   const gpu_exec::LayerSpec& layer = layer_spec(named.layer);
   std::vector<std::uint64_t> shape = gpu_exec::weight_shape(spec(), layer, named.key.role);
@@ -346,7 +335,8 @@ Result<void> Checkpoint::add_head_tensor(gpu_exec::WeightRole role) {
     const std::vector<WeightTensor>& tensors = layers_.front().tensors;
     WeightTensor table =
         *std::find_if(tensors.begin(), tensors.end(), [](const WeightTensor& tensor) {
-          return tensor.key.role == gpu_exec::WeightRole::embedding;  // Required when it was opened.
+          return tensor.key.role ==
+                 gpu_exec::WeightRole::embedding;  // Required when it was opened.
         });
     table.key = role;
     add(std::move(table));

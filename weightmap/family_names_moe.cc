@@ -26,8 +26,8 @@ constexpr std::array kSharedExpert{
     RoleName{WeightRole::shared_gate_weight, "mlp.shared_expert.gate_proj.weight"},
     RoleName{WeightRole::shared_up_weight, "mlp.shared_expert.up_proj.weight"},
     RoleName{WeightRole::shared_down_weight, "mlp.shared_expert.down_proj.weight"}};
-constexpr auto kExpertInside = join(kNorms, kAttention, kMlp, kRouter, kSelectBias, kExperts,
-                                    kSharedExperts, kSharedExpert);
+constexpr auto kExpertInside =
+    join(kNorms, kAttention, kMlp, kRouter, kSelectBias, kExperts, kSharedExperts, kSharedExpert);
 
 constexpr std::array kMixtralOwn{
     RoleName{WeightRole::router_weight, "block_sparse_moe.gate.weight"},
@@ -59,8 +59,8 @@ constexpr std::array kErnieSelectBias{
     RoleName{WeightRole::router_select_bias, "mlp.moe_statics.e_score_correction_bias"}};
 constexpr auto kErnieMoeInside =
     join(kNorms, kQkv, kOut, kMlp, kRouter, kErnieSelectBias, kExperts, kSharedExperts);
-constexpr std::array kErnieMtp{Names("mtp_block."), Names("mtp_emb_norm."), Names("mtp_hidden_norm."),
-                               Names("mtp_linear_proj.")};
+constexpr std::array kErnieMtp{Names("mtp_block."), Names("mtp_emb_norm."),
+                               Names("mtp_hidden_norm."), Names("mtp_linear_proj.")};
 
 constexpr std::array kHunyuanOwn{
     RoleName{WeightRole::q_norm, "self_attn.query_layernorm.weight"},
@@ -100,21 +100,21 @@ constexpr std::array kIndexer{Names("self_attn.indexer.")};
 
 }  // namespace
 
-constexpr TensorNames kExpertNames{
-    kModelPrefixes, "layers.", kOutside, kExpertInside, kHeads, {}, {}};
-constexpr TensorNames kMixtralNames{
-    kModelPrefixes, "layers.", kOutside, kMixtralInside, kHeads, kMtpOutside, {}};
-constexpr TensorNames kGptOssNames{
-    kModelPrefixes, "layers.", kOutside, kGptOssInside, kHeads, {}, {}};
-constexpr TensorNames kGraniteMoeNames{
-    kModelPrefixes, "layers.", kOutside, kGraniteMoeInside, kHeads, {}, {}};
-constexpr TensorNames kErnieMoeNames{
-    kModelPrefixes, "layers.", kOutside, kErnieMoeInside, kHeads, kErnieMtp, {}};
-constexpr TensorNames kHunyuanMoeNames{
-    kModelPrefixes, "layers.", kOutside, kHunyuanMoeInside, kHeads, {}, {}};
-constexpr TensorNames kLlama4Names{
-    kModelPrefixes, "layers.", kOutside, kLlama4Inside, kHeads, {}, {}};
-constexpr TensorNames kLatentNames{
-    kModelPrefixes, "layers.", kOutside, kLatentInside, kHeads, {}, kIndexer};
+constexpr TensorNames kExpertNames{kModelPrefixes, "layers.", kOutside, kExpertInside,
+                                   kHeads,         {},        {}};
+constexpr TensorNames kMixtralNames{kModelPrefixes, "layers.",   kOutside, kMixtralInside,
+                                    kHeads,         kMtpOutside, {}};
+constexpr TensorNames kGptOssNames{kModelPrefixes, "layers.", kOutside, kGptOssInside,
+                                   kHeads,         {},        {}};
+constexpr TensorNames kGraniteMoeNames{kModelPrefixes, "layers.", kOutside, kGraniteMoeInside,
+                                       kHeads,         {},        {}};
+constexpr TensorNames kErnieMoeNames{kModelPrefixes, "layers.", kOutside, kErnieMoeInside,
+                                     kHeads,         kErnieMtp, {}};
+constexpr TensorNames kHunyuanMoeNames{kModelPrefixes, "layers.", kOutside, kHunyuanMoeInside,
+                                       kHeads,         {},        {}};
+constexpr TensorNames kLlama4Names{kModelPrefixes, "layers.", kOutside, kLlama4Inside,
+                                   kHeads,         {},        {}};
+constexpr TensorNames kLatentNames{kModelPrefixes, "layers.", kOutside, kLatentInside,
+                                   kHeads,         {},        kIndexer};
 
 }  // namespace librarian::weightmap

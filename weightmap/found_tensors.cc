@@ -83,17 +83,18 @@ Result<std::vector<FoundTensor>> find_tensors(
     const gpu_exec::MoeSpec& moe = model.layers[static_cast<std::size_t>(all.named.layer)].moe;
     const std::vector<std::uint64_t> shape = part_shape(info.shape, moe);
     if (shape.empty()) {
-      return Error(ErrorCode::bad_input,
-                   where(file) + ": tensor '" + info.name + "' has shape " +
-                       shape_text(info.shape) + " where config.json asks for " +
-                       std::to_string(moe.experts) + " experts in layer " +
-                       std::to_string(all.named.layer));
+      return Error(ErrorCode::bad_input, where(file) + ": tensor '" + info.name + "' has shape " +
+                                             shape_text(info.shape) +
+                                             " where config.json asks for " +
+                                             std::to_string(moe.experts) + " experts in layer " +
+                                             std::to_string(all.named.layer));
     }
     const std::uint64_t bytes = info.bytes.size() / moe.experts;
     for (std::uint32_t expert = 0; expert < moe.experts; ++expert) {
       const std::string number = "[" + std::to_string(expert) + "]";
       FoundTensor part{file, {info.name + number, info.dtype, shape, {}}, all.named, {}, {}};
-      part.info.bytes = {info.bytes.begin + expert * bytes, info.bytes.begin + (expert + 1) * bytes};
+      part.info.bytes = {info.bytes.begin + expert * bytes,
+                         info.bytes.begin + (expert + 1) * bytes};
       part.named.key.expert = expert;
       part.named.all_experts = false;
       part.module = std::string(all.module) + number;

@@ -21,8 +21,8 @@ struct FoundTensor {
   std::uint32_t file = 0;
   TensorInfo info;  ///< Of one expert's part: its own name ("NAME[3]"), shape and bytes.
   NamedTensor named;
-  /// Of one that may belong to a quantised matrix: the module, and what follows its name and dot, as
-  /// quantisation.h calls it; both empty otherwise.
+  /// Of one that may belong to a quantised matrix: the module, and what follows its name and dot,
+  /// as quantisation.h calls it; both empty otherwise.
   std::string module;
   std::string suffix;
 };

@@ -22,8 +22,8 @@ Result<std::uint32_t> read_same(ConfigReader& config, const char* key, std::uint
     return config.count(key, 1, max, fallback);
   }
   const Json first = value.empty() ? Json() : value.front();
-  const bool same = std::all_of(value.begin(), value.end(),
-                                [&](const Json& item) { return item == first; });
+  const bool same =
+      std::all_of(value.begin(), value.end(), [&](const Json& item) { return item == first; });
   if (!same || !first.is_number_unsigned() || first == 0 || first > max) {
     return config.refuse(key, "is a list that is not one number of 1 to " + std::to_string(max) +
                                   " again and again: experts that differ between layers are not "
@@ -45,8 +45,7 @@ Result<std::vector<bool>> read_listed(ConfigReader& config, const char* key, std
   for (const Json& item : value) {
     if (!item.is_number_unsigned() || item >= layers) {
       return config.refuse(key, "has " + item.dump(-1, ' ', true).substr(0, 64) +
-                                    ", which is none of the " + std::to_string(layers) +
-                                    " layers");
+                                    ", which is none of the " + std::to_string(layers) + " layers");
     }
     listed[item.get<std::uint32_t>()] = true;
   }
@@ -72,8 +71,8 @@ Result<std::vector<bool>> read_after_dense(ConfigReader& config, std::uint32_t d
   }
   for (const Json& type : types) {
     if (type != "sparse" && type != "dense") {
-      return config.refuse(kTypes, "has " + type.dump(-1, ' ', true).substr(0, 64) +
-                                       "; built in: dense, sparse");
+      return config.refuse(
+          kTypes, "has " + type.dump(-1, ' ', true).substr(0, 64) + "; built in: dense, sparse");
     }
     sparse.push_back(type == "sparse");
   }
@@ -104,8 +103,7 @@ Result<std::vector<bool>> read_moe_layers(ConfigReader& config, std::uint32_t la
 
 Result<std::vector<bool>> read_range(ConfigReader& config, std::uint32_t layers) {
   LIB_TRY(const std::uint32_t interval, config.count("moe_layer_interval", 1, kLayersMax, 1U));
-  LIB_TRY(const std::uint32_t first,
-          config.count("moe_layer_start_index", 0, kLayersMax, 1U));
+  LIB_TRY(const std::uint32_t first, config.count("moe_layer_start_index", 0, kLayersMax, 1U));
   // -1 is the last layer, as an absent one.
   std::uint32_t last = layers - 1;
   if (config.has("moe_layer_end_index") && config.raw("moe_layer_end_index") != -1) {
@@ -188,8 +186,8 @@ Result<void> read_groups(ConfigReader& config, const MoeForm& form, MoeSpec& moe
 
 }  // namespace
 
-Result<MoeConfig> read_moe(ConfigReader& config, const Family& family,
-                           const gpu_exec::MlpSpec& mlp, std::uint32_t layers) {
+Result<MoeConfig> read_moe(ConfigReader& config, const Family& family, const gpu_exec::MlpSpec& mlp,
+                           std::uint32_t layers) {
   const MoeForm& form = family.moe;
   MoeConfig result;
   result.mlp = mlp;
@@ -201,7 +199,7 @@ Result<MoeConfig> read_moe(ConfigReader& config, const Family& family,
     LIB_TRY(result.mlp.width, config.count(form.dense_width_key, 1, kWidthMax, form.dense_width));
   }
   MoeSpec& moe = result.moe;
-  LIB_TRY(moe.experts, config.count("num_experts", 1, kExpertsMax, form.experts));
+  LIB_TRY(moe.experts, read_same(config, "num_experts", kExpertsMax, form.experts));
   LIB_TRY(moe.top_k, read_same(config, "num_experts_per_tok", kExpertsMax, form.top_k));
   if (moe.top_k > moe.experts) {
     return config.refuse("num_experts_per_tok", "is above the number of experts");

@@ -21,7 +21,7 @@ struct MoeConfig {
 /// @param mlp     What read_layer() made of the family's MLP.
 /// @param layers  How many there are.
 /// @error bad_input  Names the key.
-Result<MoeConfig> read_moe(ConfigReader& config, const Family& family,
-                           const gpu_exec::MlpSpec& mlp, std::uint32_t layers);
+Result<MoeConfig> read_moe(ConfigReader& config, const Family& family, const gpu_exec::MlpSpec& mlp,
+                           std::uint32_t layers);
 
 }  // namespace librarian::weightmap

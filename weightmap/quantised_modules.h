@@ -9,7 +9,6 @@
 #include <utility>
 #include <vector>
 
-
 namespace librarian::weightmap {
 
 /// "a.q_proj.weight_scale" -> {"a.q_proj", "weight_scale"}; no suffix if the name is none that a
