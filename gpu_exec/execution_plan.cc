@@ -20,8 +20,9 @@ Error bad_layer(std::size_t index, const std::string& what) {
 
 /// Sizes that do not depend on what is resident.
 struct Needs {
-  std::uint64_t layer_bytes = 0;  ///< Weights of the largest layer.
-  std::uint64_t step_bytes = 0;   ///< Of the largest step.
+  std::uint64_t layer_bytes = 0;   ///< Weights of the largest layer.
+  std::uint64_t step_bytes = 0;    ///< Of the largest step.
+  std::uint64_t vector_bytes = 0;  ///< Of the layer that has the most, as they are in f32.
   std::uint64_t wide = 0;
   std::uint64_t kv_width = 0;
   std::uint32_t rotary_dim = 0;
@@ -41,12 +42,18 @@ Needs needs_of(const ModelSpec& model, const ExecutorOptions& options, const Dev
     before = &layer;
     const std::vector<Step> steps =
         layer_steps(model, layer, options.weight_dtype_max, options.slice_bytes_max);
-    for (const Stage& stage : make_stages(layer, steps, options.weight_dtype_max, 0, device)) {
+    for (const Stage& stage :
+         make_stages(layer, steps, options.weight_dtype_max, 0, options.streamed, device)) {
       needs.step_bytes = std::max(needs.step_bytes, stage.bytes);
     }
-    const std::vector<Stage> whole =
-        make_stages(layer, steps, options.weight_dtype_max, ~std::uint64_t{0}, device);
+    const std::vector<Stage> whole = make_stages(layer, steps, options.weight_dtype_max,
+                                                 ~std::uint64_t{0}, options.streamed, device);
     needs.layer_bytes = std::max(needs.layer_bytes, whole.front().bytes);
+    std::uint64_t vectors = 0;
+    for (const WeightSlot& slot : whole.front().slots) {
+      vectors += slot.weight.inputs == 0 ? slot.weight.end * sizeof(float) : 0;
+    }
+    needs.vector_bytes = std::max(needs.vector_bytes, vectors);
     const AttentionSpec& attention = layer.attention;
     const std::uint64_t head_dim = attention.head_dim;
     const MoeSpec& moe = layer.moe;
@@ -198,7 +205,10 @@ ExecutionPlan place_all(const ModelSpec& model, const ExecutorOptions& options,
   }
   plan.memory.workspace_bytes = at - plan.memory.weight_bytes;
   plan.memory.host_bytes = in_place ? 0 : host_at + device.host_bytes();
+  plan.vector_bytes = options.streamed ? needs.vector_bytes : 0;
+  plan.memory.host_bytes += plan.vector_bytes;
   plan.memory.staged = residency == Residency::stage;
+  plan.memory.streamed = plan.memory.staged && options.streamed;
   plan.memory.weight_buffers = plan.weight_buffers;
   plan.memory.rows_together = blocks_together * options.block_rows_max;
   return plan;
@@ -211,7 +221,7 @@ std::vector<Stage> plan_stages(const ModelSpec& model, const LayerSpec& layer,
                                const Device& device) {
   return make_stages(layer,
                      layer_steps(model, layer, options.weight_dtype_max, options.slice_bytes_max),
-                     options.weight_dtype_max, plan.stage_bytes_max, device);
+                     options.weight_dtype_max, plan.stage_bytes_max, plan.memory.streamed, device);
 }
 
 Result<ExecutionPlan> make_execution_plan(const ModelSpec& model, const ExecutorOptions& options,
@@ -219,7 +229,7 @@ Result<ExecutionPlan> make_execution_plan(const ModelSpec& model, const Executor
   const Needs needs = needs_of(model, options, device);
   const std::uint64_t limit = device.memory_limit();
   ExecutionPlan plan = place_all(model, options, device, needs, Residency::layer, 1);
-  if (plan.memory.device_bytes() <= limit) {
+  if (plan.memory.device_bytes() <= limit && !options.streamed) {
     return plan;
   }
   const ExecutionPlan least = place_all(model, options, device, needs, Residency::stage, 1);
@@ -239,6 +249,13 @@ Result<ExecutionPlan> make_execution_plan(const ModelSpec& model, const Executor
   const std::uint64_t one_more = two.memory.device_bytes() - least.memory.device_bytes();
   const std::uint64_t together = std::min(std::max<std::uint64_t>(options.blocks_max, 1),
                                           1 + (limit - least.memory.device_bytes()) / one_more);
+  if (options.streamed && together < options.blocks_max) {
+    return Error(ErrorCode::does_not_fit,
+                 "the device's memory, " + format_bytes(limit) + ", holds " +
+                     std::to_string(together) + " blocks of the " +
+                     std::to_string(options.blocks_max) +
+                     " that weights streamed stage by stage must meet together");
+  }
   return place_all(model, options, device, needs, Residency::stage, together);
 }
 

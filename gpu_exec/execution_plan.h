@@ -27,6 +27,7 @@ inline constexpr std::uint64_t kInboxSlots = 2;
 struct ExecutionPlan {
   ExecutorMemory memory;
   std::uint64_t stage_bytes_max = 0;  ///< A weight buffer.
+  std::uint64_t vector_bytes = 0;     ///< Host memory of a layer's vectors, if it is streamed.
   std::uint64_t weight_buffers = 1;
   std::uint64_t blocks_together = 1;
   std::uint64_t state_slots = 0;   ///< 0: rows are worked on where they are, in host memory.

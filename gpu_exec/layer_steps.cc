@@ -107,6 +107,52 @@ bool has(const Stage& stage, const StepWeight& weight) {
          });
 }
 
+/// Adds a step to a stage, with what the stage does not have yet of its weights.
+void add_step(const LayerSpec& layer, const Step& step, DType weight_dtype_max,
+              const Device& device, Stage& stage) {
+  if (step.kind == StepKind::attention && layer.attention.alibi) {
+    stage.slopes = stage.bytes;
+    stage.bytes += device.vector_bytes(layer.attention.heads);
+  }
+  for (const StepWeight& weight : step.weights) {
+    if (!has(stage, weight)) {
+      stage.slots.push_back({weight, stage.bytes});
+      stage.bytes += slot_bytes(weight, weight_dtype_max, device);
+    }
+  }
+  stage.steps.push_back(step);
+}
+
+/// What a stage grows by if `unit` becomes part of it.
+std::uint64_t bytes_to_add(const Stage& unit, DType weight_dtype_max, const Device& device,
+                           const Stage& stage) {
+  std::uint64_t bytes = unit.bytes;
+  for (const WeightSlot& slot : unit.slots) {
+    bytes -= has(stage, slot.weight) ? slot_bytes(slot.weight, weight_dtype_max, device) : 0;
+  }
+  return bytes;
+}
+
+/// The smallest stages: of one step each, or of the steps that need what comes with one
+/// stage_order().
+std::vector<Stage> units_of(const LayerSpec& layer, const std::vector<Step>& steps,
+                            DType weight_dtype_max, bool by_order, const Device& device) {
+  std::vector<Stage> units;
+  std::uint32_t order = 0;
+  for (const Step& step : steps) {
+    const std::uint32_t order_before = order;
+    for (const StepWeight& weight : step.weights) {
+      order = std::max(order, stage_order(weight.key));
+    }
+    if (units.empty() || !by_order || order != order_before) {
+      units.emplace_back();
+    }
+    units.back().order_end = order + 1;
+    add_step(layer, step, weight_dtype_max, device, units.back());
+  }
+  return units;
+}
+
 }  // namespace
 
 std::vector<Step> layer_steps(const ModelSpec& model, const LayerSpec& layer,
@@ -147,32 +193,20 @@ std::vector<Step> layer_steps(const ModelSpec& model, const LayerSpec& layer,
 }
 
 std::vector<Stage> make_stages(const LayerSpec& layer, const std::vector<Step>& steps,
-                               DType weight_dtype_max, std::uint64_t stage_bytes_max,
+                               DType weight_dtype_max, std::uint64_t stage_bytes_max, bool by_order,
                                const Device& device) {
   std::vector<Stage> stages;
-  for (const Step& step : steps) {
-    const bool slopes = step.kind == StepKind::attention && layer.attention.alibi;
-    std::uint64_t bytes = slopes ? device.vector_bytes(layer.attention.heads) : 0;
-    for (const StepWeight& weight : step.weights) {
-      if (stages.empty() || !has(stages.back(), weight)) {
-        bytes += slot_bytes(weight, weight_dtype_max, device);
-      }
+  for (Stage& unit : units_of(layer, steps, weight_dtype_max, by_order, device)) {
+    if (stages.empty() ||
+        stages.back().bytes + bytes_to_add(unit, weight_dtype_max, device, stages.back()) >
+            stage_bytes_max) {
+      stages.push_back(std::move(unit));
+      continue;
     }
-    if (stages.empty() || stages.back().bytes + bytes > stage_bytes_max) {
-      stages.emplace_back();
+    for (const Step& step : unit.steps) {
+      add_step(layer, step, weight_dtype_max, device, stages.back());
     }
-    Stage& stage = stages.back();
-    if (slopes) {
-      stage.slopes = stage.bytes;
-      stage.bytes += device.vector_bytes(layer.attention.heads);
-    }
-    for (const StepWeight& weight : step.weights) {
-      if (!has(stage, weight)) {
-        stage.slots.push_back({weight, stage.bytes});
-        stage.bytes += slot_bytes(weight, weight_dtype_max, device);
-      }
-    }
-    stage.steps.push_back(step);
+    stages.back().order_end = unit.order_end;
   }
   return stages;
 }
