@@ -17,6 +17,7 @@
 #include "gpu_exec/cpu_peak.h"
 #include "gpu_exec/device.h"
 #include "gpu_exec/layer_executor.h"
+#include "gpu_exec/router_functors.h"
 #include "gpu_exec/task_pool.h"
 
 namespace librarian::gpu_exec {
@@ -269,6 +270,59 @@ class CpuDevice final : public Device {
                      op.memory + begin * topk_row_bytes(op.k)});
     });
   }
+
+  bool runs_experts() const override { return true; }
+
+  void route(const RouteOp& op) override {
+    const MoeSpec& moe = *op.moe;
+    const std::uint64_t experts = moe.experts;
+    // A score costs about as much as ten simple elements, and each choice looks at all of them.
+    parallel_rows(op.rows, experts * (10 + moe.top_k), [&](std::uint64_t begin, std::uint64_t end) {
+      std::vector<float> memory(3 * experts);
+      for (std::uint64_t row = begin; row < end; ++row) {
+        route_row(moe, op.products + row * experts, op.select_bias, memory.data(),
+                  memory.data() + experts, memory.data() + 2 * experts, op.ids + row * moe.top_k,
+                  op.weights + row * moe.top_k);
+        if (op.shared_products != nullptr) {
+          op.shared_products[row] = sigmoid_of(op.shared_products[row]);
+        }
+      }
+    });
+  }
+
+  void gather(const GatherOp& op) override {
+    parallel_rows(op.count, op.width, [&](std::uint64_t begin, std::uint64_t end) {
+      GatherOp part = op;
+      part.rows += begin;
+      part.factors = op.factors == nullptr ? nullptr : op.factors + begin;
+      part.y += begin * op.width * dtype_bytes(op.dtype);
+      part.count = end - begin;
+      kernels_.gather(part);
+    });
+  }
+
+  void combine(const CombineOp& op) override {
+    parallel_rows(op.count, op.width, [&](std::uint64_t begin, std::uint64_t end) {
+      CombineOp part = op;
+      if (op.rows == nullptr) {
+        part.sums += begin * op.width;
+      } else {
+        part.rows += begin;
+      }
+      part.factors = op.factors == nullptr ? nullptr : op.factors + begin;
+      part.y += begin * op.width;
+      part.count = end - begin;
+      kernels_.combine(part);
+    });
+  }
+
+  void round(const RoundOp& op) override {
+    parallel_rows(op.count, 1, [&](std::uint64_t begin, std::uint64_t end) {
+      kernels_.round({op.x + begin, op.y + begin * dtype_bytes(op.dtype), op.dtype, end - begin});
+    });
+  }
+
+  void clear(std::byte* at, std::uint64_t bytes) override { std::memset(at, 0, bytes); }
 
  private:
   static WeightView view(const PackedMatrix& matrix) {

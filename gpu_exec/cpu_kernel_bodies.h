@@ -1,6 +1,6 @@
 // The kernels of one path and their table; see cpu_kernel_vectors.h for what must precede it.
+#include "gpu_exec/cpu_kernel_experts.h"
 #include "gpu_exec/cpu_kernel_peak.h"
-#include "gpu_exec/cpu_kernel_topk.h"
 
 namespace librarian::gpu_exec {
 namespace {
@@ -17,6 +17,9 @@ constexpr CpuKernels kKernels{
     .rotate = rotate_tile,
     .add = add_tile,
     .topk = topk_tile,
+    .gather = gather_tile,
+    .combine = combine_tile,
+    .round = round_run,
     .peak = peak_of_vectors,
 };
 

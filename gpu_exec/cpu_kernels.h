@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "gpu_exec/expert_ops.h"
 #include "gpu_exec/model_spec.h"
 #include "gpu_exec/topk.h"
 
@@ -132,6 +133,10 @@ struct CpuKernels {
   void (*rotate)(const RotateTile& tile);
   void (*add)(const AddTile& tile);
   void (*topk)(const TopkTile& tile);
+  /// A few rows, or a run, of the operation.
+  void (*gather)(const GatherOp& op);
+  void (*combine)(const CombineOp& op);
+  void (*round)(const RoundOp& op);
   /// Does nothing but the instruction that products of matrices of `type` are made of, `rounds`
   /// times some.
   /// @param sink  Two small numbers in, anything out.

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "gpu_exec/expert_ops.h"
 #include "gpu_exec/model_spec.h"
 #include "gpu_exec/quantised.h"
 #include "gpu_exec/topk.h"
@@ -331,6 +332,15 @@ class Device {
   virtual void norm(const NormOp& op) = 0;
   virtual void add(const AddOp& op) = 0;
   virtual void topk(const TopkOp& op) = 0;
+
+  /// Whether the operations below are there.
+  virtual bool runs_experts() const { return false; }
+  virtual void route(const RouteOp& /*op*/) { LIB_CHECK(false); }
+  virtual void gather(const GatherOp& /*op*/) { LIB_CHECK(false); }
+  virtual void combine(const CombineOp& /*op*/) { LIB_CHECK(false); }
+  virtual void round(const RoundOp& /*op*/) { LIB_CHECK(false); }
+  /// Zeros.
+  virtual void clear(std::byte* /*at*/, std::uint64_t /*bytes*/) { LIB_CHECK(false); }
 };
 
 /// Instruction-set path of the CPU device. Results are equal bit for bit on one path, and differ

@@ -30,6 +30,8 @@ struct Needs {
   std::uint64_t query_latent_width = 0;
   std::uint64_t query_width = 0;  ///< Where queries have a place of their own.
   std::uint32_t rotary_dim = 0;
+  std::uint32_t experts = 0;
+  std::uint32_t experts_per_row = 0;
   bool parallel = false;
   ScratchNeeds scratch;
 };
@@ -54,7 +56,12 @@ void add_attention(const AttentionSpec& attention, Needs& needs) {
 
 Needs needs_of(const ModelSpec& model, const ExecutorOptions& options, const Device& device) {
   Needs needs;
+  const LayerSpec* before = nullptr;
   for (const LayerSpec& layer : model.layers) {
+    if (before != nullptr && *before == layer) {
+      continue;
+    }
+    before = &layer;
     const std::vector<Step> steps =
         layer_steps(model, layer, options.weight_dtype_max, options.slice_bytes_max);
     for (const Stage& stage : make_stages(layer, steps, options.weight_dtype_max, 0, device)) {
@@ -64,8 +71,13 @@ Needs needs_of(const ModelSpec& model, const ExecutorOptions& options, const Dev
         make_stages(layer, steps, options.weight_dtype_max, ~std::uint64_t{0}, device);
     needs.layer_bytes = std::max(needs.layer_bytes, whole.front().bytes);
     const AttentionSpec& attention = layer.attention;
-    needs.wide = std::max({needs.wide, std::uint64_t{attention.heads} * attention.value_dim(),
-                           std::uint64_t{layer.mlp.width}});
+    const MoeSpec& moe = layer.moe;
+    needs.wide =
+        std::max({needs.wide, std::uint64_t{attention.heads} * attention.value_dim(),
+                  std::uint64_t{moe.experts == 0 ? layer.mlp.width
+                                                 : std::max(moe.width, moe.shared_width)}});
+    needs.experts = std::max(needs.experts, moe.experts);
+    needs.experts_per_row = std::max(needs.experts_per_row, moe.top_k);
     add_attention(attention, needs);
     needs.rotary_dim = std::max(needs.rotary_dim, attention.rope.rotary_dim);
     needs.parallel = needs.parallel || layer.residual == Residual::parallel;
@@ -75,6 +87,27 @@ Needs needs_of(const ModelSpec& model, const ExecutorOptions& options, const Dev
         std::max(needs.scratch.group_max, attention.heads / std::max(1U, attention.kv_heads));
   }
   return needs;
+}
+
+Result<void> check_experts(std::size_t layer, const MoeSpec& moe, const Device& device) {
+  if (!device.runs_experts()) {
+    return bad_layer(layer, "this device does not run mixtures of experts; --device cpu does");
+  }
+  if (moe.experts > kExpertsMax || moe.top_k == 0 || moe.top_k > moe.experts || moe.width == 0) {
+    return bad_layer(layer, std::to_string(moe.top_k) + " of " + std::to_string(moe.experts) +
+                                " experts of width " + std::to_string(moe.width) +
+                                ": that is no choice of 1 to " + std::to_string(kExpertsMax));
+  }
+  if (moe.groups == 0 || moe.experts % moe.groups != 0 || moe.top_groups == 0 ||
+      moe.top_groups > moe.groups || moe.top_groups > moe.top_k) {
+    return bad_layer(layer, std::to_string(moe.top_groups) + " of " + std::to_string(moe.groups) +
+                                " groups do not fit " + std::to_string(moe.top_k) + " of " +
+                                std::to_string(moe.experts) + " experts");
+  }
+  if (moe.shared_gate && moe.shared_width == 0) {
+    return bad_layer(layer, "a gate of no shared expert");
+  }
+  return {};
 }
 
 enum class Residency : std::uint8_t { layer, stage };
@@ -108,7 +141,8 @@ ExecutionPlan place_all(const ModelSpec& model, const ExecutorOptions& options,
   plan.blocks_together = blocks_together;
   plan.weight_buffers = device.weight_buffers();
   plan.stage_bytes_max = residency == Residency::layer ? needs.layer_bytes : needs.step_bytes;
-  plan.rows_bytes = aligned(rows * model.hidden_size * element_bytes);
+  plan.rows_bytes = aligned(rows * std::max<std::uint64_t>(model.hidden_size * element_bytes,
+                                                           needs.experts_per_row * sizeof(float)));
   if (!in_place) {
     // One more than run together: the next one comes meanwhile. And two blocks' captures leave.
     plan.state_slots = blocks_together + 1;
@@ -139,6 +173,20 @@ ExecutionPlan place_all(const ModelSpec& model, const ExecutorOptions& options,
   plan.attention_out = needs.parallel ? plan.rows_bytes : plan.hidden;
   plan.wide = plan.attention_out + plan.rows_bytes;
   plan.block_bytes = plan.wide + aligned(rows * needs.wide * element_bytes);
+  if (needs.experts != 0) {
+    const auto place_in_block = [&plan, rows](std::uint64_t row_bytes) {
+      const std::uint64_t offset = plan.block_bytes;
+      plan.block_bytes += aligned(rows * row_bytes);
+      return offset;
+    };
+    const std::uint64_t chosen = needs.experts_per_row * sizeof(std::int32_t);
+    plan.expert_sums = place_in_block(model.hidden_size * sizeof(float));
+    plan.route_ids = place_in_block(chosen);
+    plan.route_weights = place_in_block(chosen);
+    plan.expert_rows = place_in_block(chosen);
+    plan.expert_factors = place_in_block(chosen);
+    plan.shared_factors = place_in_block(sizeof(float));
+  }
   plan.blocks = place(blocks_together * plan.block_bytes);
   plan.kv_rows = std::max(options.block_rows_max, options.sample_rows_max);
   // A tile's keys begin at any row, and whole units of rows are written.
@@ -151,9 +199,18 @@ ExecutionPlan place_all(const ModelSpec& model, const ExecutorOptions& options,
   plan.rope_table =
       place(rope_table_floats(options.block_rows_max, needs.rotary_dim) * sizeof(float));
   plan.scratch = place(device.scratch_bytes(needs.scratch));
+  if (needs.experts != 0) {
+    plan.expert_in = place(plan.rows_bytes);
+    plan.expert_out =
+        place(rows * std::max<std::uint64_t>(model.hidden_size, needs.experts) * sizeof(float));
+  }
   plan.state = place(plan.state_slots * plan.rows_bytes);
   plan.outbox = place(plan.outbox_slots * plan.rows_bytes);
   std::uint64_t host_at = in_place ? 0 : (kInboxSlots + plan.outbox_slots) * plan.rows_bytes;
+  if (!device.works_on_host_memory()) {
+    plan.host_choices = host_at;
+    host_at += aligned(4 * rows * needs.experts_per_row * sizeof(float));
+  }
   if (options.topk != 0) {
     const std::uint64_t topk_bytes = aligned(options.block_rows_max * topk_row_bytes(options.topk));
     const std::uint64_t gold_bytes = aligned(options.block_rows_max * sizeof(std::int32_t));
@@ -288,8 +345,12 @@ Result<void> check_spec(const ModelSpec& model, const ExecutorOptions& options,
     if (model.layers[i].mlp.activation == Activation::identity) {
       return bad_layer(i, "the MLP has no activation");
     }
-    if (model.layers[i].mlp.width == 0) {
+    const MoeSpec& moe = model.layers[i].moe;
+    if (moe.experts == 0 && model.layers[i].mlp.width == 0) {
       return bad_layer(i, "the MLP has no width");
+    }
+    if (moe.experts != 0) {
+      LIB_TRY_VOID(check_experts(i, moe, device));
     }
   }
   return {};

@@ -22,7 +22,8 @@ inline constexpr std::uint64_t kInboxSlots = 2;
 /// the projections' outputs take its place; q, then attention's output, is dead when the MLP
 /// begins, so act takes its place. A parallel layer keeps attention's projection in a place of its
 /// own until the MLP's is there. These three are kept for each of the blocks that run together;
-/// keys and values only while their sample is at its attention step.
+/// keys and values only while their sample is at its attention step. Where layers have experts, the
+/// norm's output stays until the last of them, and act (of one expert) has `wide`'s place.
 struct ExecutionPlan {
   ExecutorMemory memory;
   std::uint64_t stage_bytes_max = 0;  ///< A weight buffer.
@@ -39,7 +40,13 @@ struct ExecutionPlan {
   std::uint64_t blocks = 0;           ///< Of `block_bytes` each, in which lie:
   std::uint64_t hidden = 0;           ///< [block rows, hidden]: norm output, projection output
   std::uint64_t attention_out = 0;    ///< [block rows, hidden], or hidden's place
-  std::uint64_t wide = 0;             ///< [block rows, max(heads * value_dim, mlp width)]
+  std::uint64_t wide = 0;             ///< [block rows, max(heads * value_dim, MLP or expert width)]
+  std::uint64_t expert_sums = 0;      ///< f32 [block rows, hidden]: what experts gave so far
+  std::uint64_t route_ids = 0;        ///< i32 [block rows, top_k]; see RouteOp
+  std::uint64_t route_weights = 0;    ///< f32 [block rows, top_k]
+  std::uint64_t expert_rows = 0;      ///< i32 [block rows * top_k] rows, by their expert
+  std::uint64_t expert_factors = 0;   ///< f32 [block rows * top_k] their weights
+  std::uint64_t shared_factors = 0;   ///< f32 [block rows] weights of the shared expert
   std::uint64_t keys = 0;             ///< [kv rows, kv_heads * head_dim]
   std::uint64_t values = 0;           ///< As keys.
   // Latent attention has a tile of heads' {key's nope_dim, value} in place of keys, all rows'
@@ -49,19 +56,22 @@ struct ExecutionPlan {
   std::uint64_t queries = 0;        ///< [block rows, heads of a tile * head_dim]
   std::uint64_t rope_table = 0;     ///< rope_table_floats(block rows, rotary_dim)
   std::uint64_t scratch = 0;        ///< Of all threads.
+  std::uint64_t expert_in = 0;      ///< [block rows, hidden]: the rows that meet an expert
+  std::uint64_t expert_out = 0;     ///< f32 [block rows, max(hidden, experts)]
   std::uint64_t state = 0;          ///< `state_slots` of `rows_bytes`.
   std::uint64_t outbox = 0;         ///< `outbox_slots` of `rows_bytes`.
   std::uint64_t kv_rows = 0;
 
   // Of run_topk(). The head's tiles lie where the layers' weights do: none is needed by then.
   std::uint64_t head_tile_bytes = 0;
-  std::uint64_t head_bias = 0;   ///< f32, vector_bytes(kVocabularyTile) for each tile
-  std::uint64_t logit_rows = 0;  ///< That are multiplied with a tile at a time.
-  std::uint64_t logits = 0;      ///< f32 [logit rows, kVocabularyTile]
-  std::uint64_t topk = 0;        ///< [block rows] of topk_row_bytes(), if rows are copied
-  std::uint64_t gold_ids = 0;    ///< i32 [block rows], likewise
-  std::uint64_t host_topk = 0;   ///< In host memory for copies: as `topk`, and behind it
-  std::uint64_t host_gold = 0;   ///< as `gold_ids`.
+  std::uint64_t head_bias = 0;     ///< f32, vector_bytes(kVocabularyTile) for each tile
+  std::uint64_t logit_rows = 0;    ///< That are multiplied with a tile at a time.
+  std::uint64_t logits = 0;        ///< f32 [logit rows, kVocabularyTile]
+  std::uint64_t topk = 0;          ///< [block rows] of topk_row_bytes(), if rows are copied
+  std::uint64_t gold_ids = 0;      ///< i32 [block rows], likewise
+  std::uint64_t host_choices = 0;  ///< In host memory for copies: see ExpertRunner::Choices
+  std::uint64_t host_topk = 0;     ///< In host memory for copies: as `topk`, and behind it
+  std::uint64_t host_gold = 0;     ///< as `gold_ids`.
 };
 
 /// Whole layers are resident if they fit the device with all its weight buffers; else stages are,

@@ -24,6 +24,8 @@ Error invalid(std::string message) { return {ErrorCode::invalid_argument, std::m
 /// "attention", "MLP up 0..4095 and down 0..127", ...
 std::string stage_text(const Stage& stage) {
   std::string text;
+  std::uint64_t experts = 0;
+  std::uint64_t first_expert = ~std::uint64_t{0};
   const auto add = [&text](const std::string& piece) {
     text += (text.empty() ? "" : ", ") + piece;
   };
@@ -37,6 +39,16 @@ std::string stage_text(const Stage& stage) {
       case StepKind::attention_out:
         add("its projection" + range);
         break;
+      case StepKind::route:
+        add("router");
+        break;
+      case StepKind::shared_expert:
+        add("shared expert");
+        break;
+      case StepKind::expert:
+        ++experts;
+        first_expert = std::min(first_expert, step.begin);
+        break;
       case StepKind::mlp_up:
         add("MLP up" + range);
         break;
@@ -48,6 +60,10 @@ std::string stage_text(const Stage& stage) {
       case StepKind::mlp_end:
         break;
     }
+  }
+  if (experts != 0) {
+    add("experts " + std::to_string(first_expert) + ".." +
+        std::to_string(first_expert + experts - 1));
   }
   return text.empty() ? "norms" : text;
 }
@@ -91,10 +107,13 @@ class LayerExecutor::Impl {
         products_(std::move(products)),
         arena_(std::move(arena)),
         host_(std::move(host)),
-        steps_(model, options_, device, plan_, arena_.get()),
+        steps_(model, options_, device, plan_, arena_.get(), host_.get()),
         transport_(device, plan_, arena_.get(), host_.get()),
         head_(model, options_, device, plan_, arena_.get(), host_.get()) {
     buffers_.resize(plan_.weight_buffers, {StageWeights(model, device), {}, {}});
+    for (std::uint64_t place = 0; plan_.expert_out != 0 && place < plan_.blocks_together; ++place) {
+      experts_.emplace_back(plan_, arena_.get() + plan_.blocks + place * plan_.block_bytes);
+    }
   }
 
   /// The device may still work with the arena.
@@ -309,9 +328,15 @@ class LayerExecutor::Impl {
     }
     std::byte* const own = arena_.get() + plan_.blocks + place * plan_.block_bytes;
     const BlockBuffers buffers{transport_.rows_of(index), own + plan_.hidden,
-                               own + plan_.attention_out, own + plan_.wide};
+                               own + plan_.attention_out, own + plan_.wide,
+                               experts_.empty() ? nullptr : &experts_[place]};
     const CaptureTap tap = [&](CapturePoint point, std::byte* rows) {
-      return transport_.capture(point, index, rows);
+      const bool router =
+          point == CapturePoint::router_ids || point == CapturePoint::router_weights;
+      return transport_.capture(
+          point, index,
+          {rows, block.rows * (router ? running_->spec->moe.top_k * sizeof(std::int32_t)
+                                      : model_.hidden_size * dtype_bytes(options_.dtype))});
     };
     if (block.rows != 0) {
       for (const Step& step : stage.steps) {
@@ -382,6 +407,7 @@ class LayerExecutor::Impl {
   RowTransport transport_;
   HeadRunner head_;
   std::vector<Buffer> buffers_;
+  std::vector<BlockExperts> experts_;  ///< Of the blocks that run together.
   std::size_t next_buffer_ = 0;
   std::unique_ptr<Layer> loading_;  ///< Begun and not run yet.
   std::unique_ptr<Layer> running_;  ///< Whose blocks run() takes.

@@ -15,7 +15,14 @@
 namespace librarian::gpu_exec {
 
 /// Tensors inside a layer that a caller may keep.
-enum class CapturePoint : std::uint8_t { attn_out, resid_mid, mlp_out, resid_post };
+enum class CapturePoint : std::uint8_t {
+  attn_out,
+  resid_mid,
+  router_ids,      ///< i32 [rows, top_k], best first: the experts of each row,
+  router_weights,  ///< f32 [rows, top_k], and their weights.
+  mlp_out,
+  resid_post
+};
 
 /// Rows that one kernel call sees.
 struct Block {
@@ -32,7 +39,8 @@ class LayerIo {
   /// Rows of a block, [rows, hidden] in the executor's dtype; valid until its store(), or until the
   /// next load() if the executor copies_rows().
   virtual Result<std::span<std::byte>> load(std::size_t block) = 0;
-  /// @param rows  [block rows, hidden]; valid during the call only. resid_post comes just before
+  /// @param rows  [block rows, hidden] unless the point says otherwise; valid during the call only.
+  /// resid_post comes just before
   ///              store().
   virtual Result<void> capture(CapturePoint point, std::size_t block,
                                std::span<const std::byte> rows) = 0;

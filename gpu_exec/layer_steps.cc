@@ -30,17 +30,18 @@ class Parts {
     return found == parts_.end() ? nullptr : &*found;
   }
   /// Adds rows [begin, end) of a matrix, or a vector, if the layer has it.
-  void add(Step& step, WeightRole role, std::uint64_t begin, std::uint64_t end) const {
-    if (const WeightPart* part = find(role); part != nullptr) {
-      step.weights.push_back(part->inputs == 0 ? StepWeight{role, 0, part->outputs, 0}
-                                               : StepWeight{role, begin, end, part->inputs});
+  void add(Step& step, WeightKey key, std::uint64_t begin, std::uint64_t end) const {
+    if (const WeightPart* part = find(key.role); part != nullptr) {
+      step.weights.push_back(part->inputs == 0 ? StepWeight{key, 0, part->outputs, 0}
+                                               : StepWeight{key, begin, end, part->inputs});
     }
   }
-  /// Adds whole matrices and vectors.
-  void add_all(Step& step, std::initializer_list<WeightRole> roles) const {
+  /// Adds whole matrices and vectors, of one expert if they are experts'.
+  void add_all(Step& step, std::initializer_list<WeightRole> roles,
+               std::uint32_t expert = 0) const {
     for (const WeightRole role : roles) {
       if (const WeightPart* part = find(role); part != nullptr) {
-        add(step, role, 0, part->outputs);
+        add(step, {role, expert}, 0, part->outputs);
       }
     }
   }
@@ -92,15 +93,39 @@ void add_slices(const Parts& parts, StepKind kind, std::initializer_list<WeightR
   }
 }
 
+void add_experts(const Parts& parts, const MoeSpec& moe, std::vector<Step>& steps) {
+  Step route{StepKind::route, 0, 0, {}};
+  parts.add_all(route, {WeightRole::router_weight, WeightRole::router_bias,
+                        WeightRole::router_select_bias, WeightRole::shared_router});
+  steps.push_back(std::move(route));
+  if (moe.shared_width != 0) {
+    Step shared{StepKind::shared_expert, 0, 0, {}};
+    parts.add_all(shared, {WeightRole::shared_gate_weight, WeightRole::shared_up_weight,
+                           WeightRole::shared_down_weight});
+    steps.push_back(std::move(shared));
+  }
+  for (std::uint32_t expert = 0; expert < moe.experts; ++expert) {
+    Step step{StepKind::expert, expert, expert + std::uint64_t{1}, {}};
+    parts.add_all(
+        step,
+        {WeightRole::expert_gate_weight, WeightRole::expert_gate_bias, WeightRole::expert_up_weight,
+         WeightRole::expert_up_bias, WeightRole::expert_down_weight, WeightRole::expert_down_bias},
+        expert);
+    steps.push_back(std::move(step));
+  }
+}
+
 std::uint64_t slot_bytes(const StepWeight& weight, DType type, const Device& device) {
   return weight.inputs == 0 ? device.vector_bytes(weight.end)
                             : device.packed_bytes(weight.end - weight.begin, weight.inputs, type);
 }
 
+/// No other step needs an expert's.
 bool has(const Stage& stage, const StepWeight& weight) {
-  return std::any_of(stage.slots.begin(), stage.slots.end(), [&](const WeightSlot& slot) {
-    return slot.weight.key == weight.key && slot.weight.begin == weight.begin;
-  });
+  return !is_expert_role(weight.key.role) &&
+         std::any_of(stage.slots.begin(), stage.slots.end(), [&](const WeightSlot& slot) {
+           return slot.weight.key == weight.key && slot.weight.begin == weight.begin;
+         });
 }
 
 }  // namespace
@@ -131,12 +156,16 @@ std::vector<Step> layer_steps(const ModelSpec& model, const LayerSpec& layer,
   Step mlp_begin{StepKind::mlp_begin, 0, 0, {}};
   parts.add_all(mlp_begin, {WeightRole::mlp_norm, WeightRole::mlp_norm_bias});
   steps.push_back(std::move(mlp_begin));
-  add_slices(
-      parts, StepKind::mlp_up,
-      {WeightRole::gate_weight, WeightRole::gate_bias, WeightRole::up_weight, WeightRole::up_bias},
-      element_bytes, slice_bytes_max, steps);
-  add_slices(parts, StepKind::mlp_down, {WeightRole::down_weight, WeightRole::down_bias},
-             element_bytes, slice_bytes_max, steps);
+  if (layer.moe.experts != 0) {
+    add_experts(parts, layer.moe, steps);
+  } else {
+    add_slices(parts, StepKind::mlp_up,
+               {WeightRole::gate_weight, WeightRole::gate_bias, WeightRole::up_weight,
+                WeightRole::up_bias},
+               element_bytes, slice_bytes_max, steps);
+    add_slices(parts, StepKind::mlp_down, {WeightRole::down_weight, WeightRole::down_bias},
+               element_bytes, slice_bytes_max, steps);
+  }
   Step mlp_end{StepKind::mlp_end, 0, 0, {}};
   parts.add_all(mlp_end, {WeightRole::mlp_out_norm, WeightRole::mlp_out_norm_bias});
   steps.push_back(std::move(mlp_end));

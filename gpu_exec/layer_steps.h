@@ -15,12 +15,15 @@ enum class StepKind : std::uint8_t {
   attention_out,  ///< Outputs [begin, end) of the projection.
   attention_end,  ///< Joins attention's output to the residual stream.
   mlp_begin,      ///< Norm.
+  route,          ///< Which experts each row meets.
+  shared_expert,  ///< The one that all rows meet.
+  expert,         ///< That of number `begin`, for the rows that meet it.
   mlp_up,         ///< Columns [begin, end) of act(gate) * up, or of act(up).
   mlp_down,       ///< Outputs [begin, end) of the projection.
   mlp_end,        ///< Joins the MLP's output to the residual stream.
 };
 
-/// Rows [begin, end) of a matrix, or a whole vector.
+/// Outputs [begin, end) of a matrix, or a whole vector.
 struct StepWeight {
   WeightKey key;
   std::uint64_t begin, end;
@@ -29,7 +32,7 @@ struct StepWeight {
 
 struct Step {
   StepKind kind;
-  std::uint64_t begin = 0, end = 0;  ///< Of the outputs, where the kind has a range.
+  std::uint64_t begin = 0, end = 0;  ///< Of the outputs or experts, where the kind has a range.
   std::vector<StepWeight> weights;
 };
 

@@ -125,12 +125,13 @@ const float* StageWeights::vector(WeightKey key) const {
                               : reinterpret_cast<const float*>(loaded_[slot->second].packed);
 }
 
-PackedMatrix StageWeights::matrix(WeightKey key, WeightKey bias, std::uint64_t begin) const {
+PackedMatrix StageWeights::matrix(WeightKey key, std::optional<WeightKey> bias,
+                                  std::uint64_t begin) const {
   const auto [first, last] = slots_.equal_range(key);
   for (auto slot = first; slot != last; ++slot) {
     if (stage_->slots[slot->second].weight.begin == begin) {
       PackedMatrix result = loaded_[slot->second];
-      const float* all = vector(bias);
+      const float* all = bias ? vector(*bias) : nullptr;
       result.bias = all == nullptr ? nullptr : all + begin;
       return result;
     }

@@ -44,7 +44,7 @@ class StageWeights {
   /// Null: the layer has none.
   const float* vector(WeightKey key) const;
   /// The slice that begins at output `begin`, with its part of the bias.
-  PackedMatrix matrix(WeightKey key, WeightKey bias, std::uint64_t begin = 0) const;
+  PackedMatrix matrix(WeightKey key, std::optional<WeightKey> bias, std::uint64_t begin = 0) const;
   /// Null unless the layer uses them.
   const float* alibi_slopes() const;
 

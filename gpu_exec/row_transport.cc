@@ -85,9 +85,10 @@ Result<void> RowTransport::start_next() {
   return {};
 }
 
-Result<void> RowTransport::capture(CapturePoint point, std::size_t block, std::byte* rows) {
+Result<void> RowTransport::capture(CapturePoint point, std::size_t block,
+                                   std::span<std::byte> rows) {
   if (!copies()) {
-    return io_->wants(point) ? io_->capture(point, block, {rows, bytes_of(block)}) : Result<void>();
+    return io_->wants(point) ? io_->capture(point, block, rows) : Result<void>();
   }
   // resid_post is what store() gets, wanted or not.
   if (point != CapturePoint::resid_post && !io_->wants(point)) {
@@ -99,10 +100,10 @@ Result<void> RowTransport::capture(CapturePoint point, std::size_t block, std::b
   const std::uint64_t slot = next_outbox_++ % plan_.outbox_slots;
   std::byte* const on_device = arena_ + plan_.outbox + slot * plan_.rows_bytes;
   // Copied aside first: what follows in the layer may overwrite the rows at once.
-  device_.copy(rows, on_device, bytes_of(block));
+  device_.copy(rows.data(), on_device, rows.size());
   device_.wait(Queue::download, device_.mark(Queue::compute));
-  device_.copy_out(on_device, outbox_host_ + slot * plan_.rows_bytes, bytes_of(block));
-  departures_.push_back({point, block, slot, device_.mark(Queue::download)});
+  device_.copy_out(on_device, outbox_host_ + slot * plan_.rows_bytes, rows.size());
+  departures_.push_back({point, block, slot, rows.size(), device_.mark(Queue::download)});
   return {};
 }
 
@@ -137,7 +138,7 @@ Result<void> RowTransport::deliver_oldest() {
   const Departure departure = departures_.front();
   LIB_TRY_VOID(wait_for(departure.arrived));
   const std::span<std::byte> rows(outbox_host_ + departure.slot * plan_.rows_bytes,
-                                  bytes_of(departure.block));
+                                  departure.bytes);
   if (io_->wants(departure.point)) {
     LIB_TRY_VOID(io_->capture(departure.point, departure.block, rows));
   }

@@ -36,7 +36,7 @@ class RowTransport {
   /// Where the rows of a block between enter() and leave() are.
   std::byte* rows_of(std::size_t block) const;
   /// Hands rows to io as they are at this place of the compute queue.
-  Result<void> capture(CapturePoint point, std::size_t block, std::byte* rows);
+  Result<void> capture(CapturePoint point, std::size_t block, std::span<std::byte> rows);
   /// Stores a block's rows; resid_post was its last capture.
   Result<void> leave(std::size_t block);
   /// Waits until everything has left, and hands it over.
@@ -49,6 +49,7 @@ class RowTransport {
     CapturePoint point;
     std::size_t block;
     std::uint64_t slot;
+    std::uint64_t bytes;
     Ticket arrived;
   };
 

@@ -29,8 +29,13 @@ Result<void> unless_stopped(const std::stop_token& stop) {
 }
 
 StepRunner::StepRunner(const ModelSpec& model, const ExecutorOptions& options, Device& device,
-                       const ExecutionPlan& plan, std::byte* arena)
-    : model_(model), options_(options), device_(device), plan_(plan), arena_(arena) {}
+                       const ExecutionPlan& plan, std::byte* arena, std::byte* host)
+    : model_(model),
+      options_(options),
+      device_(device),
+      plan_(plan),
+      arena_(arena),
+      experts_(model, options, device, plan, arena, host) {}
 
 void StepRunner::begin_layer(const LayerSpec& layer) {
   layer_ = &layer;
@@ -99,6 +104,12 @@ Result<void> StepRunner::run(const Step& step, const Block& block, const BlockBu
                              buffers.hidden));
       }
       return {};
+    case StepKind::route:
+      return experts_.route(expert_work(work), tap);
+    case StepKind::shared_expert:
+      return experts_.shared(expert_work(work));
+    case StepKind::expert:
+      return experts_.expert(expert_work(work), static_cast<std::uint32_t>(step.begin));
     case StepKind::mlp_up:
       return mlp_up(work, step);
     case StepKind::mlp_down:
@@ -323,12 +334,21 @@ Result<void> StepRunner::attention_end(const Work& work, const CaptureTap& tap) 
   return tap(CapturePoint::resid_mid, work.at.state);
 }
 
+const std::byte* StepRunner::mlp_input(const Work& work) const {
+  const bool normed =
+      layer_->mlp_norm || (layer_->residual == Residual::parallel && layer_->attention_norm);
+  return normed ? work.at.hidden : work.at.state;
+}
+
+ExpertWork StepRunner::expert_work(const Work& work) const {
+  return {*layer_,          work.block.rows, mlp_input(work), work.at.wide,
+          *work.at.experts, work.weights,    work.stop};
+}
+
 /// wide = columns of act(gate) * up, or of act(up).
 Result<void> StepRunner::mlp_up(const Work& work, const Step& step) {
   const MlpSpec& spec = layer_->mlp;
-  const bool normed =
-      layer_->mlp_norm || (layer_->residual == Residual::parallel && layer_->attention_norm);
-  const std::byte* input = normed ? work.at.hidden : work.at.state;
+  const std::byte* input = mlp_input(work);
   std::byte* const y = work.at.wide + step.begin * element_bytes();
   if (!spec.gated) {
     return multiply(
@@ -351,6 +371,10 @@ Result<void> StepRunner::mlp_up(const Work& work, const Step& step) {
 }
 
 Result<void> StepRunner::mlp_end(const Work& work, const CaptureTap& tap) {
+  if (layer_->moe.experts != 0) {
+    device_.round({work.at.experts->sums, work.at.hidden, options_.dtype,
+                   work.block.rows * model_.hidden_size});
+  }
   LIB_TRY_VOID(tap(CapturePoint::mlp_out, work.at.hidden));
   if (layer_->residual == Residual::parallel) {
     device_.add({work.at.state, work.at.attention_out, work.at.hidden, options_.dtype,

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "gpu_exec/device.h"
 #include "gpu_exec/execution_plan.h"
+#include "gpu_exec/expert_runner.h"
 #include "gpu_exec/layer_executor.h"
 #include "gpu_exec/layer_weights.h"
 
@@ -20,20 +21,19 @@ struct BlockBuffers {
   std::byte* hidden = nullptr;
   std::byte* attention_out = nullptr;
   std::byte* wide = nullptr;
+  BlockExperts* experts = nullptr;  ///< Null if no layer has any.
 };
 
 /// @error cancelled  the token says so.
 Result<void> unless_stopped(const std::stop_token& stop);
 
-/// Told when a point's rows, [block rows, hidden], are there (in the order of the compute queue).
-using CaptureTap = std::function<Result<void>(CapturePoint point, std::byte* rows)>;
-
 /// Not thread-safe.
 class StepRunner {
  public:
-  /// @param arena  Where `plan` holds; it, model, device and plan must outlive this.
+  /// @param host   See ExpertRunner.
+  /// @param arena  Where `plan` holds; both, model, device and plan must outlive this.
   StepRunner(const ModelSpec& model, const ExecutorOptions& options, Device& device,
-             const ExecutionPlan& plan, std::byte* arena);
+             const ExecutionPlan& plan, std::byte* arena, std::byte* host);
 
   void begin_layer(const LayerSpec& layer);
   /// @error invalid_argument  the block is not as Block and Segment say.
@@ -79,6 +79,8 @@ class StepRunner {
   void latent_norm(const Work& work, std::byte* x, std::uint64_t rank, WeightRole weight);
   Result<void> attention_end(const Work& work, const CaptureTap& tap);
   Result<void> mlp_up(const Work& work, const Step& step);
+  const std::byte* mlp_input(const Work& work) const;
+  ExpertWork expert_work(const Work& work) const;
   Result<void> mlp_end(const Work& work, const CaptureTap& tap);
   Result<void> project(const Work& work, const Step& step, const Matrix& matrix, std::byte* y);
   Result<void> multiply(const Work& work, const Matrix& matrix, Range range, const std::byte* x,
@@ -109,6 +111,7 @@ class StepRunner {
   Device& device_;
   const ExecutionPlan& plan_;
   std::byte* const arena_;
+  ExpertRunner experts_;
   const LayerSpec* layer_ = nullptr;
   std::uint64_t next_position_ = 0;  ///< Where a further tile of the last sample would begin.
   const RopeSpec* table_rope_ = nullptr;

@@ -84,6 +84,8 @@ std::vector<Flavour> all_flavours() {
   windowed.name = "windowed";
   windowed.layer.attention.window = 20;
   all.push_back(windowed);
+  // This device does not run experts.
+  std::erase_if(all, [](const Flavour& flavour) { return flavour.layer.moe.experts != 0; });
   return all;
 }
 

@@ -177,6 +177,8 @@ float activated(Activation activation, float x) {
       return relu(x);
     case Activation::relu_squared:
       return relu(x) * relu(x);
+    case Activation::clamped_swish:
+      return clamped_swish(x);
   }
   return NAN;
 }
@@ -202,7 +204,8 @@ struct Products {
       const std::uint64_t column = i % width;
       float value = activated(activation, bias ? first[i] + first_bias[column] : first[i]);
       if (gated) {
-        value *= bias ? second[i] + second_bias[column] : second[i];
+        const float up = bias ? second[i] + second_bias[column] : second[i];
+        value *= activation == Activation::clamped_swish ? clamped_up(up) : up;
       }
       y[i / width * (width + gap) + column] = value;
     }

@@ -243,6 +243,72 @@ Flavour latent_tiles() {
   return flavour;
 }
 
+MoeSpec some_experts() {
+  MoeSpec moe;
+  moe.experts = 7;
+  moe.top_k = 3;
+  moe.width = 40;
+  return moe;
+}
+
+/// Biases everywhere, and a shared expert with a gate.
+Flavour softmax_experts() {
+  Flavour flavour{"softmax_experts", awkward_layer(), kRms};
+  MoeSpec& moe = flavour.layer.moe = some_experts();
+  moe.bias = moe.router_bias = true;
+  moe.shared_width = 52;
+  moe.shared_gate = true;
+  return flavour;
+}
+
+Flavour grouped_experts() {
+  Flavour flavour{"grouped_experts", awkward_layer(), kRms};
+  MoeSpec& moe = flavour.layer.moe = some_experts();
+  moe.experts = 12;
+  moe.groups = 4;
+  moe.top_groups = 2;
+  moe.score = RouterScore::sigmoid;
+  moe.select_bias = true;
+  moe.multiplier = 2.5F;
+  moe.shared_width = 24;
+  return flavour;
+}
+
+/// Matrices of all experts in one tensor, rows of gate and up in turns.
+Flavour interleaved_experts() {
+  Flavour flavour{"interleaved_experts", awkward_layer(), kRms};
+  MoeSpec& moe = flavour.layer.moe = some_experts();
+  moe.storage = ExpertStorage::stacked_transposed;
+  moe.fused = moe.interleaved = moe.bias = true;
+  flavour.layer.mlp.activation = Activation::clamped_swish;
+  return flavour;
+}
+
+Flavour scaled_inputs() {
+  Flavour flavour{"scaled_inputs", awkward_layer(), {NormKind::rms, false, true, 1e-5F}};
+  flavour.layer.attention_out_norm = flavour.layer.mlp_out_norm = true;
+  MoeSpec& moe = flavour.layer.moe = some_experts();
+  moe.storage = ExpertStorage::stacked;
+  moe.fused = true;
+  moe.score = RouterScore::sigmoid;
+  moe.router_cap = 2;
+  moe.renormalise = false;
+  moe.input_scaled = true;
+  return flavour;
+}
+
+/// Every expert for every token, in a parallel layer.
+Flavour all_experts() {
+  Flavour flavour = parallel_shared();
+  flavour.name = "all_experts";
+  MoeSpec& moe = flavour.layer.moe = some_experts();
+  moe.experts = moe.top_k = 4;
+  moe.groups = moe.top_groups = 2;
+  moe.group_rank = GroupRank::best;
+  moe.storage = ExpertStorage::flat;
+  return flavour;
+}
+
 bool is_norm_weight(WeightRole role) {
   const std::string name = weight_role_name(role);
   return name.ends_with("_norm");
@@ -251,20 +317,11 @@ bool is_norm_weight(WeightRole role) {
 }  // namespace
 
 std::vector<Flavour> flavours() {
-  return {post_norms(),
-          sandwich(),
-          parallel_shared(),
-          parallel_two(),
-          norm_after(),
-          grouped(),
-          transposed(),
-          by_length(),
-          turned_first(),
-          unit_heads(),
-          unit_heads_without_rope(),
-          latent(),
-          latent_direct(),
-          latent_tiles()};
+  return {post_norms(),      sandwich(),        parallel_shared(),     parallel_two(),
+          norm_after(),      grouped(),         transposed(),          by_length(),
+          softmax_experts(), grouped_experts(), interleaved_experts(), scaled_inputs(),
+          all_experts(),     turned_first(),    unit_heads(),          unit_heads_without_rope(),
+          latent(),          latent_direct(),   latent_tiles()};
 }
 
 TestLayer make_layer(std::uint32_t hidden, LayerSpec layer, DType weight_type, std::uint64_t seed,
@@ -274,18 +331,19 @@ TestLayer make_layer(std::uint32_t hidden, LayerSpec layer, DType weight_type, s
   test.model.norm = norm;
   test.weight_type = weight_type;
   TestRandom random(seed);
-  std::vector<WeightRole> roles = weight_roles(test.model, layer);
+  std::vector<WeightKey> keys = weight_keys(test.model, layer);
   for (const WeightRole role : final_roles(test.model)) {
-    roles.push_back(role);
+    keys.emplace_back(role);
   }
-  for (const WeightRole role : roles) {
+  for (const WeightKey& key : keys) {
+    const WeightRole role = key.role;
     const auto shape = weight_shape(test.model, layer, role);
     const bool is_matrix = shape.size() == 2 && !is_norm_weight(role);
     const std::size_t count = shape[0] * (shape.size() == 2 ? shape[1] : 1);
-    const std::size_t inputs = is_matrix ? shape[layer.transposed ? 0 : 1] : 1;
+    const std::size_t inputs = is_matrix ? shape[weight_transposed(layer, role) ? 0 : 1] : 1;
     const float scale = is_matrix ? 2.0F / std::sqrt(static_cast<float>(inputs)) : 0.3F;
     const float centre = is_norm_weight(role) && !norm.one_plus ? 1.0F : 0.0F;
-    test.weights[role] = rounded(random.vector(count, scale, centre), weight_type);
+    test.weights[key] = rounded(random.vector(count, scale, centre), weight_type);
   }
   test.model.layers.push_back(std::move(layer));
   return test;
@@ -322,16 +380,16 @@ Result<void> RecordingSink::store(std::size_t block, std::span<std::byte> bytes)
 }
 
 void load_weights(LayerExecutor& executor, const TestLayer& layer) {
-  for (const auto& [role, values] : layer.weights) {
+  for (const auto& [key, values] : layer.weights) {
     // One byte off any alignment: checkpoints give no better.
     const Bytes packed = to_bytes(values, layer.weight_type);
     auto odd = std::make_shared<Bytes>(packed.size() + 1);
     std::memcpy(odd->data() + 1, packed.data(), packed.size());
-    std::shared_ptr<const Bytes>& kept = layer.loaded[role];
+    std::shared_ptr<const Bytes>& kept = layer.loaded[key];
     if (kept == nullptr || *kept != *odd) {
       kept = std::move(odd);
     }
-    const auto loaded = executor.load(role, layer.weight_type, std::span(*kept).subspan(1));
+    const auto loaded = executor.load(key, layer.weight_type, std::span(*kept).subspan(1));
     EXPECT_TRUE(loaded) << loaded.error().message();
   }
 }

@@ -48,9 +48,9 @@ DeviceMemory aligned_memory(std::uint64_t bytes);
 struct TestLayer {
   ModelSpec model;
   DType weight_type = DType::f32;
-  std::map<WeightRole, std::vector<float>> weights;
+  std::map<WeightKey, std::vector<float>> weights;
   /// The weights as load_weights() gave them to an executor, which may read them again.
-  mutable std::map<WeightRole, std::shared_ptr<const Bytes>> loaded;
+  mutable std::map<WeightKey, std::shared_ptr<const Bytes>> loaded;
 };
 /// Small sizes that are multiples of nothing; every optional tensor is there.
 LayerSpec awkward_layer();

@@ -56,6 +56,7 @@ TEST_P(LayerOnPath, IsAccurate) {
     const Bytes state = run_block(*executor, segments, to_bytes(x, DType::f32), sink);
     EXPECT_EQ(state, sink.rows[CapturePoint::resid_post]);
     ReferenceLayer expected;
+    Bytes experts;
     const Rows rows = to_rows(x, kHidden);
     for (const Segment& segment : segments) {
       const auto begin = rows.begin() + static_cast<std::ptrdiff_t>(segment.row_begin);
@@ -68,6 +69,11 @@ TEST_P(LayerOnPath, IsAccurate) {
       append(expected.resid_mid, one.resid_mid);
       append(expected.mlp_out, one.mlp_out);
       append(expected.resid_post, one.resid_post);
+      append(expected.expert_weights, one.expert_weights);
+      for (const std::vector<std::int32_t>& chosen : one.experts) {
+        const auto bytes = std::as_bytes(std::span(chosen));
+        experts.insert(experts.end(), bytes.begin(), bytes.end());
+      }
     }
     const auto error = [&](CapturePoint point, const Rows& truth) {
       return worst_row_error(to_floats(sink.rows[point], DType::f32), truth);
@@ -75,6 +81,10 @@ TEST_P(LayerOnPath, IsAccurate) {
     EXPECT_LE(error(CapturePoint::attn_out, expected.attn_out), 1e-5) << flavour.name;
     EXPECT_LE(error(CapturePoint::mlp_out, expected.mlp_out), 1e-5) << flavour.name;
     EXPECT_LE(error(CapturePoint::resid_post, expected.resid_post), 1e-5) << flavour.name;
+    if (flavour.layer.moe.experts != 0) {
+      EXPECT_EQ(sink.rows[CapturePoint::router_ids], experts) << flavour.name;
+      EXPECT_LE(error(CapturePoint::router_weights, expected.expert_weights), 1e-5) << flavour.name;
+    }
     if (flavour.layer.residual == Residual::parallel) {
       EXPECT_FALSE(sink.rows.contains(CapturePoint::resid_mid)) << flavour.name;
     } else {
@@ -116,8 +126,9 @@ TEST_P(LayerOnPath, GivesARowTheSameBitsInAnyBlock) {
       const auto part_of = [&](RecordingSink& sink, std::uint64_t row, std::uint64_t rows) {
         std::map<CapturePoint, Bytes> part;
         for (const auto& [point, bytes] : sink.rows) {
-          const auto begin = bytes.begin() + static_cast<std::ptrdiff_t>(row * row_bytes);
-          part[point] = Bytes(begin, begin + static_cast<std::ptrdiff_t>(rows * row_bytes));
+          const std::size_t bytes_of_row = bytes.size() / 811;
+          const auto begin = bytes.begin() + static_cast<std::ptrdiff_t>(row * bytes_of_row);
+          part[point] = Bytes(begin, begin + static_cast<std::ptrdiff_t>(rows * bytes_of_row));
         }
         return part;
       };

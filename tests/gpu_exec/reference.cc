@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 
 namespace librarian::gpu_exec {
 
@@ -232,26 +233,26 @@ class Weights {
  public:
   explicit Weights(const TestLayer& layer) {
     const LayerSpec& spec = layer.model.layers[0];
-    for (const auto& [role, values] : layer.weights) {
-      const std::vector<std::uint64_t> shape = weight_shape(layer.model, spec, role);
-      for (const WeightPart& part : weight_parts(layer.model, spec, role)) {
+    for (const auto& [key, values] : layer.weights) {
+      const std::vector<std::uint64_t> shape = weight_shape(layer.model, spec, key.role);
+      for (const WeightPart& part : weight_parts(layer.model, spec, key.role)) {
         const std::uint64_t inputs = std::max<std::uint64_t>(part.inputs, 1);
-        std::vector<float>& to = parts_[part.role];
+        std::vector<float>& to = parts_[{part.role, key.expert}];
         for (std::uint64_t n = 0; n < part.outputs; ++n) {
           for (std::uint64_t k = 0; k < inputs; ++k) {
             const std::uint64_t row = part.rows.at(n);
-            const bool turned = spec.transposed && part.inputs != 0;
+            const bool turned = weight_transposed(spec, key.role) && part.inputs != 0;
             to.push_back(values[turned ? k * shape[1] + row : row * inputs + k]);
           }
         }
       }
     }
   }
-  const std::vector<float>* find(WeightRole role) const {
-    const auto found = parts_.find(role);
+  const std::vector<float>* find(WeightKey key) const {
+    const auto found = parts_.find(key);
     return found == parts_.end() ? nullptr : &found->second;
   }
-  Rows linear(const Rows& x, WeightRole weight, WeightRole bias) const {
+  Rows linear(const Rows& x, WeightKey weight, WeightKey bias) const {
     const std::vector<float>& matrix = parts_.at(weight);
     return reference_linear(x, matrix, find(bias), matrix.size() / x[0].size());
   }
@@ -261,7 +262,7 @@ class Weights {
   }
 
  private:
-  std::map<WeightRole, std::vector<float>> parts_;
+  std::map<WeightKey, std::vector<float>> parts_;
 };
 
 Rows reference_mlp(const Weights& weights, const MlpSpec& spec, const Rows& x) {
@@ -355,6 +356,126 @@ Heads reference_latent_heads(const Weights& weights, const AttentionSpec& attent
           columns_of(kv, heads, latent.nope_dim, latent.value_dim)};
 }
 
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+/// The places of the `k` largest, the largest first.
+std::vector<std::int32_t> largest(const std::vector<double>& values, std::size_t k) {
+  std::vector<std::int32_t> order(values.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
+    return values[static_cast<std::size_t>(a)] > values[static_cast<std::size_t>(b)];
+  });
+  order.resize(k);
+  return order;
+}
+
+std::vector<double> reference_scores(std::vector<double> products, const MoeSpec& moe) {
+  double sum = 0;
+  for (double& value : products) {
+    value = moe.router_cap == 0 ? value : moe.router_cap * std::tanh(value / moe.router_cap);
+    value = moe.score == RouterScore::sigmoid ? sigmoid(value) : std::exp(value);
+    sum += value;
+  }
+  for (double& value : products) {
+    value /= moe.score == RouterScore::sigmoid ? 1 : sum;
+  }
+  return products;
+}
+
+void reference_groups(const MoeSpec& moe, std::vector<double>& select) {
+  const std::size_t size = moe.experts / moe.groups;
+  std::vector<double> ranks;
+  for (std::size_t group = 0; group < moe.groups; ++group) {
+    std::vector<double> of(select.begin() + static_cast<std::ptrdiff_t>(group * size),
+                           select.begin() + static_cast<std::ptrdiff_t>((group + 1) * size));
+    std::sort(of.rbegin(), of.rend());
+    ranks.push_back(of[0] + (moe.group_rank == GroupRank::best ? 0 : of[1]));
+  }
+  const std::vector<std::int32_t> kept = largest(ranks, moe.top_groups);
+  for (std::size_t i = 0; i < select.size(); ++i) {
+    if (std::count(kept.begin(), kept.end(), static_cast<std::int32_t>(i / size)) == 0) {
+      select[i] = 0;
+    }
+  }
+}
+
+/// h -> down(act(gate h) * up h) of one row.
+std::vector<double> reference_expert(const Weights& weights, const LayerSpec& layer,
+                                     std::uint32_t expert, const std::vector<double>& x) {
+  const auto product = [&](WeightRole weight, WeightRole bias, const std::vector<double>& in) {
+    return weights.linear({in}, {weight, expert}, {bias, expert})[0];
+  };
+  const std::vector<double> up =
+      product(WeightRole::expert_up_weight, WeightRole::expert_up_bias, x);
+  std::vector<double> act =
+      product(WeightRole::expert_gate_weight, WeightRole::expert_gate_bias, x);
+  const bool clamped = layer.mlp.activation == Activation::clamped_swish;
+  for (std::size_t i = 0; i < act.size(); ++i) {
+    act[i] = activated(layer.mlp.activation, act[i]) *
+             (clamped ? std::clamp(up[i], -7.0, 7.0) + 1 : up[i]);
+  }
+  return product(WeightRole::expert_down_weight, WeightRole::expert_down_bias, act);
+}
+
+std::vector<double> reference_shared(const Weights& weights, const LayerSpec& layer,
+                                     const std::vector<double>& x) {
+  const WeightRole no_bias = WeightRole::down_bias;  // Of no layer with experts.
+  const Rows up = weights.linear({x}, WeightRole::shared_up_weight, no_bias);
+  Rows act = weights.linear({x}, WeightRole::shared_gate_weight, no_bias);
+  for (std::size_t i = 0; i < act[0].size(); ++i) {
+    act[0][i] = activated(layer.mlp.activation, act[0][i]) * up[0][i];
+  }
+  std::vector<double> out = weights.linear(act, WeightRole::shared_down_weight, no_bias)[0];
+  const double factor = layer.moe.shared_gate
+                            ? sigmoid(weights.linear({x}, WeightRole::shared_router, no_bias)[0][0])
+                            : 1;
+  std::for_each(out.begin(), out.end(), [factor](double& value) { value *= factor; });
+  return out;
+}
+
+Rows reference_moe(const Weights& weights, const LayerSpec& layer, const Rows& x,
+                   ReferenceLayer& out) {
+  const MoeSpec& moe = layer.moe;
+  const Rows products = weights.linear(x, WeightRole::router_weight, WeightRole::router_bias);
+  const std::vector<float>* select_bias = weights.find(WeightRole::router_select_bias);
+  Rows y;
+  for (std::size_t row = 0; row < x.size(); ++row) {
+    const std::vector<double> scores = reference_scores(products[row], moe);
+    std::vector<double> select = scores;
+    for (std::size_t i = 0; select_bias != nullptr && i < select.size(); ++i) {
+      select[i] += (*select_bias)[i];
+    }
+    if (moe.groups > 1) {
+      reference_groups(moe, select);
+    }
+    out.experts.push_back(largest(select, moe.top_k));
+    double sum = 0;
+    for (const std::int32_t id : out.experts.back()) {
+      sum += scores[static_cast<std::size_t>(id)];
+    }
+    std::vector<double> total(x[row].size(), 0.0);
+    if (moe.shared_width != 0) {
+      total = reference_shared(weights, layer, x[row]);
+    }
+    std::vector<double>& factors = out.expert_weights.emplace_back();
+    for (const std::int32_t id : out.experts.back()) {
+      const double factor =
+          scores[static_cast<std::size_t>(id)] / (moe.renormalise ? sum : 1) * moe.multiplier;
+      factors.push_back(factor);
+      std::vector<double> in = x[row];
+      std::for_each(in.begin(), in.end(),
+                    [&](double& value) { value *= moe.input_scaled ? factor : 1; });
+      const std::vector<double> expert =
+          reference_expert(weights, layer, static_cast<std::uint32_t>(id), in);
+      for (std::size_t i = 0; i < total.size(); ++i) {
+        total[i] += expert[i] * (moe.input_scaled ? 1 : factor);
+      }
+    }
+    y.push_back(std::move(total));
+  }
+  return y;
+}
+
 }  // namespace
 
 ReferenceLayer reference_layer(const TestLayer& layer, const Rows& x) {
@@ -370,6 +491,10 @@ ReferenceLayer reference_layer(const TestLayer& layer, const Rows& x) {
     return sum_of(residual, weights.norm(output, weight, bias, norm), spec.residual_multiplier);
   };
   ReferenceLayer out;
+  const auto mlp = [&](const Rows& in) {
+    return spec.moe.experts != 0 ? reference_moe(weights, spec, in, out)
+                                 : reference_mlp(weights, spec.mlp, in);
+  };
   const Rows h = weights.norm(x, WeightRole::attention_norm, WeightRole::attention_norm_bias, norm);
   Heads heads = attention.latent.kv_rank != 0 ? reference_latent_heads(weights, attention, h)
                                               : reference_heads(weights, attention, norm, h);
@@ -386,16 +511,15 @@ ReferenceLayer reference_layer(const TestLayer& layer, const Rows& x) {
   if (spec.residual == Residual::parallel) {
     const Rows m =
         spec.mlp_norm ? weights.norm(x, WeightRole::mlp_norm, WeightRole::mlp_norm_bias, norm) : h;
-    out.mlp_out = reference_mlp(weights, spec.mlp, m);
+    out.mlp_out = mlp(m);
     out.resid_post = sum_of(sum_of(x, out.attn_out, spec.residual_multiplier), out.mlp_out,
                             spec.residual_multiplier);
     return out;
   }
   out.resid_mid =
       join(x, out.attn_out, WeightRole::attention_out_norm, WeightRole::attention_out_norm_bias);
-  out.mlp_out = reference_mlp(
-      weights, spec.mlp,
-      weights.norm(out.resid_mid, WeightRole::mlp_norm, WeightRole::mlp_norm_bias, norm));
+  out.mlp_out =
+      mlp(weights.norm(out.resid_mid, WeightRole::mlp_norm, WeightRole::mlp_norm_bias, norm));
   out.resid_post =
       join(out.resid_mid, out.mlp_out, WeightRole::mlp_out_norm, WeightRole::mlp_out_norm_bias);
   return out;

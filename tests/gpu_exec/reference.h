@@ -36,6 +36,8 @@ Rows reference_rotate(Rows x, std::uint32_t heads, const AttentionSpec& spec,
 
 struct ReferenceLayer {
   Rows attn_out, resid_mid, mlp_out, resid_post;
+  std::vector<std::vector<std::int32_t>> experts;  ///< Of each row, best first.
+  Rows expert_weights;
 };
 /// One sample through the layer.
 ReferenceLayer reference_layer(const TestLayer& layer, const Rows& x);

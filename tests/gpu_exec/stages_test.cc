@@ -142,12 +142,12 @@ TEST(LayerSteps, CoverEveryWeightOnceInSlicesThatDoNotDependOnTheStages) {
   const auto device = cpu_device(best_cpu_isa(), 1);
   const std::vector<Step> steps =
       layer_steps(layer.model, spec, DType::bf16, std::uint64_t{128} * kHidden * 2);
-  std::map<WeightRole, std::uint64_t> rows;
+  std::map<WeightKey, std::uint64_t> rows;
   for (const Step& step : steps) {
     for (const StepWeight& weight : step.weights) {
       if (weight.inputs != 0) {
-        EXPECT_EQ(rows[weight.role], weight.begin) << "slices follow one another";
-        rows[weight.role] = weight.end;
+        EXPECT_EQ(rows[weight.key], weight.begin) << "slices follow one another";
+        rows[weight.key] = weight.end;
       }
     }
   }
@@ -166,7 +166,7 @@ TEST(LayerSteps, CoverEveryWeightOnceInSlicesThatDoNotDependOnTheStages) {
         kinds.push_back(step.kind);
         for (const StepWeight& weight : step.weights) {
           EXPECT_TRUE(std::any_of(stage.slots.begin(), stage.slots.end(), [&](const WeightSlot& s) {
-            return s.weight.role == weight.role && s.weight.begin == weight.begin &&
+            return s.weight.key == weight.key && s.weight.begin == weight.begin &&
                    s.weight.end == weight.end;
           }));
         }

@@ -76,6 +76,12 @@ class ForwardingDevice : public Device {
   void norm(const NormOp& op) override { inner_->norm(op); }
   void add(const AddOp& op) override { inner_->add(op); }
   void topk(const TopkOp& op) override { inner_->topk(op); }
+  bool runs_experts() const override { return inner_->runs_experts(); }
+  void route(const RouteOp& op) override { inner_->route(op); }
+  void gather(const GatherOp& op) override { inner_->gather(op); }
+  void combine(const CombineOp& op) override { inner_->combine(op); }
+  void round(const RoundOp& op) override { inner_->round(op); }
+  void clear(std::byte* at, std::uint64_t bytes) override { inner_->clear(at, bytes); }
 
  private:
   std::unique_ptr<Device> inner_;
