@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/units.h"
+#include "gpu_exec/latent_attention.h"
 
 namespace librarian::gpu_exec {
 namespace {
@@ -24,13 +25,35 @@ struct Needs {
   std::uint64_t step_bytes = 0;    ///< Of the largest step.
   std::uint64_t vector_bytes = 0;  ///< Of the layer that has the most, as they are in f32.
   std::uint64_t wide = 0;
-  std::uint64_t kv_width = 0;
+  std::uint64_t key_width = 0;
+  std::uint64_t value_width = 0;
+  std::uint64_t shared_key_width = 0;
+  std::uint64_t query_latent_width = 0;
+  std::uint64_t query_width = 0;  ///< Where queries have a place of their own.
   std::uint32_t rotary_dim = 0;
   std::uint32_t experts = 0;
   std::uint32_t experts_per_row = 0;
   bool parallel = false;
   ScratchNeeds scratch;
 };
+
+/// What a layer's keys and values need.
+void add_attention(const AttentionSpec& attention, Needs& needs) {
+  const LatentSpec& latent = attention.latent;
+  const auto raise = [](std::uint64_t& most, std::uint64_t width) { most = std::max(most, width); };
+  if (latent.kv_rank == 0) {
+    const std::uint64_t width = std::uint64_t{attention.kv_heads} * attention.head_dim;
+    raise(needs.key_width, width);
+    raise(needs.value_width, width);
+    return;
+  }
+  const std::uint64_t heads = latent_tile_heads(attention);
+  raise(needs.key_width, heads * latent_head_width(latent));
+  raise(needs.value_width, latent.kv_rank);
+  raise(needs.shared_key_width, latent.rope_dim);
+  raise(needs.query_latent_width, latent.q_rank);
+  raise(needs.query_width, heads * attention.head_dim);
+}
 
 Needs needs_of(const ModelSpec& model, const ExecutorOptions& options, const Device& device) {
   Needs needs;
@@ -55,18 +78,18 @@ Needs needs_of(const ModelSpec& model, const ExecutorOptions& options, const Dev
     }
     needs.vector_bytes = std::max(needs.vector_bytes, vectors);
     const AttentionSpec& attention = layer.attention;
-    const std::uint64_t head_dim = attention.head_dim;
     const MoeSpec& moe = layer.moe;
     needs.wide =
-        std::max({needs.wide, attention.heads * head_dim,
+        std::max({needs.wide, std::uint64_t{attention.heads} * attention.value_dim(),
                   std::uint64_t{moe.experts == 0 ? layer.mlp.width
                                                  : std::max(moe.width, moe.shared_width)}});
     needs.experts = std::max(needs.experts, moe.experts);
     needs.experts_per_row = std::max(needs.experts_per_row, moe.top_k);
-    needs.kv_width = std::max(needs.kv_width, attention.kv_heads * head_dim);
+    add_attention(attention, needs);
     needs.rotary_dim = std::max(needs.rotary_dim, attention.rope.rotary_dim);
     needs.parallel = needs.parallel || layer.residual == Residual::parallel;
-    needs.scratch.head_dim_max = std::max(needs.scratch.head_dim_max, attention.head_dim);
+    needs.scratch.head_dim_max =
+        std::max({needs.scratch.head_dim_max, attention.head_dim, attention.value_dim()});
     needs.scratch.group_max =
         std::max(needs.scratch.group_max, attention.heads / std::max(1U, attention.kv_heads));
   }
@@ -174,9 +197,12 @@ ExecutionPlan place_all(const ModelSpec& model, const ExecutorOptions& options,
   plan.blocks = place(blocks_together * plan.block_bytes);
   plan.kv_rows = std::max(options.block_rows_max, options.sample_rows_max);
   // A tile's keys begin at any row, and whole units of rows are written.
-  const std::uint64_t kv_bytes = (plan.kv_rows + unit - 1) * needs.kv_width * element_bytes;
-  plan.keys = place(kv_bytes);
-  plan.values = place(kv_bytes);
+  const std::uint64_t kv_rows = plan.kv_rows + unit - 1;
+  plan.keys = place(kv_rows * needs.key_width * element_bytes);
+  plan.values = place(kv_rows * needs.value_width * element_bytes);
+  plan.shared_keys = place(kv_rows * needs.shared_key_width * element_bytes);
+  plan.query_latents = place(rows * needs.query_latent_width * element_bytes);
+  plan.queries = place(rows * needs.query_width * element_bytes);
   plan.rope_table =
       place(rope_table_floats(options.block_rows_max, needs.rotary_dim) * sizeof(float));
   plan.scratch = place(device.scratch_bytes(needs.scratch));
@@ -259,6 +285,32 @@ Result<ExecutionPlan> make_execution_plan(const ModelSpec& model, const Executor
   return place_all(model, options, device, needs, Residency::stage, together);
 }
 
+namespace {
+
+/// What is wrong with a layer's latent attention, or nothing.
+std::string latent_problem(const AttentionSpec& attention) {
+  const LatentSpec& latent = attention.latent;
+  if (attention.heads != attention.kv_heads || attention.qk_norm != QkNorm::none) {
+    return "latent attention needs as many kv_heads as heads, and no norm of q and k";
+  }
+  if (std::uint64_t{latent.nope_dim} + latent.rope_dim != attention.head_dim) {
+    return "nope_dim=" + std::to_string(latent.nope_dim) +
+           " and rope_dim=" + std::to_string(latent.rope_dim) +
+           " are not head_dim=" + std::to_string(attention.head_dim);
+  }
+  if (latent.rope_dim == 0 || latent.rope_dim != attention.rope.rotary_dim) {
+    return "rope_dim=" + std::to_string(latent.rope_dim) +
+           " of latent attention is not rotary_dim=" + std::to_string(attention.rope.rotary_dim);
+  }
+  if (latent.value_dim == 0 || latent.value_dim > kHeadDimMax) {
+    return "value_dim=" + std::to_string(latent.value_dim) + " is not in 1.." +
+           std::to_string(kHeadDimMax);
+  }
+  return {};
+}
+
+}  // namespace
+
 Result<void> check_spec(const ModelSpec& model, const ExecutorOptions& options,
                         const Device& device) {
   if (options.block_rows_max == 0 || model.hidden_size == 0 || options.slice_bytes_max == 0) {
@@ -291,6 +343,14 @@ Result<void> check_spec(const ModelSpec& model, const ExecutorOptions& options,
           i, "rotary_dim=" + std::to_string(rope.rotary_dim) + " with " +
                  std::to_string(rope.inverse_frequency.size()) +
                  " frequencies does not fit head_dim=" + std::to_string(attention.head_dim));
+    }
+    if (attention.latent.kv_rank != 0) {
+      if (const std::string problem = latent_problem(attention); !problem.empty()) {
+        return bad_layer(i, problem);
+      }
+    }
+    if (attention.qk_norm == QkNorm::full && attention.qk_norm_after_rope) {
+      return bad_layer(i, "a norm of all heads together comes before rope");
     }
     if (attention.storage == QkvStorage::per_head && attention.heads != attention.kv_heads) {
       return bad_layer(i, "q, k and v stored by head need as many kv_heads as heads");

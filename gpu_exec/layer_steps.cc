@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "gpu_exec/latent_attention.h"
+
 namespace librarian::gpu_exec {
 namespace {
 
@@ -47,6 +49,25 @@ class Parts {
  private:
   std::vector<WeightPart> parts_;
 };
+
+/// Adds what latent attention needs: its matrices cut where it takes a part of their outputs.
+void add_latent(const Parts& parts, const AttentionSpec& attention, Step& step) {
+  const LatentSpec& latent = attention.latent;
+  parts.add_all(step, {WeightRole::q_a_weight, WeightRole::q_a_bias, WeightRole::q_a_norm});
+  parts.add(step, WeightRole::kv_a_weight, 0, latent.kv_rank);
+  parts.add(step, WeightRole::kv_a_weight, latent.kv_rank,
+            std::uint64_t{latent.kv_rank} + latent.rope_dim);
+  parts.add_all(step, {WeightRole::kv_a_bias, WeightRole::kv_a_norm});
+  const std::uint64_t heads = latent_tile_heads(attention);
+  const std::uint64_t kv_width = latent_head_width(latent);
+  for (std::uint64_t begin = 0; begin < attention.heads; begin += heads) {
+    const std::uint64_t end = std::min<std::uint64_t>(begin + heads, attention.heads);
+    for (const WeightRole role : {WeightRole::q_weight, WeightRole::q_b_weight}) {
+      parts.add(step, role, begin * attention.head_dim, end * attention.head_dim);
+    }
+    parts.add(step, WeightRole::kv_b_weight, begin * kv_width, end * kv_width);
+  }
+}
 
 /// One step per slice of the outputs of `roles`, all of one shape.
 void add_slices(const Parts& parts, StepKind kind, std::initializer_list<WeightRole> roles,
@@ -162,10 +183,15 @@ std::vector<Step> layer_steps(const ModelSpec& model, const LayerSpec& layer,
   std::vector<Step> steps;
   // Keys and values of a block are gone when the next one's come: this step is not cut.
   Step attention{StepKind::attention, 0, 0, {}};
-  parts.add_all(attention,
-                {WeightRole::attention_norm, WeightRole::attention_norm_bias, WeightRole::q_weight,
-                 WeightRole::q_bias, WeightRole::k_weight, WeightRole::k_bias, WeightRole::v_weight,
-                 WeightRole::v_bias, WeightRole::q_norm, WeightRole::k_norm, WeightRole::sinks});
+  parts.add_all(attention, {WeightRole::attention_norm, WeightRole::attention_norm_bias});
+  if (layer.attention.latent.kv_rank != 0) {
+    add_latent(parts, layer.attention, attention);
+  } else {
+    parts.add_all(attention, {WeightRole::q_weight, WeightRole::q_bias, WeightRole::k_weight,
+                              WeightRole::k_bias, WeightRole::v_weight, WeightRole::v_bias,
+                              WeightRole::q_norm, WeightRole::k_norm});
+  }
+  parts.add_all(attention, {WeightRole::sinks});
   steps.push_back(std::move(attention));
   add_slices(parts, StepKind::attention_out, {WeightRole::out_weight, WeightRole::out_bias},
              element_bytes, slice_bytes_max, steps);
