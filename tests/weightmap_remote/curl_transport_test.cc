@@ -466,7 +466,7 @@ TEST_F(CurlTransportTest, DestructionEndsHangingTransfers) {
   int cancelled = 0;
   std::vector<std::string> buffers(6, std::string(kWanted.size(), '#'));
   for (std::string& buffer : buffers) {
-    fetcher_->submit({id_, {{kWanted, bytes_of(buffer)}}}, [&](Result<void> result) {
+    fetcher_->submit({id_, {{kWanted, bytes_of(buffer)}}}, [&](const Result<CrcRuns>& result) {
       cancelled += result.error().code() == ErrorCode::cancelled ? 1 : 0;
     });
   }
