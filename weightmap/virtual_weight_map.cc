@@ -407,7 +407,7 @@ Result<ArrivedPiece> Lease::take_next() {
     digests_.push_back({tensor.name, hash_.digest()});
   }
   ++next_piece_;
-  return {&tensor, piece.bytes.begin - tensor.bytes.begin, bytes};
+  return ArrivedPiece{&tensor, piece.bytes.begin - tensor.bytes.begin, bytes};
 }
 
 VirtualWeightMap::VirtualWeightMap(WeightSource& source, Clock& clock, const Checkpoint& checkpoint,

@@ -239,7 +239,8 @@ class FileStaging::Staging {
     } else if (++bad_reads_[segment] > 1) {
       fail(lock, Error(ErrorCode::io, hold_.data_path() + ": bytes " + std::to_string(range.begin) +
                                           " to " + std::to_string(range.end) +
-                                          " are not what was written, twice; use another disk"));
+                                          " are not what arrived, twice; use another disk, or "
+                                          "test this machine's memory"));
     } else {
       log(LogLevel::warning, "staged_segment_damaged",
           {{"path", hold_.data_path()}, {"begin", range.begin}, {"end", range.end}});
