@@ -392,15 +392,18 @@ Result<ArrivedPiece> Lease::take_next() {
   if (piece.bytes.begin == tensor.bytes.begin) {
     hash_ = StreamingXxh3();
   }
+  std::sort(slot.crcs.begin(), slot.crcs.end(),
+            [](const auto& a, const auto& b) { return a.range.begin < b.range.begin; });
+  const std::optional<std::uint32_t> on_arrival = remote::crc_of(slot.crcs, piece.bytes);
   std::uint32_t crc = 0;
   for (std::size_t at = 0; at < bytes.size(); at += kHashBlockBytes) {
     const auto block = bytes.subspan(at, std::min(kHashBlockBytes, bytes.size() - at));
-    crc = crc32c(block, crc);
+    if (on_arrival) {
+      crc = crc32c(block, crc);
+    }
     hash_.update(block);
   }
-  std::sort(slot.crcs.begin(), slot.crcs.end(),
-            [](const auto& a, const auto& b) { return a.range.begin < b.range.begin; });
-  if (const auto arrived = remote::crc_of(slot.crcs, piece.bytes); arrived && *arrived != crc) {
+  if (on_arrival && *on_arrival != crc) {
     return map_->impl_->changed_in_memory(*stream_, piece);
   }
   if (piece.bytes.end == tensor.bytes.end) {

@@ -55,10 +55,10 @@ TEST(Scatter, SumsWhatArrivesInRuns) {
                                          {kCrcRunBytes - 5, 3 * kCrcRunBytes + 9},
                                          {3 * kCrcRunBytes + 9, 4 * kCrcRunBytes}};
   std::vector<std::byte> memory(object.size());
-  std::vector<FetchPiece> pieces;
-  for (const ByteRange& range : ranges) {
-    pieces.push_back({range, memory.data() + range.begin});
-  }
+  std::vector<FetchPiece> pieces(ranges.size());
+  std::transform(ranges.begin(), ranges.end(), pieces.begin(), [&](const ByteRange& range) {
+    return FetchPiece{range, memory.data() + range.begin};
+  });
   CrcRuns first;
   for (const std::size_t cut : {1UL, 3UL, 700UL, 16384UL, 65535UL, 65536UL, 100000UL, 400000UL}) {
     Scatter scatter(0, pieces);
