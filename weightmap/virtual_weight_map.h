@@ -63,7 +63,7 @@ class Lease {
 
   /// Waits for the next piece; nothing means the layer is complete.
   /// What came over the network is compared with the CRC32C that was taken when it arrived; local
-  /// and staged files are read to their slots directly and have none. Not again once it failed.
+  /// and staged files are read to their slots directly and have none. Once it failed it stays so.
   /// @error unavailable | source_changed | bad_input | cancelled | corrupt (bytes changed in memory
   ///        since they arrived; names the tensor); from staged files also corrupt (the origin's
   ///        file is not what it states) | no_space | io
