@@ -15,13 +15,14 @@ namespace {
 
 constexpr std::string_view kHexDigits = "0123456789abcdef";
 
+constexpr std::uint32_t kCrc32cPolynomial = 0x82F63B78;  // Reflected: bit 31 is the power 0 of x.
+
 constexpr std::array<std::uint32_t, 256> make_crc_table() {
-  constexpr std::uint32_t kPolynomial = 0x82F63B78;
   std::array<std::uint32_t, 256> table{};
   for (std::uint32_t i = 0; i < table.size(); ++i) {
     std::uint32_t value = i;
     for (int bit = 0; bit < 8; ++bit) {
-      value = (value >> 1U) ^ ((value & 1U) != 0 ? kPolynomial : 0U);
+      value = (value >> 1U) ^ ((value & 1U) != 0 ? kCrc32cPolynomial : 0U);
     }
     table[i] = value;
   }
@@ -34,6 +35,30 @@ std::uint32_t crc32c_portable(std::span<const std::byte> bytes, std::uint32_t st
     state = kTable[(state ^ static_cast<std::uint32_t>(byte)) & 0xFFU] ^ (state >> 8U);
   }
   return state;
+}
+
+constexpr std::uint32_t multiply_modulo(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t product = 0;
+  for (std::uint32_t power = 1U << 31U; power != 0; power >>= 1U) {
+    product ^= (a & power) != 0 ? b : 0U;
+    b = (b >> 1U) ^ ((b & 1U) != 0 ? kCrc32cPolynomial : 0U);
+  }
+  return product;
+}
+
+/// x^(8 * 2^k) modulo the polynomial: 2^k zero bytes.
+constexpr std::array<std::uint32_t, 64> make_zeros_table() {
+  std::array<std::uint32_t, 64> table{};
+  table[0] = 1U << (31U - 8U);
+  for (std::size_t k = 1; k < table.size(); ++k) {
+    table[k] = multiply_modulo(table[k - 1], table[k - 1]);
+  }
+  return table;
+}
+
+bool has_sse42() {
+  static const bool has = __builtin_cpu_supports("sse4.2") != 0;
+  return has;
 }
 
 // Eight bytes at a time: table k holds the CRC of a byte that has k bytes behind it.
@@ -72,9 +97,27 @@ Digest128 from_xxh(XXH128_hash_t hash) { return {hash.high64, hash.low64}; }
 }  // namespace
 
 std::uint32_t crc32c(std::span<const std::byte> bytes, std::uint32_t previous) {
-  static const bool has_sse42 = __builtin_cpu_supports("sse4.2") != 0;
   const std::uint32_t state = ~previous;
-  return ~(has_sse42 ? crc32c_sse42(bytes, state) : crc32c_portable(bytes, state));
+  return ~(has_sse42() ? crc32c_sse42(bytes, state) : crc32c_portable(bytes, state));
+}
+
+std::uint32_t crc32c_combine(std::uint32_t of_a, std::uint32_t of_b, std::uint64_t bytes_of_b) {
+  static constexpr std::array<std::uint32_t, 64> kZeros = make_zeros_table();
+  for (std::size_t k = 0; bytes_of_b != 0; ++k, bytes_of_b >>= 1U) {
+    if ((bytes_of_b & 1U) != 0) {
+      of_a = multiply_modulo(kZeros[k], of_a);
+    }
+  }
+  return of_a ^ of_b;
+}
+
+std::uint32_t copy_with_crc32c(std::byte* to, std::span<const std::byte> from,
+                               std::uint32_t previous) {
+  if (has_sse42()) {
+    return ~copy_with_crc32c_sse42(to, from, ~previous);
+  }
+  std::memcpy(to, from.data(), from.size());
+  return ~crc32c_portable(from, ~previous);
 }
 
 std::string Digest128::hex() const {

@@ -21,6 +21,18 @@ namespace librarian {
 /// @source RFC 3720 appendix B.4 gives the test vectors.
 std::uint32_t crc32c(std::span<const std::byte> bytes, std::uint32_t previous = 0);
 
+/// CRC-32C of a followed by b, from crc32c(a), crc32c(b) and the number of b's bytes alone; either
+/// may be empty. Takes the same short time whatever the length.
+/// @source M. Adler, zlib's crc32_combine_op(): the register after n zero bytes is the register
+///         times x^(8n) modulo the polynomial.
+std::uint32_t crc32c_combine(std::uint32_t of_a, std::uint32_t of_b, std::uint64_t bytes_of_b);
+
+/// Copies `from` to `to` as memcpy() does and takes the CRC-32C of what it copies in the same pass,
+/// continuing as crc32c() does. For bytes that are used long after: they are written past the
+/// cache, which saves reading the destination's lines first.
+std::uint32_t copy_with_crc32c(std::byte* to, std::span<const std::byte> from,
+                               std::uint32_t previous = 0);
+
 /// CRC-64/NVME of `bytes`, continuing from `previous` as crc32c() does: what S3 computes of
 /// uploads.
 /// @source NVM Express NVM Command Set specification 1.0, 5.2.1.3.4; S3's data integrity guide.

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
@@ -31,6 +32,13 @@ std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) {
 
 /// Elements that one task of a row-wise operation handles: some microseconds of work.
 constexpr std::uint64_t kTaskElements = 32768;
+
+/// Weights of a norm that has none.
+constexpr std::array<float, kHeadDimMax> kOnes = [] {
+  std::array<float, kHeadDimMax> ones{};
+  ones.fill(1.0F);
+  return ones;
+}();
 
 class CpuDevice final : public Device {
  public:
@@ -141,7 +149,13 @@ class CpuDevice final : public Device {
     const std::uint64_t element_bytes = dtype_bytes(op.dtype);
     const std::uint64_t group = op.heads / op.kv_heads;
     const std::uint64_t tile_positions = attention_tile_positions(group);
-    const std::uint64_t thread_floats = attention_floats(op.head_dim, group);
+    const std::uint64_t value_dim = op.value_dim != 0 ? op.value_dim : op.head_dim;
+    const std::uint64_t own_dim = op.head_dim - op.shared_dim;
+    const HeadStrides k_strides = op.k_strides.or_dense(op.kv_heads, own_dim);
+    const HeadStrides v_strides = op.v_strides.or_dense(op.kv_heads, value_dim);
+    LIB_CHECK(op.y != nullptr || value_dim == op.head_dim);
+    const std::uint64_t thread_floats =
+        attention_floats(std::max<std::uint64_t>(op.head_dim, value_dim), group);
     // first_task[i]: number of tasks before segment i.
     std::vector<std::uint64_t> first_task(op.segments.size() + 1, 0);
     for (std::size_t i = 0; i < op.segments.size(); ++i) {
@@ -163,15 +177,24 @@ class CpuDevice final : public Device {
       const std::uint64_t row = (tiles - 1 - tile_of_segment % tiles) * tile_positions;
       AttentionTile tile{};
       tile.dtype = op.dtype;
+      const std::uint64_t query = segment.row_begin + row;
       tile.q_stride = static_cast<std::uint64_t>(op.heads) * op.head_dim;
-      tile.kv_stride = static_cast<std::uint64_t>(op.kv_heads) * op.head_dim;
-      tile.q = op.q + ((segment.row_begin + row) * tile.q_stride + kv_head * group * op.head_dim) *
-                          element_bytes;
-      const std::uint64_t kv_offset =
-          (segment.row_begin * tile.kv_stride + kv_head * op.head_dim) * element_bytes;
-      tile.k = op.k + kv_offset;
-      tile.v = op.v + kv_offset;
+      tile.y_stride = op.y_stride != 0 ? op.y_stride : op.heads * value_dim;
+      tile.k_stride = k_strides.row;
+      tile.v_stride = v_strides.row;
+      std::byte* const y = op.y != nullptr ? op.y : op.q;
+      tile.q = op.q + (query * tile.q_stride + kv_head * group * op.head_dim) * element_bytes;
+      tile.y = y + (query * tile.y_stride + kv_head * group * value_dim) * element_bytes;
+      tile.k =
+          op.k + (segment.row_begin * k_strides.row + kv_head * k_strides.head) * element_bytes;
+      tile.v =
+          op.v + (segment.row_begin * v_strides.row + kv_head * v_strides.head) * element_bytes;
+      if (op.shared_dim != 0) {
+        tile.k_shared = op.k_shared + segment.row_begin * op.shared_dim * element_bytes;
+      }
       tile.head_dim = op.head_dim;
+      tile.shared_dim = op.shared_dim;
+      tile.value_dim = value_dim;
       tile.group = group;
       tile.position_begin = segment.position + row;
       tile.position_end = segment.position + std::min(row + tile_positions, segment.rows);
@@ -330,14 +353,27 @@ class CpuDevice final : public Device {
     std::vector<float> temperatures;
     if (op.temperature_original != 0) {
       for (std::uint64_t row = 0; row < end - begin; ++row) {
-        temperatures.push_back(
-            query_temperature(op.temperature_beta, op.temperature_original, position + row));
+        temperatures.push_back(query_temperature(op.temperature_beta, op.temperature_original,
+                                                 position + row + op.temperature_offset));
       }
     }
-    kernels_.rotate({op.x + begin * row_bytes, op.dtype, end - begin, op.heads, op.head_dim,
-                     op.rotary_dim, op.style, op.norm, op.norm_weight, op.norm_weight_stride,
-                     op.epsilon, op.table + table_row * op.rotary_dim,
-                     temperatures.empty() ? nullptr : temperatures.data()});
+    RotateTile tile{};
+    tile.x = op.x + begin * row_bytes;
+    tile.dtype = op.dtype;
+    tile.rows = end - begin;
+    tile.heads = op.heads;
+    tile.head_dim = op.head_dim;
+    tile.rotary_dim = op.rotary_dim;
+    tile.rotary_begin = op.rotary_begin;
+    tile.style = op.style;
+    tile.norm = op.norm;
+    tile.norm_weight = op.norm_weight == nullptr && op.unit_norm ? kOnes.data() : op.norm_weight;
+    tile.norm_weight_stride = op.norm_weight_stride;
+    tile.norm_after = op.norm_after;
+    tile.epsilon = op.epsilon;
+    tile.table = op.table + table_row * op.rotary_dim;
+    tile.temperatures = temperatures.empty() ? nullptr : temperatures.data();
+    kernels_.rotate(tile);
   }
 
   void run_linear(const LinearTile& whole, std::byte* scratch, const std::stop_token& stop) {

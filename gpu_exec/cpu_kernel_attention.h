@@ -31,7 +31,7 @@ constexpr std::uint64_t divide_up(std::uint64_t value, std::uint64_t unit) {
 
 struct AttentionScratch {
   float* q;       // [panels][depth][kQueries], depth = round_up(head_dim, kLanes)
-  float* out;     // As q.
+  float* out;     // The same for value_dim.
   float* maxima;  // [panels][kQueries]
   float* sums;    // [panels][kQueries]
   float* keys;    // [kChunk][kKeyStride]
@@ -44,14 +44,12 @@ std::uint64_t attention_scratch_size(std::uint64_t head_dim, std::uint64_t group
   return rows * 2 * (round_up(head_dim, kLanes) + 1) + kChunk * (2 * kKeyStride + kQueries);
 }
 
-inline AttentionScratch split_attention_scratch(float* scratch, std::uint64_t head_dim,
-                                                std::uint64_t group) {
-  const std::uint64_t rows = round_up(attention_tile_positions(group) * group, kQueries);
-  const std::uint64_t depth = round_up(head_dim, kLanes);
+inline AttentionScratch split_attention_scratch(const AttentionTile& tile) {
+  const std::uint64_t rows = round_up(attention_tile_positions(tile.group) * tile.group, kQueries);
   AttentionScratch s{};
-  s.q = scratch;
-  s.out = s.q + rows * depth;
-  s.maxima = s.out + rows * depth;
+  s.q = tile.scratch;
+  s.out = s.q + rows * round_up(tile.head_dim, kLanes);
+  s.maxima = s.out + rows * round_up(tile.value_dim, kLanes);
   s.sums = s.maxima + rows;
   s.keys = s.sums + rows;
   s.values = s.keys + kChunk * kKeyStride;
@@ -152,7 +150,7 @@ inline void multiply_panel(std::uint64_t rows, const float* a, const float* b, s
 /// The rows of one panel of a tile.
 struct Panel {
   std::uint64_t row_begin, row_end;  // Rows: position, then head of the group.
-  float* q;                          // [depth][kQueries]
+  float* q;                          // [depth][kQueries], as `out`
   float* out;
   float* maxima;  // [kQueries], in units of log2
   float* sums;
@@ -160,11 +158,10 @@ struct Panel {
 
 inline Panel panel_at(const AttentionTile& tile, const AttentionScratch& s, std::uint64_t begin) {
   const std::uint64_t rows = (tile.position_end - tile.position_begin) * tile.group;
-  const std::uint64_t depth = round_up(tile.head_dim, kLanes);
   return {begin,
           smaller(begin + kQueries, rows),
-          s.q + begin * depth,
-          s.out + begin * depth,
+          s.q + begin * round_up(tile.head_dim, kLanes),
+          s.out + begin * round_up(tile.value_dim, kLanes),
           s.maxima + begin,
           s.sums + begin};
 }
@@ -183,12 +180,6 @@ inline void for_each_row(const AttentionTile& tile, const Panel& panel, Function
   }
 }
 
-inline std::byte* query_at(const AttentionTile& tile, std::uint64_t element_bytes,
-                           std::uint64_t position, std::uint64_t head) {
-  return tile.q +
-         ((position - tile.position_begin) * tile.q_stride + head * tile.head_dim) * element_bytes;
-}
-
 /// Queries into lanes, times what makes scores of them; lanes without a row are zero.
 template <typename Storage>
 inline void load_panel(const AttentionTile& tile, const Panel& panel) {
@@ -198,7 +189,9 @@ inline void load_panel(const AttentionTile& tile, const Panel& panel) {
     panel.sums[i] = 0;
   }
   for_each_row(tile, panel, [&](std::uint64_t lane, std::uint64_t position, std::uint64_t head) {
-    rows[lane] = query_at(tile, Storage::kBytes, position, head);
+    rows[lane] =
+        tile.q +
+        ((position - tile.position_begin) * tile.q_stride + head * tile.head_dim) * Storage::kBytes;
     if (tile.sinks != nullptr) {
       // Relative to the row's own position, as the slopes' distances are.
       const double shift = tile.slopes == nullptr ? 0.0
@@ -228,9 +221,12 @@ inline void load_panel(const AttentionTile& tile, const Panel& panel) {
       transpose(block);
       for (std::uint64_t i = 0; i < kLanes; ++i) {
         store_f32(block[i] * factor, panel.q + (d + i) * kQueries + half);
-        store_f32(Vec(0.0F), panel.out + (d + i) * kQueries + half);
       }
     }
+  }
+  const std::uint64_t out_floats = round_up(tile.value_dim, kLanes) * kQueries;
+  for (std::uint64_t i = 0; i < out_floats; i += kLanes) {
+    store_f32(Vec(0.0F), panel.out + i);
   }
 }
 
@@ -239,12 +235,14 @@ template <typename Storage>
 inline void store_panel(const AttentionTile& tile, const Panel& panel) {
   std::byte* rows[kQueries] = {};
   for_each_row(tile, panel, [&](std::uint64_t lane, std::uint64_t position, std::uint64_t head) {
-    rows[lane] = query_at(tile, Storage::kBytes, position, head);
+    rows[lane] =
+        tile.y + ((position - tile.position_begin) * tile.y_stride + head * tile.value_dim) *
+                     Storage::kBytes;
   });
   const Vec infinity(__builtin_inff());
   for (std::uint64_t half = 0; half < kQueries; half += kLanes) {
     const Vec inverse = Vec(1.0F) / load_f32(panel.sums + half);
-    for (std::uint64_t d = 0; d < tile.head_dim; d += kLanes) {
+    for (std::uint64_t d = 0; d < tile.value_dim; d += kLanes) {
       Vec block[kLanes];
       for (std::uint64_t i = 0; i < kLanes; ++i) {
         // Adding zero makes -0 into +0, and there is one NaN: a zero's sign, or which of several
@@ -257,10 +255,10 @@ inline void store_panel(const AttentionTile& tile, const Panel& panel) {
       transpose(block);
       for (std::uint64_t i = 0; i < kLanes && rows[half + i] != nullptr; ++i) {
         std::byte* to = rows[half + i] + d * Storage::kBytes;
-        if (d + kLanes <= tile.head_dim) {
+        if (d + kLanes <= tile.value_dim) {
           Storage::store(block[i], to);
         } else {
-          store_part<Storage>(block[i], to, tile.head_dim - d);
+          store_part<Storage>(block[i], to, tile.value_dim - d);
         }
       }
     }
@@ -292,25 +290,35 @@ template <typename Storage>
 inline bool load_chunk(const AttentionTile& tile, const AttentionScratch& s, std::uint64_t chunk,
                        std::uint64_t begin, std::uint64_t end) {
   Vec poison(0.0F);
+  const std::uint64_t own_dim = tile.head_dim - tile.shared_dim;
   for (std::uint64_t j = begin; j < end; ++j) {
-    const std::uint64_t from = j * tile.kv_stride * Storage::kBytes;
-    widen_row<Storage>(tile.k + from, tile.head_dim, s.keys + (j - chunk) * kKeyStride);
-    poison = poison + widen_and_check<Storage>(tile.v + from, tile.head_dim,
-                                               s.values + (j - chunk) * kKeyStride);
+    float* const key = s.keys + (j - chunk) * kKeyStride;
+    widen_row<Storage>(tile.k + j * tile.k_stride * Storage::kBytes, own_dim, key);
+    if (tile.shared_dim != 0) {
+      widen_row<Storage>(tile.k_shared + j * tile.shared_dim * Storage::kBytes, tile.shared_dim,
+                         key + own_dim);
+    }
+    poison = poison + widen_and_check<Storage>(tile.v + j * tile.v_stride * Storage::kBytes,
+                                               tile.value_dim, s.values + (j - chunk) * kKeyStride);
   }
   return lane_sum(poison) == 0.0F;
 }
 
-/// Asks for the keys and values [begin, end) that load_chunk will want, some time before.
+/// Asks for the keys and values [begin, end) that load_chunk will want, some time before; not for
+/// what heads share, which stays in a near cache.
 inline void prefetch_chunk(const AttentionTile& tile, std::uint64_t element_bytes,
                            std::uint64_t begin, std::uint64_t end) {
   constexpr std::uint64_t kLineBytes = 64;
-  const std::uint64_t row_bytes = tile.head_dim * element_bytes;
+  const std::uint64_t k_bytes = (tile.head_dim - tile.shared_dim) * element_bytes;
+  const std::uint64_t v_bytes = tile.value_dim * element_bytes;
   for (std::uint64_t j = begin; j < end; ++j) {
-    const std::uint64_t from = j * tile.kv_stride * element_bytes;
-    for (std::uint64_t at = 0; at < row_bytes; at += kLineBytes) {
-      __builtin_prefetch(tile.k + from + at, 0, 2);
-      __builtin_prefetch(tile.v + from + at, 0, 2);
+    const std::byte* const key = tile.k + j * tile.k_stride * element_bytes;
+    for (std::uint64_t at = 0; at < k_bytes; at += kLineBytes) {
+      __builtin_prefetch(key + at, 0, 2);
+    }
+    const std::byte* const value = tile.v + j * tile.v_stride * element_bytes;
+    for (std::uint64_t at = 0; at < v_bytes; at += kLineBytes) {
+      __builtin_prefetch(value + at, 0, 2);
     }
   }
 }
@@ -411,7 +419,7 @@ inline void softmax_panel(const Panel& panel, float* scores, std::uint64_t begin
 inline void multiply_seen(const AttentionTile& tile, const Panel& panel, const AttentionScratch& s,
                           const LaneRanges& ranges, std::uint64_t begin, std::uint64_t end,
                           const Vec* shrink) {
-  for (std::uint64_t d = 0; d < tile.head_dim; ++d) {
+  for (std::uint64_t d = 0; d < tile.value_dim; ++d) {
     for (std::uint64_t half = 0; half < kQueries; half += kLanes) {
       Vec sum(0.0F);
       for (std::uint64_t j = begin; j < end; ++j) {
@@ -454,7 +462,7 @@ inline void attend_panel(const AttentionTile& tile, const AttentionScratch& s, c
   Vec shrink[2];
   softmax_panel(panel, s.scores, begin, end, shrink);
   if (finite || all_seen) {
-    multiply_panel<true>(tile.head_dim, s.values + begin * kKeyStride, s.scores + begin * kQueries,
+    multiply_panel<true>(tile.value_dim, s.values + begin * kKeyStride, s.scores + begin * kQueries,
                          end - begin, shrink, panel.out);
   } else {
     multiply_seen(tile, panel, s, ranges, begin, end, shrink);
@@ -463,7 +471,7 @@ inline void attend_panel(const AttentionTile& tile, const AttentionScratch& s, c
 
 template <typename Storage>
 void attend(const AttentionTile& tile) {
-  const AttentionScratch s = split_attention_scratch(tile.scratch, tile.head_dim, tile.group);
+  const AttentionScratch s = split_attention_scratch(tile);
   const std::uint64_t rows = (tile.position_end - tile.position_begin) * tile.group;
   const std::uint64_t key_begin = visible_keys(tile, tile.position_begin).lo;
   const std::uint64_t key_end = visible_keys(tile, tile.position_end - 1).hi;

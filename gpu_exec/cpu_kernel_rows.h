@@ -109,8 +109,8 @@ void norm_tile(const NormTile& tile) {
 
 constexpr std::uint64_t kHeadFloats = 256 + 2 * kLanes;  // kHeadDimMax and room to overrun.
 
-/// out = the head `in` turned. Whole vectors are written, so each part runs over into the next,
-/// which is written after it; both arrays have kHeadFloats.
+/// out = the head `in` (from where it turns) turned. Whole vectors are written, so each part runs
+/// over into the next, which is written after it; both arrays have kHeadFloats.
 inline void turn_head(const float* in, std::uint64_t head_dim, std::uint64_t rotary_dim,
                       const float* table, float* out) {
   const std::uint64_t half = rotary_dim / 2;
@@ -144,8 +144,32 @@ inline void turn_pairs(const float* in, std::uint64_t head_dim, std::uint64_t ro
   }
 }
 
+/// out = the head `in` with the dimensions that turn turned.
+inline void turn(const RotateTile& tile, const float* in, const float* table, float* out) {
+  for (std::uint64_t i = 0; i < tile.rotary_begin; i += kLanes) {
+    store_f32(load_f32(in + i), out + i);
+  }
+  const std::uint64_t rest = tile.head_dim - tile.rotary_begin;
+  in += tile.rotary_begin;
+  out += tile.rotary_begin;
+  if (tile.style == RopeStyle::halves) {
+    turn_head(in, rest, tile.rotary_dim, table, out);
+  } else {
+    turn_pairs(in, rest, tile.rotary_dim, table, out);
+  }
+}
+
+/// out = the head `in` normalised.
+inline void norm_head(const RotateTile& tile, std::uint64_t head, const float* in, float* out) {
+  norm_row(NormInput<F32>{reinterpret_cast<const std::byte*>(in), nullptr, tile.head_dim},
+           tile.norm, tile.norm_weight + head * tile.norm_weight_stride, nullptr, tile.epsilon,
+           reinterpret_cast<std::byte*>(out));
+}
+
 template <typename Storage>
 void rotate_rows(const RotateTile& tile) {
+  const bool before = tile.norm_weight != nullptr && !tile.norm_after;
+  const bool after = tile.norm_weight != nullptr && tile.norm_after;
   alignas(64) float head[kHeadFloats] = {};
   alignas(64) float normed[kHeadFloats] = {};
   alignas(64) float turned[kHeadFloats];
@@ -154,17 +178,12 @@ void rotate_rows(const RotateTile& tile) {
     for (std::uint64_t h = 0; h < tile.heads; ++h) {
       std::byte* x = tile.x + (r * tile.heads + h) * tile.head_dim * Storage::kBytes;
       widen_row<Storage>(x, tile.head_dim, head);
-      const float* values = head;
-      if (tile.norm_weight != nullptr) {
-        const NormInput<F32> in{reinterpret_cast<const std::byte*>(head), nullptr, tile.head_dim};
-        norm_row(in, tile.norm, tile.norm_weight + h * tile.norm_weight_stride, nullptr,
-                 tile.epsilon, reinterpret_cast<std::byte*>(normed));
-        values = normed;
+      if (before) {
+        norm_head(tile, h, head, normed);
       }
-      if (tile.style == RopeStyle::halves) {
-        turn_head(values, tile.head_dim, tile.rotary_dim, table, turned);
-      } else {
-        turn_pairs(values, tile.head_dim, tile.rotary_dim, table, turned);
+      turn(tile, before ? normed : head, table, turned);
+      if (after) {
+        norm_head(tile, h, turned, turned);
       }
       if (tile.temperatures != nullptr) {
         for (std::uint64_t i = 0; i < tile.head_dim; i += kLanes) {

@@ -52,12 +52,15 @@ struct LinearShape {
 /// Queries at positions [position_begin, position_end) of one sample, for the query heads of one
 /// key head.
 struct AttentionTile {
-  std::byte* q;        ///< First query, first head of the group; output goes to the same place.
+  const std::byte* q;  ///< First query, first head of the group.
+  std::byte* y;        ///< Of the same query and head; may be q.
   const std::byte* k;  ///< The sample's position 0, this key head.
   const std::byte* v;
+  const std::byte* k_shared;  ///< The sample's position 0; read only if shared_dim is not 0.
   DType dtype;
-  std::uint64_t q_stride, kv_stride;  ///< Elements from one row to the next.
-  std::uint64_t head_dim, group;
+  std::uint64_t q_stride, y_stride, k_stride, v_stride;  ///< Elements from one row to the next.
+  std::uint64_t head_dim, shared_dim, value_dim;         ///< See AttentionOp.
+  std::uint64_t group;
   std::uint64_t position_begin, position_end;  ///< At most attention_tile_positions(group).
   std::uint64_t rows;                          ///< Of the sample; read only if not causal.
   bool causal;
@@ -85,11 +88,12 @@ struct NormTile {
 struct RotateTile {
   std::byte* x;
   DType dtype;
-  std::uint64_t rows, heads, head_dim, rotary_dim;
+  std::uint64_t rows, heads, head_dim, rotary_dim, rotary_begin;
   RopeStyle style;
   NormKind norm;
   const float* norm_weight;  ///< Null: no norm.
   std::uint64_t norm_weight_stride;
+  bool norm_after;  ///< After the turn.
   float epsilon;
   const float* table;         ///< The first row's.
   const float* temperatures;  ///< [rows], or null.
@@ -121,6 +125,7 @@ struct CpuKernels {
   bool bf16_in_pairs;  ///< See WeightView.
   std::uint64_t linear_scratch_floats;
   LinearShape (*linear_shape)(const LinearTile& whole);
+  /// @param head_dim  Or value_dim, if that is larger.
   std::uint64_t (*attention_scratch_floats)(std::uint64_t head_dim, std::uint64_t group);
   void (*linear)(const LinearTile& tile);
   void (*attention)(const AttentionTile& tile);

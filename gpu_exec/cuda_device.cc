@@ -207,12 +207,19 @@ class CudaDevice final : public Device {
                      });
     CudaAttention kernel;
     kernel.q = op.q;
+    kernel.y = op.y;
+    kernel.y_stride = op.y_stride;
     kernel.k = op.k;
     kernel.v = op.v;
+    kernel.k_strides = op.k_strides;
+    kernel.v_strides = op.v_strides;
+    kernel.k_shared = op.k_shared;
     kernel.type = op.dtype;
     kernel.heads = op.heads;
     kernel.kv_heads = op.kv_heads;
     kernel.head_dim = op.head_dim;
+    kernel.shared_dim = op.shared_dim;
+    kernel.value_dim = op.value_dim;
     kernel.scale = op.scale;
     kernel.causal = op.causal;
     kernel.window = op.window;
@@ -248,10 +255,10 @@ class CudaDevice final : public Device {
         const std::uint64_t position = segment.position + row;
         place.table_row = static_cast<std::uint32_t>(
             op.table_by_row ? segment.row_begin + row : position - op.first_position);
-        place.temperature =
-            op.temperature_original == 0
-                ? 1.0F
-                : query_temperature(op.temperature_beta, op.temperature_original, position);
+        place.temperature = op.temperature_original == 0
+                                ? 1.0F
+                                : query_temperature(op.temperature_beta, op.temperature_original,
+                                                    position + op.temperature_offset);
       }
     }
     CudaRotate kernel;
@@ -261,10 +268,13 @@ class CudaDevice final : public Device {
     kernel.heads = op.heads;
     kernel.head_dim = op.head_dim;
     kernel.rotary_dim = op.rotary_dim;
+    kernel.rotary_begin = op.rotary_begin;
     kernel.style = op.style;
     kernel.norm = op.norm;
     kernel.norm_weight = op.norm_weight;
     kernel.norm_weight_stride = op.norm_weight_stride;
+    kernel.unit_norm = op.unit_norm;
+    kernel.norm_after = op.norm_after;
     kernel.epsilon = op.epsilon;
     kernel.table = op.rotary_dim == 0 ? nullptr : op.table;
     tables_.with(std::span<const CudaRowPlace>(places), [&](const CudaRowPlace* table) {

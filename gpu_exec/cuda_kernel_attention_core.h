@@ -77,11 +77,26 @@ struct AttentionCore {
   float factor = 0;  ///< Of products: scores in units of log2, or what the cap is applied to.
   float cap = 0;     ///< In units of log2.
 
+  /// The operation with numbers in place of what stands for them.
+  static CudaAttention filled(CudaAttention op) {
+    op.value_dim = op.value_dim != 0 ? op.value_dim : op.head_dim;
+    op.k_strides = op.k_strides.or_dense(op.kv_heads, op.head_dim - op.shared_dim);
+    op.v_strides = op.v_strides.or_dense(op.kv_heads, op.value_dim);
+    op.y = op.y != nullptr ? op.y : op.q;
+    op.y_stride = op.y_stride != 0 ? op.y_stride : std::uint64_t{op.heads} * op.value_dim;
+    return op;
+  }
+  /// @param op  As filled() gives it.
   static AttentionCore of(const CudaAttention& op) {
     const double scale = op.scale;
     const double cap = op.softcap;
     return {op, static_cast<float>(cap != 0 ? scale / cap : scale * kLog2E),
             static_cast<float>(cap * kLog2E)};
+  }
+
+  /// Where the block's output begins.
+  LIBRARIAN_KERNEL_BODY std::byte* output(const Place& at, std::uint64_t element_bytes) const {
+    return op.y + (at.tile.q_row * op.y_stride + at.head * op.value_dim) * element_bytes;
   }
 
   /// Heads of one tile side by side, which share keys; the last tiles, which have most keys, first.

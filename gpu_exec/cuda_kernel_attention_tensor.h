@@ -33,31 +33,61 @@ LIBRARIAN_KERNEL_BODY std::uint32_t round_pair(float low, float high) {
 /// 16 queries: scores = queries * keys^T and output += probabilities * values, in fragments of
 /// mma.m16n8k16, whose sums are at once the left fragments of the next product. Values arrive
 /// while scores are computed, and the next keys during the rest.
-template <simt::MmaType type, int head_max>
+/// @tparam general  Keys may have a part that heads share, and values other strides than keys: for
+///                  kernels that have registers left for the addresses.
+template <simt::MmaType type, int head_max, int value_max = head_max, bool general = false>
 struct TensorAttention : AttentionCore {
   static constexpr unsigned kThreads = 128;
   static constexpr unsigned kBlocksMin = head_max <= 64 ? 3 : 2;
   /// Keys per softmax step. Part of the arithmetic.
-  static constexpr int kKeys = head_max <= 128 ? 64 : 32;
+  static constexpr int kKeys = value_max <= 128 ? 64 : 32;
   /// Large heads leave no registers for queries, which then stay in shared memory.
   static constexpr bool kQueriesStay = head_max > 128;
-  static constexpr int kParts = head_max / 8;  ///< Of 16 bytes, in a row.
   /// Rows are an odd number of parts apart, so that 8 rows of a matrix lie in different banks.
   /// Where there is no memory for that, the parts of a row change places instead.
   static constexpr bool kSwizzled = kQueriesStay;
-  static constexpr int kRowBytes = (kParts + (kSwizzled ? 0 : 1)) * 16;
+
+  /// A matrix in shared memory with rows of `width` elements.
+  template <int width>
+  struct Shared {
+    static constexpr int kParts = width / 8;  ///< Of 16 bytes, in a row.
+    static constexpr int kRowBytes = (kParts + (kSwizzled ? 0 : 1)) * 16;
+    /// Where 8 elements of a row lie.
+    template <typename Byte>
+    LIBRARIAN_KERNEL_BODY static Byte* part_at(Byte* matrix, unsigned row, unsigned part) {
+      if constexpr (!kSwizzled) {
+        return matrix + row * kRowBytes + part * 16;
+      } else if constexpr (kRowBytes % 512 == 0) {
+        return matrix + ((row * kRowBytes + row % 8 * 16) ^ (part * 16));
+      } else {
+        return matrix + row * kRowBytes + ((row % 8 * 16) ^ (part * 16));
+      }
+    }
+  };
+  using Heads = Shared<head_max>;    ///< Queries and keys,
+  using Values = Shared<value_max>;  ///< values and output, which comes in the queries' place.
+
   static constexpr std::size_t kSharedBytes =
-      static_cast<std::size_t>(2 * kKeys + (kQueriesStay ? kCudaAttentionRows : 0)) * kRowBytes;
+      static_cast<std::size_t>(kKeys) * (Heads::kRowBytes + Values::kRowBytes) +
+      (kQueriesStay ? kCudaAttentionRows * std::size_t{Heads::kRowBytes} : 0);
   static_assert(kSharedBytes <= 64 * 1024, "no block of compute capability 7.5 has more");
-  static_assert(kQueriesStay || kKeys == kCudaAttentionRows, "queries pass through the values");
+  static_assert(value_max <= head_max, "the output comes in the queries' place");
+  static_assert(kQueriesStay || (kKeys == kCudaAttentionRows && value_max == head_max),
+                "queries pass through the values");
 
   bool aligned = false;  ///< All rows of heads begin at multiples of 16 bytes, and end there.
 
   static TensorAttention of(const CudaAttention& op) {
-    const std::uint64_t head_bytes = op.head_dim * std::uint64_t{2};
-    return {AttentionCore::of(op), rows_aligned(op.q, head_bytes) &&
-                                       rows_aligned(op.k, head_bytes) &&
-                                       rows_aligned(op.v, head_bytes)};
+    const auto all_aligned = [](const std::byte* rows, const HeadStrides& strides,
+                                std::uint64_t width) {
+      return rows_aligned(rows, 2 * (strides.row | strides.head | width));
+    };
+    return {AttentionCore::of(op),
+            all_aligned(op.q, {}, op.head_dim) &&
+                all_aligned(op.k, op.k_strides, op.head_dim - op.shared_dim) &&
+                all_aligned(op.k_shared, {}, op.shared_dim) &&
+                all_aligned(op.v, op.v_strides, op.value_dim) &&
+                all_aligned(op.y, {op.y_stride, 0}, op.value_dim)};
   }
   unsigned blocks() const { return op.tile_count * op.heads; }
 
@@ -65,20 +95,32 @@ struct TensorAttention : AttentionCore {
     const Place at = place();
     const CudaAttentionTile& tile = at.tile;
     std::byte* const keys = shared;
-    std::byte* const values = shared + kKeys * kRowBytes;
-    std::byte* const queries = kQueriesStay ? values + kKeys * kRowBytes : values;
+    std::byte* const values = shared + kKeys * Heads::kRowBytes;
+    std::byte* const queries = kQueriesStay ? values + kKeys * Values::kRowBytes : values;
     const std::uint64_t q_stride = static_cast<std::uint64_t>(op.heads) * op.head_dim;
-    const std::uint64_t kv_stride = static_cast<std::uint64_t>(op.kv_heads) * op.head_dim;
-    std::byte* const q = op.q + (tile.q_row * q_stride + at.head * op.head_dim) * 2;
-    const std::uint64_t kv = (tile.kv_row * kv_stride + at.kv_head * op.head_dim) * 2;
+    const std::uint64_t kv = (tile.kv_row * op.k_strides.row + at.kv_head * op.k_strides.head) * 2;
     const std::uint32_t end = visible_keys(tile, tile.position + tile.rows - 1).hi;
-    const auto load_chunk = [&](std::byte* to, const std::byte* from, std::uint32_t chunk) {
-      load_rows<kKeys>(to, from + kv + chunk * kv_stride * 2, kv_stride, end - chunk);
+    const auto load_keys = [&](std::uint32_t chunk) {
+      const std::byte* const from = op.k + kv + chunk * op.k_strides.row * 2;
+      if constexpr (general) {
+        load_parted(keys, from, std::uint64_t{tile.kv_row} + chunk, end - chunk);
+      } else {
+        load_rows<kKeys, Heads>(keys, from, op.k_strides.row, end - chunk, op.head_dim);
+      }
+    };
+    const auto load_values_of = [&](std::uint32_t chunk) {
+      const std::uint64_t begin =
+          general ? (tile.kv_row * op.v_strides.row + at.kv_head * op.v_strides.head) * 2 : kv;
+      const std::uint64_t stride = general ? op.v_strides.row : op.k_strides.row;
+      load_rows<kKeys, Values>(values, op.v + begin + chunk * stride * 2, stride, end - chunk,
+                               op.value_dim);
     };
 
     const std::uint32_t first = visible_keys(tile, tile.position).lo / kKeys * kKeys;
-    load_rows<kCudaAttentionRows>(queries, q, q_stride, tile.rows);
-    load_chunk(keys, op.k, first);
+    load_rows<kCudaAttentionRows, Heads>(queries,
+                                         op.q + (tile.q_row * q_stride + at.head * op.head_dim) * 2,
+                                         q_stride, tile.rows, op.head_dim);
+    load_keys(first);
     simt::copies_commit();
     simt::copies_wait<0>();
     simt::sync_threads();
@@ -96,7 +138,7 @@ struct TensorAttention : AttentionCore {
         load_queries(q_parts[d], queries, d);
       }
     }
-    float out[head_max / 8][4] = {};
+    float out[value_max / 8][4] = {};
     float top[2] = {kLowest, kLowest};
     float sum[2] = {0, 0};
 
@@ -112,7 +154,7 @@ struct TensorAttention : AttentionCore {
       float scores[2][kKeys / 4];
       simt::copies_wait<0>();
       simt::sync_threads();  // The keys are there; all are done with the values before.
-      load_chunk(values, op.v, chunk);
+      load_values_of(chunk);
       simt::copies_commit();
       if (!nothing) {
         multiply_keys(scores, q_parts, queries, keys);
@@ -120,7 +162,7 @@ struct TensorAttention : AttentionCore {
       simt::copies_wait<0>();
       simt::sync_threads();  // The values are there; all are done with the keys.
       if (chunk + kKeys < end) {
-        load_chunk(keys, op.k, chunk + kKeys);
+        load_keys(chunk + kKeys);
       }
       simt::copies_commit();
       if (nothing) {
@@ -135,7 +177,7 @@ struct TensorAttention : AttentionCore {
       const float shrink[2] = {softmax<4>(scores[0], top[0], sum[0]),
                                softmax<4>(scores[1], top[1], sum[1])};
       LIBRARIAN_UNROLL
-      for (int n = 0; n < head_max / 8; ++n) {
+      for (int n = 0; n < value_max / 8; ++n) {
         LIBRARIAN_UNROLL
         for (int i = 0; i < 4; ++i) {
           out[n][i] *= shrink[i / 2];
@@ -161,83 +203,101 @@ struct TensorAttention : AttentionCore {
     const float last[2] = {last_factor<4>(at.head, positions[0], top[0], sum[0]),
                            last_factor<4>(at.head, positions[1], top[1], sum[1])};
     LIBRARIAN_UNROLL
-    for (int n = 0; n < head_max / 8; ++n) {
+    for (int n = 0; n < value_max / 8; ++n) {
       LIBRARIAN_UNROLL
       for (int half = 0; half < 2; ++half) {
         // NaN as the element type's own rounding has it, not as the instruction does.
         using To = Element<type == simt::MmaType::bf16 ? DType::bf16 : DType::f16>;
         const std::uint16_t pair[2] = {To::narrow(finished(out[n][2 * half], last[half])),
                                        To::narrow(finished(out[n][2 * half + 1], last[half]))};
-        __builtin_memcpy(__builtin_assume_aligned(
-                             part_at(queries, warp_row + lane / 4 + 8 * half, n) + lane % 4 * 4, 4),
-                         pair, 4);
+        std::byte* const part =
+            Values::part_at(queries, warp_row + lane / 4 + 8 * static_cast<unsigned>(half),
+                            static_cast<unsigned>(n));
+        __builtin_memcpy(__builtin_assume_aligned(part + lane % 4 * 4, 4), pair, 4);
       }
     }
     simt::sync_warp();
     if (warp_row < tile.rows) {
-      store_rows(q, q_stride, queries, warp_row, tile.rows);
+      store_rows(output(at, 2), queries, warp_row, tile.rows);
     }
   }
 
  private:
-  /// Where 8 elements of a row lie in a shared matrix.
-  template <typename Byte>
-  LIBRARIAN_KERNEL_BODY static Byte* part_at(Byte* matrix, unsigned row, unsigned part) {
-    const unsigned begin = row * kRowBytes + (kSwizzled ? row % 8 * 16 : 0);
-    return matrix + (kSwizzled ? begin ^ (part * 16) : begin + part * 16);
-  }
-
-  /// Row 0 and on into a shared matrix of kCount rows, zeros beyond `rows` and head_dim. There
-  /// after a wait and a barrier.
-  template <int kCount>
-  LIBRARIAN_KERNEL_BODY void load_rows(std::byte* to, const std::byte* from, std::uint64_t stride,
-                                       std::uint32_t rows) const {
+  /// Rows of elements at source(row, element) into a shared matrix of kCount rows, zeros beyond
+  /// `rows` and `width`. There after a wait and a barrier.
+  /// @param somewhere  May be read.
+  template <int kCount, typename Matrix, typename Source>
+  LIBRARIAN_KERNEL_BODY void load_from(std::byte* to, const std::byte* somewhere,
+                                       std::uint32_t rows, std::uint32_t width,
+                                       const Source& source) const {
+    constexpr unsigned kParts = Matrix::kParts;
     if (aligned) {
       LIBRARIAN_ROLLED
       for (unsigned i = simt::thread_index(); i < kCount * kParts; i += kThreads) {
         const unsigned row = i / kParts;
         const unsigned part = i % kParts;
-        const bool valid = row < rows && part * 8 < op.head_dim;
-        simt::copy_async_16(part_at(to, row, part),
-                            valid ? from + (row * stride + part * 8) * 2 : from, valid);
+        const bool valid = row < rows && part * 8 < width;
+        simt::copy_async_16(Matrix::part_at(to, row, part),
+                            valid ? source(row, part * 8) : somewhere, valid);
       }
       return;
     }
     LIBRARIAN_ROLLED
-    for (unsigned i = simt::thread_index(); i < kCount * head_max; i += kThreads) {
-      const unsigned row = i / head_max;
-      const unsigned d = i % head_max;
+    for (unsigned i = simt::thread_index(); i < kCount * kParts * 8; i += kThreads) {
+      const unsigned row = i / (kParts * 8);
+      const unsigned d = i % (kParts * 8);
       std::uint16_t bits = 0;
-      if (row < rows && d < op.head_dim) {
-        __builtin_memcpy(&bits, __builtin_assume_aligned(from + (row * stride + d) * 2, 2), 2);
+      if (row < rows && d < width) {
+        __builtin_memcpy(&bits, __builtin_assume_aligned(source(row, d), 2), 2);
       }
-      __builtin_memcpy(__builtin_assume_aligned(part_at(to, row, d / 8) + d % 8 * 2, 2), &bits, 2);
+      __builtin_memcpy(__builtin_assume_aligned(Matrix::part_at(to, row, d / 8) + d % 8 * 2, 2),
+                       &bits, 2);
     }
   }
+  /// Row 0 of `from` and on.
+  template <int kCount, typename Matrix>
+  LIBRARIAN_KERNEL_BODY void load_rows(std::byte* to, const std::byte* from, std::uint64_t stride,
+                                       std::uint32_t rows, std::uint32_t width) const {
+    load_from<kCount, Matrix>(to, from, rows, width, [from, stride](unsigned row, unsigned d) {
+      return from + (row * stride + d) * 2;
+    });
+  }
+  /// Keys whose last part heads share: that of row 0 is row `shared_row`.
+  LIBRARIAN_KERNEL_BODY void load_parted(std::byte* to, const std::byte* from,
+                                         std::uint64_t shared_row, std::uint32_t rows) const {
+    const std::uint32_t own_dim = op.head_dim - op.shared_dim;
+    load_from<kKeys, Heads>(to, from, rows, op.head_dim, [&](unsigned row, unsigned d) {
+      return d < own_dim ? from + (row * op.k_strides.row + d) * 2
+                         : op.k_shared + ((shared_row + row) * op.shared_dim + d - own_dim) * 2;
+    });
+  }
 
-  /// A warp's 16 rows of a shared matrix to where they belong.
-  LIBRARIAN_KERNEL_BODY void store_rows(std::byte* to, std::uint64_t stride, const std::byte* from,
-                                        unsigned warp_row, std::uint32_t rows) const {
+  /// A warp's 16 rows of output to where they belong.
+  LIBRARIAN_KERNEL_BODY void store_rows(std::byte* to, const std::byte* from, unsigned warp_row,
+                                        std::uint32_t rows) const {
+    constexpr unsigned kParts = Values::kParts;
+    const std::uint64_t stride = op.y_stride;
     const unsigned lane = simt::thread_index() % 32;
     if (aligned) {
       LIBRARIAN_ROLLED
       for (unsigned i = lane; i < 16 * kParts; i += 32) {
         const unsigned row = warp_row + i / kParts;
         const unsigned part = i % kParts;
-        if (row < rows && part * 8 < op.head_dim) {
+        if (row < rows && part * 8 < op.value_dim) {
           *reinterpret_cast<Words*>(to + (row * stride + part * 8) * 2) =
-              *reinterpret_cast<const Words*>(part_at(from, row, part));
+              *reinterpret_cast<const Words*>(Values::part_at(from, row, part));
         }
       }
       return;
     }
     LIBRARIAN_ROLLED
-    for (unsigned i = lane; i < 16 * head_max; i += 32) {
-      const unsigned row = warp_row + i / head_max;
-      const unsigned d = i % head_max;
-      if (row < rows && d < op.head_dim) {
+    for (unsigned i = lane; i < 16 * value_max; i += 32) {
+      const unsigned row = warp_row + i / value_max;
+      const unsigned d = i % value_max;
+      if (row < rows && d < op.value_dim) {
         __builtin_memcpy(__builtin_assume_aligned(to + (row * stride + d) * 2, 2),
-                         __builtin_assume_aligned(part_at(from, row, d / 8) + d % 8 * 2, 2), 2);
+                         __builtin_assume_aligned(Values::part_at(from, row, d / 8) + d % 8 * 2, 2),
+                         2);
       }
     }
   }
@@ -246,8 +306,8 @@ struct TensorAttention : AttentionCore {
   LIBRARIAN_KERNEL_BODY static void load_queries(std::uint32_t (&a)[4], const std::byte* queries,
                                                  int d) {
     const unsigned lane = simt::thread_index() % 32;
-    simt::load_matrices(a, part_at(queries, simt::thread_index() / 32 * 16 + lane % 16,
-                                   (static_cast<unsigned>(d) * 2) ^ (lane / 16)));
+    simt::load_matrices(a, Heads::part_at(queries, simt::thread_index() / 32 * 16 + lane % 16,
+                                          (static_cast<unsigned>(d) * 2) ^ (lane / 16)));
   }
 
   /// scores[i][j] = products of the lane's row i: j counts the columns that it has.
@@ -261,9 +321,9 @@ struct TensorAttention : AttentionCore {
       LIBRARIAN_UNROLL
       for (int n = 0; n < kKeys / 16; ++n) {
         std::uint32_t b[4];
-        simt::load_matrices(b,
-                            part_at(keys, static_cast<unsigned>(n) * 16 + lane / 16 * 8 + lane % 8,
-                                    (static_cast<unsigned>(d) * 2) ^ (lane / 8 % 2)));
+        simt::load_matrices(
+            b, Heads::part_at(keys, static_cast<unsigned>(n) * 16 + lane / 16 * 8 + lane % 8,
+                              (static_cast<unsigned>(d) * 2) ^ (lane / 8 % 2)));
         simt::multiply_accumulate<type>(c[2 * n], a, b[0], b[1]);
         simt::multiply_accumulate<type>(c[2 * n + 1], a, b[2], b[3]);
       }
@@ -294,18 +354,19 @@ struct TensorAttention : AttentionCore {
   LIBRARIAN_KERNEL_BODY static void load_values(std::uint32_t (&b)[4], const std::byte* values,
                                                 int k, int n) {
     const unsigned lane = simt::thread_index() % 32;
-    simt::load_matrices_transposed(b, part_at(values, static_cast<unsigned>(k) * 16 + lane % 16,
-                                              (static_cast<unsigned>(n) * 2) ^ (lane / 16)));
+    simt::load_matrices_transposed(
+        b, Values::part_at(values, static_cast<unsigned>(k) * 16 + lane % 16,
+                           (static_cast<unsigned>(n) * 2) ^ (lane / 16)));
   }
 
   /// out += p * values.
-  LIBRARIAN_KERNEL_BODY static void add_values(float (&out)[head_max / 8][4],
+  LIBRARIAN_KERNEL_BODY static void add_values(float (&out)[value_max / 8][4],
                                                const std::uint32_t (&p)[kKeys / 16][4],
                                                const std::byte* values) {
     LIBRARIAN_UNROLL
     for (int k = 0; k < kKeys / 16; ++k) {
       LIBRARIAN_UNROLL
-      for (int n = 0; n < head_max / 16; ++n) {
+      for (int n = 0; n < value_max / 16; ++n) {
         std::uint32_t b[4];
         load_values(b, values, k, n);
         simt::multiply_accumulate<type>(out[2 * n], p[k], b[0], b[1]);
@@ -316,11 +377,11 @@ struct TensorAttention : AttentionCore {
 
   /// The same, row by row with zeros for the values that the row does not see. Rare: its loops stay
   /// loops over sums in memory, so that it takes no registers from what surrounds it.
-  LIBRARIAN_KERNEL_BODY void add_seen_values(float (&out)[head_max / 8][4],
+  LIBRARIAN_KERNEL_BODY void add_seen_values(float (&out)[value_max / 8][4],
                                              const std::uint32_t (&p)[kKeys / 16][4],
                                              const std::byte* values, const CudaAttentionTile& tile,
                                              std::uint32_t position, std::uint32_t chunk) const {
-    float sums[head_max / 8][4];
+    float sums[value_max / 8][4];
     std::uint32_t weights[kKeys / 16][4];
     copy_fragments(sums, out);
     copy_fragments(weights, p);
@@ -338,7 +399,7 @@ struct TensorAttention : AttentionCore {
           seen[i] = (range.has(key) ? 0xFFFFU : 0U) | (range.has(key + 1) ? 0xFFFF0000U : 0U);
         }
         LIBRARIAN_ROLLED
-        for (int n = 0; n < head_max / 16; ++n) {
+        for (int n = 0; n < value_max / 16; ++n) {
           std::uint32_t b[4];
           load_values(b, values, k, n);
           LIBRARIAN_UNROLL
@@ -376,8 +437,9 @@ struct TensorAttention : AttentionCore {
     constexpr std::uint32_t kOne = type == simt::MmaType::bf16 ? 0x00800080U : 0x04000400U;
     std::uint32_t carries = 0;
     LIBRARIAN_ROLLED
-    for (unsigned i = simt::thread_index() % 32; i < kKeys * kParts; i += 32) {
-      const Words words = *reinterpret_cast<const Words*>(part_at(values, i / kParts, i % kParts));
+    for (unsigned i = simt::thread_index() % 32; i < kKeys * Values::kParts; i += 32) {
+      const Words words = *reinterpret_cast<const Words*>(
+          Values::part_at(values, i / Values::kParts, i % Values::kParts));
       LIBRARIAN_UNROLL
       for (const std::uint32_t word : words.word) {
         carries |= (word & kExponent) + kOne;

@@ -350,6 +350,7 @@ struct RotateKernel {
     return warp_sum(sum);
   }
 
+  /// @param weight  Null: ones.
   LIBRARIAN_KERNEL_BODY void normalise(float* head, const float* weight) const {
     float mean = 0;
     if (op.norm == NormKind::layer) {
@@ -362,7 +363,7 @@ struct RotateKernel {
     const float inverse = inverse_rms(squares, op.head_dim, op.epsilon);
     for (unsigned i = simt::thread_index() % simt::kWarpThreads; i < op.head_dim;
          i += simt::kWarpThreads) {
-      head[i] = normalised(head[i], mean, inverse, weight[i]);
+      head[i] = normalised(head[i], mean, inverse, weight == nullptr ? 1.0F : weight[i]);
     }
     simt::sync_warp();
   }
@@ -372,8 +373,8 @@ struct RotateKernel {
     const bool pairs = op.style == RopeStyle::pairs;
     for (unsigned i = simt::thread_index() % simt::kWarpThreads; i < half;
          i += simt::kWarpThreads) {
-      float& low = head[pairs ? 2 * i : i];
-      float& high = head[pairs ? 2 * i + 1 : half + i];
+      float& low = head[op.rotary_begin + (pairs ? 2 * i : i)];
+      float& high = head[op.rotary_begin + (pairs ? 2 * i + 1 : half + i)];
       const float turned = rope_low(low, high, table[i], table[half + i]);
       high = rope_high(low, high, table[i], table[half + i]);
       low = turned;
@@ -397,11 +398,18 @@ struct RotateKernel {
         head[lane * kUnit + j] = values[j];
       }
       simt::sync_warp();
-      if (op.norm_weight != nullptr) {
-        normalise(head, op.norm_weight + std::uint64_t{h} * op.norm_weight_stride);
+      const bool has_norm = op.norm_weight != nullptr || op.unit_norm;
+      const float* const weight = op.norm_weight == nullptr
+                                      ? nullptr
+                                      : op.norm_weight + std::uint64_t{h} * op.norm_weight_stride;
+      if (has_norm && !op.norm_after) {
+        normalise(head, weight);
       }
       if (op.rotary_dim != 0) {
         turn(head, op.table + std::uint64_t{place.table_row} * op.rotary_dim);
+      }
+      if (has_norm && op.norm_after) {
+        normalise(head, weight);
       }
       LIBRARIAN_UNROLL
       for (unsigned j = 0; j < kUnit; ++j) {

@@ -77,11 +77,13 @@ struct CudaRotate {
   std::byte* x = nullptr;  ///< [rows, heads, head_dim] of `type`; in place.
   DType type = DType::bf16;
   std::uint64_t rows = 0;
-  std::uint32_t heads = 0, head_dim = 0, rotary_dim = 0;
+  std::uint32_t heads = 0, head_dim = 0, rotary_dim = 0, rotary_begin = 0;
   RopeStyle style = RopeStyle::halves;
   NormKind norm = NormKind::rms;
-  const float* norm_weight = nullptr;    ///< [head_dim] of head 0, or null: no norm.
+  const float* norm_weight = nullptr;    ///< [head_dim] of head 0, or null: none.
   std::uint32_t norm_weight_stride = 0;  ///< From one head's weights to the next one's.
+  bool unit_norm = false;                ///< A norm although it has no weights.
+  bool norm_after = false;               ///< The norm comes after the turn.
   float epsilon = 0;
   const float* table = nullptr;          ///< As CudaRopeTable leaves it; null if rotary_dim is 0.
   const CudaRowPlace* places = nullptr;  ///< [rows].
@@ -103,11 +105,16 @@ struct CudaAttentionTile {
 /// kCudaAttentionRows from the start of what the block holds of the sample; no row's result depends
 /// on where a tile begins: keys are visited in chunks at fixed multiples from the sample's start.
 struct CudaAttention {
-  std::byte* q = nullptr;        ///< [rows, heads, head_dim] of `type`; overwritten by the output.
-  const std::byte* k = nullptr;  ///< [kv rows, kv_heads, head_dim] of `type`; so is v.
-  const std::byte* v = nullptr;
+  std::byte* q = nullptr;  ///< [rows, heads, head_dim] of `type`.
+  std::byte* y = nullptr;  ///< [rows, heads, value_dim], rows y_stride elements apart; null: q's.
+  std::uint64_t y_stride = 0;
+  const std::byte* k = nullptr;  ///< [kv rows, kv_heads, head_dim - shared_dim] of `type`.
+  const std::byte* v = nullptr;  ///< [kv rows, kv_heads, value_dim].
+  HeadStrides k_strides, v_strides;
+  const std::byte* k_shared = nullptr;  ///< [kv rows, shared_dim], or null.
   DType type = DType::bf16;
   std::uint32_t heads = 0, kv_heads = 0, head_dim = 0;
+  std::uint32_t shared_dim = 0, value_dim = 0;  ///< See AttentionOp.
   float scale = 0;
   bool causal = true;
   std::uint32_t window = 0, chunk = 0;  ///< As in AttentionOp; 0: no limit.

@@ -38,8 +38,8 @@ using DeviceMemory = std::unique_ptr<std::byte, std::function<void(std::byte*)>>
 
 /// What the operations of a model will be, as far as scratch depends on it.
 struct ScratchNeeds {
-  std::uint32_t head_dim_max = 0;
-  std::uint32_t group_max = 0;  ///< Query heads per key head.
+  std::uint32_t head_dim_max = 0;  ///< Or value_dim.
+  std::uint32_t group_max = 0;     ///< Query heads per key head.
 };
 
 /// Orders of a device's work. Work of one queue is done in the order it was given; that of two is
@@ -132,17 +132,20 @@ struct RopeTableOp {
   float* table = nullptr;  ///< [rows, rotary_dim], in memory of rope_table_floats().
 };
 
-/// Normalises each head (if `norm_weight`), turns its first rotary_dim dimensions and multiplies
-/// by the temperature of its position, in place; one rounding for all.
+/// Normalises each head (if `norm_weight` or `unit_norm`), turns rotary_dim of its dimensions and
+/// multiplies by the temperature of its position, in place; one rounding for all.
 struct RotateOp {
   std::byte* x = nullptr;  ///< [rows, heads, head_dim] row-major, `dtype`.
   DType dtype = DType::bf16;
   std::uint64_t rows = 0;
   std::uint32_t heads = 0, head_dim = 0, rotary_dim = 0;
+  std::uint32_t rotary_begin = 0;  ///< The first dimension that turns.
   RopeStyle style = RopeStyle::halves;
   NormKind norm = NormKind::rms;
-  const float* norm_weight = nullptr;    ///< [head_dim] of head 0, or null: no norm.
+  const float* norm_weight = nullptr;    ///< [head_dim] of head 0, or null: none.
   std::uint32_t norm_weight_stride = 0;  ///< From one head's weights to the next one's; 0: shared.
+  bool unit_norm = false;                ///< A norm although it has no weights.
+  bool norm_after = false;               ///< The norm comes after the turn.
   float epsilon = 0;
   std::span<const Segment> segments;  ///< Cover the rows.
   /// From RopeTableOp. Row of the table: position - first_position; where `table_by_row`, the row
@@ -150,20 +153,41 @@ struct RotateOp {
   const float* table = nullptr;
   std::uint64_t first_position = 0;
   bool table_by_row = false;
-  /// 1 + beta * log(1 + floor(position / original)); original 0: none.
+  /// 1 + beta * log(1 + floor((position + offset) / original)); original 0: none.
   float temperature_beta = 0;
-  std::uint32_t temperature_original = 0;
+  std::uint32_t temperature_original = 0, temperature_offset = 0;
 };
 
-/// Attention of each segment over its own sample, in place: q becomes the output. Per query
-/// row an online softmax in f32 over key chunks at fixed multiples from the sample's start.
+/// Where a row's heads lie, in elements from one row to the next and from one head to the next; 0:
+/// as dense as can be.
+struct HeadStrides {
+  std::uint64_t row = 0, head = 0;
+  /// For `heads` heads of `width` elements.
+  HeadStrides or_dense(std::uint64_t heads, std::uint64_t width) const {
+    const std::uint64_t step = head != 0 ? head : width;
+    return {row != 0 ? row : heads * step, step};
+  }
+};
+
+/// Attention of each segment over its own sample. Per query row an online softmax in f32 over key
+/// chunks at fixed multiples from the sample's start.
 /// @source Milakov and Gimelshein 2018; Dao et al. 2022, algorithm 1.
 struct AttentionOp {
-  std::byte* q = nullptr;        ///< [rows, heads, head_dim] row-major, `dtype`; overwritten.
-  const std::byte* k = nullptr;  ///< [kv rows, kv_heads, head_dim] row-major, `dtype`.
-  const std::byte* v = nullptr;  ///< As k.
+  std::byte* q = nullptr;  ///< [rows, heads, head_dim] row-major, `dtype`.
+  /// [rows, heads, value_dim], rows `y_stride` elements apart (0: as dense as can be); must not
+  /// overlap q. Null: in q's place, of values that are as wide as heads.
+  std::byte* y = nullptr;
+  std::uint64_t y_stride = 0;
+  const std::byte* k = nullptr;  ///< [kv rows, kv_heads, head_dim - shared_dim], `dtype`.
+  const std::byte* v = nullptr;  ///< [kv rows, kv_heads, value_dim], `dtype`.
+  HeadStrides k_strides, v_strides;
+  /// [kv rows, shared_dim] row-major: the last dimensions of every head's keys. Null if shared_dim
+  /// is 0.
+  const std::byte* k_shared = nullptr;
   DType dtype = DType::bf16;
   std::uint32_t heads = 0, kv_heads = 0, head_dim = 0;
+  std::uint32_t shared_dim = 0;
+  std::uint32_t value_dim = 0;  ///< 0: head_dim.
   float scale = 0;
   bool causal = true;        ///< Else every query sees the whole sample, which is then one segment.
   std::uint32_t window = 0;  ///< Query i sees keys j with i - window < j <= i; 0: no limit.
@@ -175,7 +199,7 @@ struct AttentionOp {
   std::span<const Segment> segments;
 };
 
-/// Largest head that attention() and rotate() take.
+/// Largest head that attention() and rotate() take, and largest value_dim.
 inline constexpr std::uint32_t kHeadDimMax = 256;
 
 /// Size of RopeTableOp::table in floats: kernels may read a little beyond the last row.

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/units.h"
+#include "gpu_exec/latent_attention.h"
 
 namespace librarian::gpu_exec {
 namespace {
@@ -20,16 +21,39 @@ Error bad_layer(std::size_t index, const std::string& what) {
 
 /// Sizes that do not depend on what is resident.
 struct Needs {
-  std::uint64_t layer_bytes = 0;  ///< Weights of the largest layer.
-  std::uint64_t step_bytes = 0;   ///< Of the largest step.
+  std::uint64_t layer_bytes = 0;   ///< Weights of the largest layer.
+  std::uint64_t step_bytes = 0;    ///< Of the largest step.
+  std::uint64_t vector_bytes = 0;  ///< Of the layer that has the most, as they are in f32.
   std::uint64_t wide = 0;
-  std::uint64_t kv_width = 0;
+  std::uint64_t key_width = 0;
+  std::uint64_t value_width = 0;
+  std::uint64_t shared_key_width = 0;
+  std::uint64_t query_latent_width = 0;
+  std::uint64_t query_width = 0;  ///< Where queries have a place of their own.
   std::uint32_t rotary_dim = 0;
   std::uint32_t experts = 0;
   std::uint32_t experts_per_row = 0;
   bool parallel = false;
   ScratchNeeds scratch;
 };
+
+/// What a layer's keys and values need.
+void add_attention(const AttentionSpec& attention, Needs& needs) {
+  const LatentSpec& latent = attention.latent;
+  const auto raise = [](std::uint64_t& most, std::uint64_t width) { most = std::max(most, width); };
+  if (latent.kv_rank == 0) {
+    const std::uint64_t width = std::uint64_t{attention.kv_heads} * attention.head_dim;
+    raise(needs.key_width, width);
+    raise(needs.value_width, width);
+    return;
+  }
+  const std::uint64_t heads = latent_tile_heads(attention);
+  raise(needs.key_width, heads * latent_head_width(latent));
+  raise(needs.value_width, latent.kv_rank);
+  raise(needs.shared_key_width, latent.rope_dim);
+  raise(needs.query_latent_width, latent.q_rank);
+  raise(needs.query_width, heads * attention.head_dim);
+}
 
 Needs needs_of(const ModelSpec& model, const ExecutorOptions& options, const Device& device) {
   Needs needs;
@@ -41,25 +65,31 @@ Needs needs_of(const ModelSpec& model, const ExecutorOptions& options, const Dev
     before = &layer;
     const std::vector<Step> steps =
         layer_steps(model, layer, options.weight_dtype_max, options.slice_bytes_max);
-    for (const Stage& stage : make_stages(layer, steps, options.weight_dtype_max, 0, device)) {
+    for (const Stage& stage :
+         make_stages(layer, steps, options.weight_dtype_max, 0, options.streamed, device)) {
       needs.step_bytes = std::max(needs.step_bytes, stage.bytes);
     }
-    const std::vector<Stage> whole =
-        make_stages(layer, steps, options.weight_dtype_max, ~std::uint64_t{0}, device);
+    const std::vector<Stage> whole = make_stages(layer, steps, options.weight_dtype_max,
+                                                 ~std::uint64_t{0}, options.streamed, device);
     needs.layer_bytes = std::max(needs.layer_bytes, whole.front().bytes);
+    std::uint64_t vectors = 0;
+    for (const WeightSlot& slot : whole.front().slots) {
+      vectors += slot.weight.inputs == 0 ? slot.weight.end * sizeof(float) : 0;
+    }
+    needs.vector_bytes = std::max(needs.vector_bytes, vectors);
     const AttentionSpec& attention = layer.attention;
-    const std::uint64_t head_dim = attention.head_dim;
     const MoeSpec& moe = layer.moe;
     needs.wide =
-        std::max({needs.wide, attention.heads * head_dim,
+        std::max({needs.wide, std::uint64_t{attention.heads} * attention.value_dim(),
                   std::uint64_t{moe.experts == 0 ? layer.mlp.width
                                                  : std::max(moe.width, moe.shared_width)}});
     needs.experts = std::max(needs.experts, moe.experts);
     needs.experts_per_row = std::max(needs.experts_per_row, moe.top_k);
-    needs.kv_width = std::max(needs.kv_width, attention.kv_heads * head_dim);
+    add_attention(attention, needs);
     needs.rotary_dim = std::max(needs.rotary_dim, attention.rope.rotary_dim);
     needs.parallel = needs.parallel || layer.residual == Residual::parallel;
-    needs.scratch.head_dim_max = std::max(needs.scratch.head_dim_max, attention.head_dim);
+    needs.scratch.head_dim_max =
+        std::max({needs.scratch.head_dim_max, attention.head_dim, attention.value_dim()});
     needs.scratch.group_max =
         std::max(needs.scratch.group_max, attention.heads / std::max(1U, attention.kv_heads));
   }
@@ -167,9 +197,12 @@ ExecutionPlan place_all(const ModelSpec& model, const ExecutorOptions& options,
   plan.blocks = place(blocks_together * plan.block_bytes);
   plan.kv_rows = std::max(options.block_rows_max, options.sample_rows_max);
   // A tile's keys begin at any row, and whole units of rows are written.
-  const std::uint64_t kv_bytes = (plan.kv_rows + unit - 1) * needs.kv_width * element_bytes;
-  plan.keys = place(kv_bytes);
-  plan.values = place(kv_bytes);
+  const std::uint64_t kv_rows = plan.kv_rows + unit - 1;
+  plan.keys = place(kv_rows * needs.key_width * element_bytes);
+  plan.values = place(kv_rows * needs.value_width * element_bytes);
+  plan.shared_keys = place(kv_rows * needs.shared_key_width * element_bytes);
+  plan.query_latents = place(rows * needs.query_latent_width * element_bytes);
+  plan.queries = place(rows * needs.query_width * element_bytes);
   plan.rope_table =
       place(rope_table_floats(options.block_rows_max, needs.rotary_dim) * sizeof(float));
   plan.scratch = place(device.scratch_bytes(needs.scratch));
@@ -198,7 +231,10 @@ ExecutionPlan place_all(const ModelSpec& model, const ExecutorOptions& options,
   }
   plan.memory.workspace_bytes = at - plan.memory.weight_bytes;
   plan.memory.host_bytes = in_place ? 0 : host_at + device.host_bytes();
+  plan.vector_bytes = options.streamed ? needs.vector_bytes : 0;
+  plan.memory.host_bytes += plan.vector_bytes;
   plan.memory.staged = residency == Residency::stage;
+  plan.memory.streamed = plan.memory.staged && options.streamed;
   plan.memory.weight_buffers = plan.weight_buffers;
   plan.memory.rows_together = blocks_together * options.block_rows_max;
   return plan;
@@ -211,7 +247,7 @@ std::vector<Stage> plan_stages(const ModelSpec& model, const LayerSpec& layer,
                                const Device& device) {
   return make_stages(layer,
                      layer_steps(model, layer, options.weight_dtype_max, options.slice_bytes_max),
-                     options.weight_dtype_max, plan.stage_bytes_max, device);
+                     options.weight_dtype_max, plan.stage_bytes_max, plan.memory.streamed, device);
 }
 
 Result<ExecutionPlan> make_execution_plan(const ModelSpec& model, const ExecutorOptions& options,
@@ -219,7 +255,7 @@ Result<ExecutionPlan> make_execution_plan(const ModelSpec& model, const Executor
   const Needs needs = needs_of(model, options, device);
   const std::uint64_t limit = device.memory_limit();
   ExecutionPlan plan = place_all(model, options, device, needs, Residency::layer, 1);
-  if (plan.memory.device_bytes() <= limit) {
+  if (plan.memory.device_bytes() <= limit && !options.streamed) {
     return plan;
   }
   const ExecutionPlan least = place_all(model, options, device, needs, Residency::stage, 1);
@@ -239,8 +275,41 @@ Result<ExecutionPlan> make_execution_plan(const ModelSpec& model, const Executor
   const std::uint64_t one_more = two.memory.device_bytes() - least.memory.device_bytes();
   const std::uint64_t together = std::min(std::max<std::uint64_t>(options.blocks_max, 1),
                                           1 + (limit - least.memory.device_bytes()) / one_more);
+  if (options.streamed && together < options.blocks_max) {
+    return Error(ErrorCode::does_not_fit,
+                 "the device's memory, " + format_bytes(limit) + ", holds " +
+                     std::to_string(together) + " blocks of the " +
+                     std::to_string(options.blocks_max) +
+                     " that weights streamed stage by stage must meet together");
+  }
   return place_all(model, options, device, needs, Residency::stage, together);
 }
+
+namespace {
+
+/// What is wrong with a layer's latent attention, or nothing.
+std::string latent_problem(const AttentionSpec& attention) {
+  const LatentSpec& latent = attention.latent;
+  if (attention.heads != attention.kv_heads || attention.qk_norm != QkNorm::none) {
+    return "latent attention needs as many kv_heads as heads, and no norm of q and k";
+  }
+  if (std::uint64_t{latent.nope_dim} + latent.rope_dim != attention.head_dim) {
+    return "nope_dim=" + std::to_string(latent.nope_dim) +
+           " and rope_dim=" + std::to_string(latent.rope_dim) +
+           " are not head_dim=" + std::to_string(attention.head_dim);
+  }
+  if (latent.rope_dim == 0 || latent.rope_dim != attention.rope.rotary_dim) {
+    return "rope_dim=" + std::to_string(latent.rope_dim) +
+           " of latent attention is not rotary_dim=" + std::to_string(attention.rope.rotary_dim);
+  }
+  if (latent.value_dim == 0 || latent.value_dim > kHeadDimMax) {
+    return "value_dim=" + std::to_string(latent.value_dim) + " is not in 1.." +
+           std::to_string(kHeadDimMax);
+  }
+  return {};
+}
+
+}  // namespace
 
 Result<void> check_spec(const ModelSpec& model, const ExecutorOptions& options,
                         const Device& device) {
@@ -274,6 +343,14 @@ Result<void> check_spec(const ModelSpec& model, const ExecutorOptions& options,
           i, "rotary_dim=" + std::to_string(rope.rotary_dim) + " with " +
                  std::to_string(rope.inverse_frequency.size()) +
                  " frequencies does not fit head_dim=" + std::to_string(attention.head_dim));
+    }
+    if (attention.latent.kv_rank != 0) {
+      if (const std::string problem = latent_problem(attention); !problem.empty()) {
+        return bad_layer(i, problem);
+      }
+    }
+    if (attention.qk_norm == QkNorm::full && attention.qk_norm_after_rope) {
+      return bad_layer(i, "a norm of all heads together comes before rope");
     }
     if (attention.storage == QkvStorage::per_head && attention.heads != attention.kv_heads) {
       return bad_layer(i, "q, k and v stored by head need as many kv_heads as heads");

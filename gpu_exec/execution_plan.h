@@ -27,6 +27,7 @@ inline constexpr std::uint64_t kInboxSlots = 2;
 struct ExecutionPlan {
   ExecutorMemory memory;
   std::uint64_t stage_bytes_max = 0;  ///< A weight buffer.
+  std::uint64_t vector_bytes = 0;     ///< Host memory of a layer's vectors, if it is streamed.
   std::uint64_t weight_buffers = 1;
   std::uint64_t blocks_together = 1;
   std::uint64_t state_slots = 0;   ///< 0: rows are worked on where they are, in host memory.
@@ -40,7 +41,7 @@ struct ExecutionPlan {
   std::uint64_t blocks = 0;           ///< Of `block_bytes` each, in which lie:
   std::uint64_t hidden = 0;           ///< [block rows, hidden]: norm output, projection output
   std::uint64_t attention_out = 0;    ///< [block rows, hidden], or hidden's place
-  std::uint64_t wide = 0;             ///< [block rows, max(heads * head_dim, MLP or expert width)]
+  std::uint64_t wide = 0;             ///< [block rows, max(heads * value_dim, MLP or expert width)]
   std::uint64_t expert_sums = 0;      ///< f32 [block rows, hidden]: what experts gave so far
   std::uint64_t route_ids = 0;        ///< i32 [block rows, top_k]; see RouteOp
   std::uint64_t route_weights = 0;    ///< f32 [block rows, top_k]
@@ -49,12 +50,17 @@ struct ExecutionPlan {
   std::uint64_t shared_factors = 0;   ///< f32 [block rows] weights of the shared expert
   std::uint64_t keys = 0;             ///< [kv rows, kv_heads * head_dim]
   std::uint64_t values = 0;           ///< As keys.
-  std::uint64_t rope_table = 0;       ///< rope_table_floats(block rows, rotary_dim)
-  std::uint64_t scratch = 0;          ///< Of all threads.
-  std::uint64_t expert_in = 0;        ///< [block rows, hidden]: the rows that meet an expert
-  std::uint64_t expert_out = 0;       ///< f32 [block rows, max(hidden, experts)]
-  std::uint64_t state = 0;            ///< `state_slots` of `rows_bytes`.
-  std::uint64_t outbox = 0;           ///< `outbox_slots` of `rows_bytes`.
+  // Latent attention has a tile of heads' {key's nope_dim, value} in place of keys, all rows'
+  // latents in place of values, and besides:
+  std::uint64_t shared_keys = 0;    ///< [kv rows, rope_dim]
+  std::uint64_t query_latents = 0;  ///< [block rows, q_rank]
+  std::uint64_t queries = 0;        ///< [block rows, heads of a tile * head_dim]
+  std::uint64_t rope_table = 0;     ///< rope_table_floats(block rows, rotary_dim)
+  std::uint64_t scratch = 0;        ///< Of all threads.
+  std::uint64_t expert_in = 0;      ///< [block rows, hidden]: the rows that meet an expert
+  std::uint64_t expert_out = 0;     ///< f32 [block rows, max(hidden, experts)]
+  std::uint64_t state = 0;          ///< `state_slots` of `rows_bytes`.
+  std::uint64_t outbox = 0;         ///< `outbox_slots` of `rows_bytes`.
   std::uint64_t kv_rows = 0;
 
   // Of run_topk(). The head's tiles lie where the layers' weights do: none is needed by then.

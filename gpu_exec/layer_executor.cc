@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
 #include <optional>
 #include <set>
 #include <string>
@@ -122,7 +123,8 @@ class LayerExecutor::Impl {
   Impl& operator=(const Impl&) = delete;
 
   bool loads_ahead() const { return !plan_.memory.staged && plan_.weight_buffers > 1; }
-  bool keeps_tensors() const { return plan_.memory.staged; }
+  bool keeps_tensors() const { return plan_.memory.staged && !streams(); }
+  bool streams() const { return plan_.memory.streamed; }
   bool copies_rows() const { return plan_.state_slots != 0; }
   const std::vector<std::string>& products() const { return products_; }
 
@@ -162,6 +164,9 @@ class LayerExecutor::Impl {
       return invalid("no layer has begun that has a " + weight_key_name(tensor.key));
     }
     LIB_TRY_VOID(check_tensor(model_, *layer->spec, options_.weight_dtype_max, tensor));
+    if (streams()) {
+      return load_streamed(*layer, tensor);
+    }
     if (plan_.memory.staged) {
       layer->tensors.push_back(tensor);
       return Ticket{};
@@ -184,6 +189,11 @@ class LayerExecutor::Impl {
     LIB_TRY_VOID(check_layer());
     for (const Block& block : blocks) {
       LIB_TRY_VOID(steps_.check(block));
+    }
+    if (streams() && blocks.size() > plan_.blocks_together) {
+      return invalid(std::to_string(blocks.size()) +
+                     " blocks whose weights are streamed; at most " +
+                     std::to_string(plan_.blocks_together));
     }
     Result<void> done = run_blocks(blocks, io, stop);
     if (!done) {
@@ -245,7 +255,8 @@ class LayerExecutor::Impl {
     const LayerSpec* spec = nullptr;
     std::vector<Stage> stages;
     std::size_t buffer = 0;            ///< Where it is, if it is resident.
-    std::vector<LayerTensor> tensors;  ///< What was loaded, if it comes in stages.
+    std::vector<LayerTensor> tensors;  ///< What was loaded and stays, if it comes in stages.
+    std::deque<std::vector<std::byte>> vectors;  ///< Bytes of `tensors` if they are streamed.
   };
   struct Buffer {
     StageWeights weights;
@@ -259,6 +270,9 @@ class LayerExecutor::Impl {
     }
     if (!plan_.memory.staged) {
       return buffers_[running_->buffer].weights.check_complete();
+    }
+    if (streams()) {
+      return {};  // Stage by stage.
     }
     std::set<WeightKey> loaded;
     for (const LayerTensor& tensor : running_->tensors) {
@@ -288,24 +302,74 @@ class LayerExecutor::Impl {
     for (std::size_t begin = 0; begin < blocks.size(); begin += plan_.blocks_together) {
       LIB_TRY_VOID(run_together(blocks, begin,
                                 std::min<std::size_t>(blocks.size(), begin + plan_.blocks_together),
-                                stop));
+                                io, stop));
     }
     return transport_.finish();
   }
 
+  /// A vector may be needed by a later stage, too, and is small; a matrix is of the stage at hand.
+  Result<Ticket> load_streamed(Layer& layer, const LayerTensor& tensor) {
+    if (&layer != running_.get()) {
+      return invalid(weight_key_name(tensor.key) + ": no stage is being loaded");
+    }
+    StageWeights& weights = buffers_[layer.buffer].weights;
+    if (weight_parts(model_, *layer.spec, tensor.key.role).front().inputs == 0) {
+      layer.vectors.emplace_back(tensor.bytes.begin(), tensor.bytes.end());
+      layer.tensors.push_back({tensor.key, tensor.type, layer.vectors.back()});
+      weights.load(layer.tensors.back());
+      return device_.mark(Queue::weights);
+    }
+    if (!weights.has(tensor.key)) {
+      return invalid(weight_key_name(tensor.key) + " is not of the stage being loaded");
+    }
+    if (!is_expert_role(tensor.key.role) || any_row_meets(tensor.key.expert)) {
+      weights.load(tensor);
+    }
+    return device_.mark(Queue::weights);
+  }
+
+  /// Whether a row of the blocks that run together has chosen the expert.
+  bool any_row_meets(std::uint32_t expert) const {
+    return std::any_of(experts_.begin(), experts_.end(), [expert](const BlockExperts& block) {
+      return block.begins.empty() || block.begins[expert] != block.begins[expert + 1];
+    });
+  }
+
+  /// Has the tensors of a stage brought to its buffer.
+  Result<void> stream_stage(std::size_t stage, LayerIo& io) {
+    running_->buffer = begin_stage(*running_, stage);
+    Buffer& buffer = buffers_[running_->buffer];
+    for (const LayerTensor& vector : running_->tensors) {
+      buffer.weights.load(vector);
+    }
+    LIB_TRY_VOID(io.load_stage(running_->stages[stage].order_end));
+    buffer.loaded = device_.mark(Queue::weights);
+    return {};
+  }
+
   /// Blocks [begin, end) through all stages.
   Result<void> run_together(std::span<const Block> blocks, std::size_t begin, std::size_t end,
-                            const std::stop_token& stop) {
+                            LayerIo& io, const std::stop_token& stop) {
+    for (BlockExperts& block : experts_) {
+      block.begins.clear();
+    }
     const std::size_t stages = running_->stages.size();
     std::vector<std::size_t> buffer_of(stages, running_->buffer);
     std::size_t loaded = plan_.memory.staged ? 0 : stages;
     for (std::size_t stage = 0; stage < stages; ++stage) {
+      if (streams()) {
+        LIB_TRY_VOID(stream_stage(stage, io));
+        buffer_of[stage] = running_->buffer;
+        loaded = stages;
+      }
       // The stages behind come into the other buffers while this one computes.
       for (; loaded < std::min(stages, stage + buffers_.size()); ++loaded) {
         buffer_of[loaded] = begin_stage(*running_, loaded);
         Buffer& buffer = buffers_[buffer_of[loaded]];
         for (const LayerTensor& tensor : running_->tensors) {
-          buffer.weights.load(tensor);
+          if (!is_expert_role(tensor.key.role) || any_row_meets(tensor.key.expert)) {
+            buffer.weights.load(tensor);
+          }
         }
         buffer.loaded = device_.mark(Queue::weights);
       }
@@ -444,7 +508,8 @@ Result<std::unique_ptr<LayerExecutor>> LayerExecutor::create(const ModelSpec& mo
   LIB_TRY(DeviceMemory arena, device.allocate(plan.memory.device_bytes()));
   DeviceMemory host;
   if (plan.state_slots != 0) {
-    LIB_TRY(host, device.allocate_host(plan.memory.host_bytes - device.host_bytes()));
+    LIB_TRY(host,
+            device.allocate_host(plan.memory.host_bytes - plan.vector_bytes - device.host_bytes()));
   }
   return std::unique_ptr<LayerExecutor>(new LayerExecutor(std::make_unique<Impl>(
       model, options, device, plan, std::move(products), std::move(arena), std::move(host))));
@@ -454,6 +519,7 @@ LayerExecutor::LayerExecutor(std::unique_ptr<Impl> impl) : impl_(std::move(impl)
 LayerExecutor::~LayerExecutor() = default;
 
 bool LayerExecutor::loads_ahead() const { return impl_->loads_ahead(); }
+bool LayerExecutor::streams() const { return impl_->streams(); }
 bool LayerExecutor::keeps_tensors() const { return impl_->keeps_tensors(); }
 bool LayerExecutor::copies_rows() const { return impl_->copies_rows(); }
 

@@ -47,6 +47,9 @@ class LayerIo {
   /// What the layer made of a block: the span that load() gave, or with copies_rows() another,
   /// which is valid during the call only.
   virtual Result<void> store(std::size_t block, std::span<std::byte> rows) = 0;
+  /// Only if the executor streams(): called before a stage is computed, to load() the layer's
+  /// tensors whose stage_order() is below `order_end` and that no call before has loaded.
+  virtual Result<void> load_stage(std::uint32_t /*order_end*/) { return {}; }
   /// Called now and then while the device works: time to load() weights of the next layer.
   virtual Result<void> idle() { return {}; }
 };
@@ -58,6 +61,9 @@ struct ExecutorOptions {
   std::uint64_t sample_rows_max = 0;  ///< Longest sample: rows of keys and values to keep.
   std::uint64_t blocks_max = 1;       ///< Of one run(): more need not be held together.
   std::uint64_t captures_max = 1;     ///< Points wanted of one layer.
+  /// Weights come stage by stage while a layer runs and are not kept: every block of a run() is
+  /// worked on together.
+  bool streamed = false;
   /// Larger matrices are multiplied in slices of outputs. Part of the numbers on devices whose
   /// products depend on their width, so a constant but for tests.
   std::uint64_t slice_bytes_max = 512U << 20U;
@@ -75,6 +81,7 @@ struct ExecutorMemory {
   /// The largest layer, with all weight buffers, is too large for the device: its weights come in
   /// stages, again for each group of `rows_together` rows.
   bool staged = false;
+  bool streamed = false;  ///< As ExecutorOptions says.
   std::uint64_t weight_buffers = 1;
   std::uint64_t rows_together = 0;
   std::uint64_t head_tiles = 0;  ///< Tiles of the head that are on the device at once.
@@ -117,6 +124,9 @@ class LayerExecutor {
   /// Whether the bytes given to load() must stay until another layer runs: they are uploaded again
   /// and again. Else until the ticket of load() is reached.
   bool keeps_tensors() const;
+  /// Whether load() is for LayerIo::load_stage(), in stage_order() but for vectors, and not before
+  /// run().
+  bool streams() const;
   /// See LayerIo.
   bool copies_rows() const;
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "gpu_exec/latent_attention.h"
+
 namespace librarian::gpu_exec {
 namespace {
 
@@ -47,6 +49,25 @@ class Parts {
  private:
   std::vector<WeightPart> parts_;
 };
+
+/// Adds what latent attention needs: its matrices cut where it takes a part of their outputs.
+void add_latent(const Parts& parts, const AttentionSpec& attention, Step& step) {
+  const LatentSpec& latent = attention.latent;
+  parts.add_all(step, {WeightRole::q_a_weight, WeightRole::q_a_bias, WeightRole::q_a_norm});
+  parts.add(step, WeightRole::kv_a_weight, 0, latent.kv_rank);
+  parts.add(step, WeightRole::kv_a_weight, latent.kv_rank,
+            std::uint64_t{latent.kv_rank} + latent.rope_dim);
+  parts.add_all(step, {WeightRole::kv_a_bias, WeightRole::kv_a_norm});
+  const std::uint64_t heads = latent_tile_heads(attention);
+  const std::uint64_t kv_width = latent_head_width(latent);
+  for (std::uint64_t begin = 0; begin < attention.heads; begin += heads) {
+    const std::uint64_t end = std::min<std::uint64_t>(begin + heads, attention.heads);
+    for (const WeightRole role : {WeightRole::q_weight, WeightRole::q_b_weight}) {
+      parts.add(step, role, begin * attention.head_dim, end * attention.head_dim);
+    }
+    parts.add(step, WeightRole::kv_b_weight, begin * kv_width, end * kv_width);
+  }
+}
 
 /// One step per slice of the outputs of `roles`, all of one shape.
 void add_slices(const Parts& parts, StepKind kind, std::initializer_list<WeightRole> roles,
@@ -107,6 +128,52 @@ bool has(const Stage& stage, const StepWeight& weight) {
          });
 }
 
+/// Adds a step to a stage, with what the stage does not have yet of its weights.
+void add_step(const LayerSpec& layer, const Step& step, DType weight_dtype_max,
+              const Device& device, Stage& stage) {
+  if (step.kind == StepKind::attention && layer.attention.alibi) {
+    stage.slopes = stage.bytes;
+    stage.bytes += device.vector_bytes(layer.attention.heads);
+  }
+  for (const StepWeight& weight : step.weights) {
+    if (!has(stage, weight)) {
+      stage.slots.push_back({weight, stage.bytes});
+      stage.bytes += slot_bytes(weight, weight_dtype_max, device);
+    }
+  }
+  stage.steps.push_back(step);
+}
+
+/// What a stage grows by if `unit` becomes part of it.
+std::uint64_t bytes_to_add(const Stage& unit, DType weight_dtype_max, const Device& device,
+                           const Stage& stage) {
+  std::uint64_t bytes = unit.bytes;
+  for (const WeightSlot& slot : unit.slots) {
+    bytes -= has(stage, slot.weight) ? slot_bytes(slot.weight, weight_dtype_max, device) : 0;
+  }
+  return bytes;
+}
+
+/// The smallest stages: of one step each, or of the steps that need what comes with one
+/// stage_order().
+std::vector<Stage> units_of(const LayerSpec& layer, const std::vector<Step>& steps,
+                            DType weight_dtype_max, bool by_order, const Device& device) {
+  std::vector<Stage> units;
+  std::uint32_t order = 0;
+  for (const Step& step : steps) {
+    const std::uint32_t order_before = order;
+    for (const StepWeight& weight : step.weights) {
+      order = std::max(order, stage_order(weight.key));
+    }
+    if (units.empty() || !by_order || order != order_before) {
+      units.emplace_back();
+    }
+    units.back().order_end = order + 1;
+    add_step(layer, step, weight_dtype_max, device, units.back());
+  }
+  return units;
+}
+
 }  // namespace
 
 std::vector<Step> layer_steps(const ModelSpec& model, const LayerSpec& layer,
@@ -116,10 +183,15 @@ std::vector<Step> layer_steps(const ModelSpec& model, const LayerSpec& layer,
   std::vector<Step> steps;
   // Keys and values of a block are gone when the next one's come: this step is not cut.
   Step attention{StepKind::attention, 0, 0, {}};
-  parts.add_all(attention,
-                {WeightRole::attention_norm, WeightRole::attention_norm_bias, WeightRole::q_weight,
-                 WeightRole::q_bias, WeightRole::k_weight, WeightRole::k_bias, WeightRole::v_weight,
-                 WeightRole::v_bias, WeightRole::q_norm, WeightRole::k_norm, WeightRole::sinks});
+  parts.add_all(attention, {WeightRole::attention_norm, WeightRole::attention_norm_bias});
+  if (layer.attention.latent.kv_rank != 0) {
+    add_latent(parts, layer.attention, attention);
+  } else {
+    parts.add_all(attention, {WeightRole::q_weight, WeightRole::q_bias, WeightRole::k_weight,
+                              WeightRole::k_bias, WeightRole::v_weight, WeightRole::v_bias,
+                              WeightRole::q_norm, WeightRole::k_norm});
+  }
+  parts.add_all(attention, {WeightRole::sinks});
   steps.push_back(std::move(attention));
   add_slices(parts, StepKind::attention_out, {WeightRole::out_weight, WeightRole::out_bias},
              element_bytes, slice_bytes_max, steps);
@@ -147,32 +219,20 @@ std::vector<Step> layer_steps(const ModelSpec& model, const LayerSpec& layer,
 }
 
 std::vector<Stage> make_stages(const LayerSpec& layer, const std::vector<Step>& steps,
-                               DType weight_dtype_max, std::uint64_t stage_bytes_max,
+                               DType weight_dtype_max, std::uint64_t stage_bytes_max, bool by_order,
                                const Device& device) {
   std::vector<Stage> stages;
-  for (const Step& step : steps) {
-    const bool slopes = step.kind == StepKind::attention && layer.attention.alibi;
-    std::uint64_t bytes = slopes ? device.vector_bytes(layer.attention.heads) : 0;
-    for (const StepWeight& weight : step.weights) {
-      if (stages.empty() || !has(stages.back(), weight)) {
-        bytes += slot_bytes(weight, weight_dtype_max, device);
-      }
+  for (Stage& unit : units_of(layer, steps, weight_dtype_max, by_order, device)) {
+    if (stages.empty() ||
+        stages.back().bytes + bytes_to_add(unit, weight_dtype_max, device, stages.back()) >
+            stage_bytes_max) {
+      stages.push_back(std::move(unit));
+      continue;
     }
-    if (stages.empty() || stages.back().bytes + bytes > stage_bytes_max) {
-      stages.emplace_back();
+    for (const Step& step : unit.steps) {
+      add_step(layer, step, weight_dtype_max, device, stages.back());
     }
-    Stage& stage = stages.back();
-    if (slopes) {
-      stage.slopes = stage.bytes;
-      stage.bytes += device.vector_bytes(layer.attention.heads);
-    }
-    for (const StepWeight& weight : step.weights) {
-      if (!has(stage, weight)) {
-        stage.slots.push_back({weight, stage.bytes});
-        stage.bytes += slot_bytes(weight, weight_dtype_max, device);
-      }
-    }
-    stage.steps.push_back(step);
+    stages.back().order_end = unit.order_end;
   }
   return stages;
 }

@@ -52,13 +52,16 @@ struct WeightSlot {
 struct Stage {
   std::vector<Step> steps;
   std::vector<WeightSlot> slots;
-  std::uint64_t slopes = 0;  ///< Offset of f32 [heads], if the layer uses them.
-  std::uint64_t bytes = 0;   ///< Of the buffer.
+  std::uint64_t slopes = 0;     ///< Offset of f32 [heads], if the layer uses them.
+  std::uint64_t bytes = 0;      ///< Of the buffer.
+  std::uint32_t order_end = 0;  ///< Tensors of a stage_order() from here on are not in it.
 };
 
 /// As many steps to a stage as fit `stage_bytes_max`, at least one.
+/// @param by_order  Tensors come in stage_order(): steps whose matrices have the same stay
+/// together.
 std::vector<Stage> make_stages(const LayerSpec& layer, const std::vector<Step>& steps,
-                               DType weight_dtype_max, std::uint64_t stage_bytes_max,
+                               DType weight_dtype_max, std::uint64_t stage_bytes_max, bool by_order,
                                const Device& device);
 
 }  // namespace librarian::gpu_exec

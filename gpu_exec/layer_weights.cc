@@ -83,6 +83,13 @@ void StageWeights::begin(const LayerSpec& layer, const Stage& stage, std::byte* 
   }
 }
 
+bool StageWeights::has(const WeightKey& tensor) const {
+  const std::vector<WeightPart> parts = weight_parts(*model_, *layer_, tensor.role);
+  return std::any_of(parts.begin(), parts.end(), [&](const WeightPart& part) {
+    return slots_.contains({part.role, tensor.expert});
+  });
+}
+
 void StageWeights::load(const LayerTensor& tensor) {
   const std::vector<WeightPart> parts = weight_parts(*model_, *layer_, tensor.key.role);
   std::uint64_t tensor_rows = 0;

@@ -36,6 +36,8 @@ class StageWeights {
 
   /// From here on `buffer` holds `stage`, which must stay; nothing of it is loaded.
   void begin(const LayerSpec& layer, const Stage& stage, std::byte* buffer);
+  /// Whether the stage needs anything of a tensor.
+  bool has(const WeightKey& tensor) const;
   /// Loads what the stage has of a checked tensor.
   void load(const LayerTensor& tensor);
   /// @error invalid_argument  names what is missing.

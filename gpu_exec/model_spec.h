@@ -311,6 +311,18 @@ struct WeightKey {
       : role(role_of), expert(expert_of) {}
   auto operator<=>(const WeightKey&) const = default;
 };
+/// Where a layer's tensor stands when the layer comes in stages: those of attention are 0, then
+/// what an MLP or the choice of experts begins with, then what an MLP ends with or expert by
+/// expert.
+constexpr std::uint32_t stage_order(const WeightKey& key) {
+  if (is_expert_role(key.role)) {
+    return 2 + key.expert;
+  }
+  if (key.role == WeightRole::down_weight || key.role == WeightRole::down_bias) {
+    return 2;
+  }
+  return key.role >= WeightRole::mlp_norm ? 1 : 0;
+}
 /// "expert_up_weight of expert 3".
 std::string weight_key_name(const WeightKey& key);
 

@@ -15,18 +15,18 @@ bool same_rope(const RopeSpec& a, const RopeSpec& b) {
          a.cos_sin_multiplier == b.cos_sin_multiplier;
 }
 
+std::uint64_t sample_rows(const Segment& segment) {
+  return segment.sample_rows != 0 ? segment.sample_rows : segment.position + segment.rows;
+}
+
+}  // namespace
+
 Result<void> unless_stopped(const std::stop_token& stop) {
   if (stop.stop_requested()) {
     return Error(ErrorCode::cancelled, "stopped inside a layer");
   }
   return {};
 }
-
-std::uint64_t sample_rows(const Segment& segment) {
-  return segment.sample_rows != 0 ? segment.sample_rows : segment.position + segment.rows;
-}
-
-}  // namespace
 
 StepRunner::StepRunner(const ModelSpec& model, const ExecutorOptions& options, Device& device,
                        const ExecutionPlan& plan, std::byte* arena, std::byte* host)
@@ -92,10 +92,10 @@ Result<void> StepRunner::run(const Step& step, const Block& block, const BlockBu
     case StepKind::attention:
       return attention(work);
     case StepKind::attention_out:
-      return project(
-          work, step,
-          {WeightRole::out_weight, WeightRole::out_bias, std::uint64_t{spec.heads} * spec.head_dim},
-          buffers.attention_out);
+      return project(work, step,
+                     {WeightRole::out_weight, WeightRole::out_bias,
+                      std::uint64_t{spec.heads} * spec.value_dim()},
+                     buffers.attention_out);
     case StepKind::attention_end:
       return attention_end(work, tap);
     case StepKind::mlp_begin:
@@ -148,13 +148,14 @@ void StepRunner::final_norm(const std::byte* x, std::uint64_t rows, std::byte* y
 }
 
 /// y = outputs `range` of a product; y's first column is output range.begin.
-Result<void> StepRunner::multiply(const Work& work, const Matrix& matrix, Range range,
-                                  const std::byte* x, std::byte* y, std::uint64_t y_stride) {
+Result<void> StepRunner::multiply_rows(const Work& work, std::uint64_t rows, const Matrix& matrix,
+                                       Range range, const std::byte* x, std::byte* y,
+                                       std::uint64_t y_stride) {
   LinearOp op;
   op.x = x;
   op.y = y;
   op.dtype = options_.dtype;
-  op.rows = work.block.rows;
+  op.rows = rows;
   op.inputs = matrix.inputs;
   op.outputs = range.end - range.begin;
   op.matrix = work.weights.matrix(matrix.weight, matrix.bias, range.begin);
@@ -173,16 +174,8 @@ Result<void> StepRunner::project(const Work& work, const Step& step, const Matri
 
 /// wide = what attention gives before its projection.
 Result<void> StepRunner::attention(const Work& work) {
-  const AttentionSpec& spec = layer_->attention;
   const Block& block = work.block;
   LIB_TRY_VOID(check_tile(block));
-  const std::uint64_t width = model_.hidden_size;
-  const std::uint64_t q_width = std::uint64_t{spec.heads} * spec.head_dim;
-  const std::uint64_t kv_width = std::uint64_t{spec.kv_heads} * spec.head_dim;
-  const std::uint64_t kv_row = block.segments[0].position;  // Behind the tiles before.
-  const std::uint64_t kv_offset = kv_row * kv_width * element_bytes();
-  std::byte* const keys = arena_ + plan_.keys;
-  std::byte* const values = arena_ + plan_.values;
   next_position_ = 0;  // Until this tile is complete, none can follow it.
 
   const std::byte* input = work.at.state;
@@ -191,6 +184,25 @@ Result<void> StepRunner::attention(const Work& work) {
                          WeightRole::attention_norm_bias, work.at.hidden));
     input = work.at.hidden;
   }
+  LIB_TRY_VOID(layer_->attention.latent.kv_rank != 0 ? attend_latent(work, input)
+                                                     : attend(work, input));
+  if (block.segments.size() == 1) {
+    next_position_ = block.segments[0].position + block.rows;
+  }
+  return {};
+}
+
+/// The same after the norm.
+Result<void> StepRunner::attend(const Work& work, const std::byte* input) {
+  const AttentionSpec& spec = layer_->attention;
+  const Block& block = work.block;
+  const std::uint64_t width = model_.hidden_size;
+  const std::uint64_t q_width = std::uint64_t{spec.heads} * spec.head_dim;
+  const std::uint64_t kv_width = std::uint64_t{spec.kv_heads} * spec.head_dim;
+  const std::uint64_t kv_row = block.segments[0].position;  // Behind the tiles before.
+  const std::uint64_t kv_offset = kv_row * kv_width * element_bytes();
+  std::byte* const keys = arena_ + plan_.keys;
+  std::byte* const values = arena_ + plan_.values;
   LIB_TRY_VOID(multiply(work, {WeightRole::q_weight, WeightRole::q_bias, width}, {0, q_width},
                         input, work.at.wide, q_width));
   LIB_TRY_VOID(multiply(work, {WeightRole::k_weight, WeightRole::k_bias, width}, {0, kv_width},
@@ -201,10 +213,18 @@ Result<void> StepRunner::attention(const Work& work) {
   rotate(work, work.at.wide, spec.heads, WeightRole::q_norm, table);
   rotate(work, keys + kv_offset, spec.kv_heads, WeightRole::k_norm, table);
 
-  AttentionOp op;
+  AttentionOp op = attention_op(work);
   op.q = work.at.wide;
   op.k = keys;
   op.v = values;
+  device_.attention(op, scratch(), work.stop);
+  return unless_stopped(work.stop);
+}
+
+/// Attention of all heads, without what it reads and writes.
+AttentionOp StepRunner::attention_op(const Work& work) const {
+  const AttentionSpec& spec = layer_->attention;
+  AttentionOp op;
   op.dtype = options_.dtype;
   op.heads = spec.heads;
   op.kv_heads = spec.kv_heads;
@@ -216,13 +236,8 @@ Result<void> StepRunner::attention(const Work& work) {
   op.softcap = spec.softcap;
   op.sinks = work.weights.vector(WeightRole::sinks);
   op.slopes = work.weights.alibi_slopes();
-  op.segments = block.segments;
-  device_.attention(op, scratch(), work.stop);
-  LIB_TRY_VOID(unless_stopped(work.stop));
-  if (block.segments.size() == 1) {
-    next_position_ = kv_row + block.rows;
-  }
-  return {};
+  op.segments = work.block.segments;
+  return op;
 }
 
 /// Norm, rotation and temperature of q or k, as far as the layer has them.
@@ -235,6 +250,25 @@ void StepRunner::rotate(const Work& work, std::byte* x, std::uint32_t heads, Wei
     op.bias = nullptr;
     device_.norm(op);
   }
+  RotateOp op = rotate_op(work, x, heads, table);
+  op.unit_norm = spec.qk_norm == QkNorm::unit && op.rotary_dim != 0;
+  op.norm = op.unit_norm ? NormKind::rms : model_.norm.kind;
+  op.norm_weight = spec.qk_norm == QkNorm::full ? nullptr : work.weights.vector(norm_weight);
+  op.norm_weight_stride = spec.qk_norm == QkNorm::head_each ? spec.head_dim : 0;
+  op.norm_after = spec.qk_norm_after_rope;
+  op.epsilon = model_.norm.epsilon;
+  if (norm_weight == WeightRole::q_norm) {
+    set_temperature(op);
+  }
+  if (op.rotary_dim != 0 || op.norm_weight != nullptr || op.temperature_original != 0) {
+    device_.rotate(op, scratch());
+  }
+}
+
+/// The rotation of heads by their positions, without norm and temperature.
+RotateOp StepRunner::rotate_op(const Work& work, std::byte* x, std::uint32_t heads,
+                               const RopeTable& table) const {
+  const AttentionSpec& spec = layer_->attention;
   RotateOp op;
   op.x = x;
   op.dtype = options_.dtype;
@@ -243,21 +277,19 @@ void StepRunner::rotate(const Work& work, std::byte* x, std::uint32_t heads, Wei
   op.head_dim = spec.head_dim;
   op.rotary_dim = spec.rope.rotary_dim;
   op.style = spec.rope.style;
-  op.norm = model_.norm.kind;
-  op.norm_weight = spec.qk_norm == QkNorm::full ? nullptr : work.weights.vector(norm_weight);
-  op.norm_weight_stride = spec.qk_norm == QkNorm::head_each ? spec.head_dim : 0;
-  op.epsilon = model_.norm.epsilon;
   op.segments = work.block.segments;
   op.table = floats(plan_.rope_table);
   op.first_position = table.first_position;
   op.table_by_row = table.by_row;
-  if (norm_weight == WeightRole::q_norm) {  // Only queries have a temperature.
-    op.temperature_beta = spec.temperature_beta;
-    op.temperature_original = spec.temperature_original;
-  }
-  if (op.rotary_dim != 0 || op.norm_weight != nullptr || op.temperature_original != 0) {
-    device_.rotate(op, scratch());
-  }
+  return op;
+}
+
+/// Only queries have a temperature.
+void StepRunner::set_temperature(RotateOp& op) const {
+  const AttentionSpec& spec = layer_->attention;
+  op.temperature_beta = spec.temperature_beta;
+  op.temperature_original = spec.temperature_original;
+  op.temperature_offset = spec.temperature_offset;
 }
 
 /// The table is kept while blocks begin at the same position.

@@ -24,6 +24,9 @@ struct BlockBuffers {
   BlockExperts* experts = nullptr;  ///< Null if no layer has any.
 };
 
+/// @error cancelled  the token says so.
+Result<void> unless_stopped(const std::stop_token& stop);
+
 /// Not thread-safe.
 class StepRunner {
  public:
@@ -69,6 +72,11 @@ class StepRunner {
   };
 
   Result<void> attention(const Work& work);
+  Result<void> attend(const Work& work, const std::byte* input);
+  Result<void> attend_latent(const Work& work, const std::byte* input);
+  Result<void> attend_latent_heads(const Work& work, Range heads, const Matrix& queries,
+                                   const std::byte* queries_from, const RopeTable& table);
+  void latent_norm(const Work& work, std::byte* x, std::uint64_t rank, WeightRole weight);
   Result<void> attention_end(const Work& work, const CaptureTap& tap);
   Result<void> mlp_up(const Work& work, const Step& step);
   const std::byte* mlp_input(const Work& work) const;
@@ -76,7 +84,11 @@ class StepRunner {
   Result<void> mlp_end(const Work& work, const CaptureTap& tap);
   Result<void> project(const Work& work, const Step& step, const Matrix& matrix, std::byte* y);
   Result<void> multiply(const Work& work, const Matrix& matrix, Range range, const std::byte* x,
-                        std::byte* y, std::uint64_t y_stride);
+                        std::byte* y, std::uint64_t y_stride) {
+    return multiply_rows(work, work.block.rows, matrix, range, x, y, y_stride);
+  }
+  Result<void> multiply_rows(const Work& work, std::uint64_t rows, const Matrix& matrix,
+                             Range range, const std::byte* x, std::byte* y, std::uint64_t y_stride);
   Result<void> check_tile(const Block& block) const;
   NormOp norm_op(const std::byte* x, std::uint64_t rows, const float* weight, const float* bias,
                  std::byte* y) const;
@@ -84,6 +96,10 @@ class StepRunner {
                  std::byte* y) const;
   void join(const Work& work, std::byte* output, WeightRole weight, WeightRole bias, bool has_norm);
   RopeTable prepare_rope_table(const Block& block, const RopeSpec& rope);
+  RotateOp rotate_op(const Work& work, std::byte* x, std::uint32_t heads,
+                     const RopeTable& table) const;
+  void set_temperature(RotateOp& op) const;
+  AttentionOp attention_op(const Work& work) const;
   void rotate(const Work& work, std::byte* x, std::uint32_t heads, WeightRole norm_weight,
               const RopeTable& table);
   std::uint64_t element_bytes() const { return dtype_bytes(options_.dtype); }

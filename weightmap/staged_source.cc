@@ -76,7 +76,7 @@ void StagedSource::Impl::announce(std::int32_t layer) {
 }
 
 void StagedSource::Impl::submit(std::uint32_t file, std::vector<remote::FetchPiece> pieces,
-                                std::function<void(Result<void>)> done) {
+                                remote::Fetcher::Done done) {
   auto lock = monitor_.lock();
   const std::uint64_t bytes = size_of(pieces);
   jobs_.push_back({file, queue_.asked_for(bytes), bytes, std::move(pieces), std::move(done)});
@@ -179,12 +179,14 @@ void StagedSource::Impl::read_jobs(const std::stop_token& stop) {
         }
       }
       lock.lock();
-      finish(lock, job, result, sha256 ? Verification::sha256 : Verification::stream);
+      finish(lock, job,
+             result ? Result<remote::CrcRuns>() : Result<remote::CrcRuns>(result.error()),
+             sha256 ? Verification::sha256 : Verification::stream);
     }
   }
 }
 
-void StagedSource::Impl::finish(Lock& lock, const Job& job, const Result<void>& result,
+void StagedSource::Impl::finish(Lock& lock, const Job& job, const Result<remote::CrcRuns>& result,
                                 Verification verification) {
   queue_.arrived(job.number, job.bytes, verification);
   monitor_.notify_all(lock);
@@ -201,8 +203,8 @@ void StagedSource::Impl::read_direct(Lock& lock, Job job) {
   const remote::ObjectId id = checkpoint_.files()[job.file].object;
   std::vector<remote::FetchPiece> pieces = job.pieces;
   lock.unlock();
-  const remote::Fetcher::RequestId request =
-      fetcher_.submit({id, std::move(pieces), job.number}, [this, job](const Result<void>& result) {
+  const remote::Fetcher::RequestId request = fetcher_.submit(
+      {id, std::move(pieces), job.number}, [this, job](const Result<remote::CrcRuns>& result) {
         auto done_lock = monitor_.lock();
         finish(done_lock, job, result, Verification::stream);
         --direct_in_flight_;
@@ -222,7 +224,7 @@ StagedSource::StagedSource(remote::Fetcher& fetcher, const Checkpoint& checkpoin
 StagedSource::~StagedSource() = default;
 
 void StagedSource::announce(std::int32_t layer) { impl_->announce(layer); }
-void StagedSource::submit(WeightRequest request, std::function<void(Result<void>)> done) {
+void StagedSource::submit(WeightRequest request, remote::Fetcher::Done done) {
   impl_->submit(request.file, std::move(request.pieces), std::move(done));
 }
 

@@ -46,7 +46,7 @@ class StagedSource final : public WeightSource {
   StagedSource& operator=(const StagedSource&) = delete;
 
   void announce(std::int32_t layer) override;
-  void submit(WeightRequest request, std::function<void(Result<void>)> done) override;
+  void submit(WeightRequest request, remote::Fetcher::Done done) override;
   remote::RequestSizes sizes(std::uint32_t file) const override;
   void cancel_all() override;
   void layer_is_durable(std::int32_t layer, const std::stop_token& stop) override;

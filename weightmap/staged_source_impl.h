@@ -28,7 +28,7 @@ class StagedSource::Impl {
 
   void announce(std::int32_t layer);
   void submit(std::uint32_t file, std::vector<remote::FetchPiece> pieces,
-              std::function<void(Result<void>)> done);
+              remote::Fetcher::Done done);
   void cancel_all();
   void layer_is_durable(std::int32_t layer, const std::stop_token& stop);
   void expect_another_pass(bool expected);
@@ -59,7 +59,7 @@ class StagedSource::Impl {
     std::uint64_t number;  // Of its layer, in queue_.
     std::uint64_t bytes;
     std::vector<remote::FetchPiece> pieces;
-    std::function<void(Result<void>)> done;
+    remote::Fetcher::Done done;
   };
   using Outcome = ObjectStager::Outcome;
   using Lock = std::unique_lock<std::mutex>;
@@ -68,7 +68,8 @@ class StagedSource::Impl {
 
   // Reading, in staged_source.cc. A `lock` may be given up in between.
   void read_jobs(const std::stop_token& stop);
-  void finish(Lock& lock, const Job& job, const Result<void>& result, Verification verification);
+  void finish(Lock& lock, const Job& job, const Result<remote::CrcRuns>& result,
+              Verification verification);
   void read_direct(Lock& lock, Job job);
 
   // Staging, in stage_ahead.cc.

@@ -10,6 +10,8 @@ namespace {
 
 constexpr std::uint64_t kTailRequestBytes = 4U << 20U;
 constexpr std::uint64_t kSmallHoleBytes = 64U << 10U;
+// Read from memory for the CRC, from the first-level cache for the digest.
+constexpr std::size_t kHashBlockBytes = 16U << 10U;
 constexpr std::uint64_t kHolesPerByte = 100;  // Larger holes: 1 % of the layer in all.
 
 }  // namespace
@@ -25,6 +27,7 @@ struct Lease::Stream {
     std::span<std::byte> memory;
     std::uint32_t requests_left = 0;  // Requests that still bring bytes of this piece.
     bool requested = false;           // All of its requests are queued.
+    remote::CrcRuns crcs;             // Of what those that are done brought, as it arrived.
   };
   std::vector<Slot> slots;       // As far as allocated; pieces beyond have none yet.
   std::size_t released = 0;      // Slots given back.
@@ -138,6 +141,20 @@ class VirtualWeightMap::Impl {
     monitor_.notify_all(lock);
   }
 
+  /// Fails a stream: what is in memory of `piece` is not what arrived.
+  Error changed_in_memory(Stream& stream, const Piece& piece) {
+    const WeightTensor& tensor = stream.plan->tensors[piece.tensor];
+    auto lock = monitor_.lock();
+    stream.failure = Error(
+        ErrorCode::corrupt,
+        tensor.name + ": bytes [" + std::to_string(piece.bytes.begin) + ", " +
+            std::to_string(piece.bytes.end) + ") of " + checkpoint_.files()[tensor.file].name +
+            " changed in this machine's memory between arrival and use; test its memory, then run "
+            "the same command again: it resumes");
+    monitor_.notify_all(lock);
+    return *stream.failure;
+  }
+
   WeightMapStatistics statistics() {
     auto lock = monitor_.lock();
     return statistics_;
@@ -211,11 +228,11 @@ class VirtualWeightMap::Impl {
       if (!memory) {
         return false;
       }
-      stream.slots.push_back({*memory, 0, false});
+      stream.slots.push_back({*memory, 0, false, {}});
       return true;
     }
     auto lock = monitor_.lock();
-    stream.slots.push_back({*memory, 0, false});
+    stream.slots.push_back({*memory, 0, false, {}});
     return true;
   }
 
@@ -283,20 +300,27 @@ class VirtualWeightMap::Impl {
       ++stream->in_flight;
     }
     source_.submit({batch.file, std::move(batch.pieces), stream->number},
-                   [this, stream, slots = std::move(batch.slots)](const Result<void>& result) {
-                     finish(*stream, slots, result);
-                   });
+                   [this, stream, slots = std::move(batch.slots)](
+                       const Result<remote::CrcRuns>& result) { finish(*stream, slots, result); });
     batch = {};
   }
 
-  void finish(Stream& stream, const std::vector<std::size_t>& slots, const Result<void>& result) {
+  void finish(Stream& stream, const std::vector<std::size_t>& slots,
+              const Result<remote::CrcRuns>& result) {
     auto lock = monitor_.lock();
     --in_flight_;
     --stream.in_flight;
     if (!result && !stream.failure) {
       stream.failure = result.error();
     }
+    const remote::CrcRuns none;
+    const remote::CrcRuns& crcs = result ? *result : none;
+    auto crc = crcs.begin();  // Of a request's pieces, in their order; some may have none.
     for (const std::size_t slot : slots) {
+      const remote::ByteRange& piece = stream.pieces[slot].bytes;
+      if (crc != crcs.end() && crc->range.begin >= piece.begin && crc->range.end <= piece.end) {
+        stream.slots[slot].crcs.push_back(*crc++);
+      }
       --stream.slots[slot].requests_left;
     }
     monitor_.notify_all(lock);
@@ -337,7 +361,8 @@ Result<std::optional<ArrivedPiece>> Lease::next(const std::stop_token& stop) {
     return std::optional<ArrivedPiece>();
   }
   LIB_TRY_VOID(map_->impl_->wait_for(*stream_, next_piece_, stop));
-  return std::optional<ArrivedPiece>(take_next());
+  LIB_TRY(const ArrivedPiece piece, take_next());
+  return std::optional<ArrivedPiece>(piece);
 }
 
 Result<std::optional<ArrivedPiece>> Lease::next_if_there() {
@@ -345,7 +370,11 @@ Result<std::optional<ArrivedPiece>> Lease::next_if_there() {
     return std::optional<ArrivedPiece>();
   }
   LIB_TRY(const bool there, map_->impl_->is_there(*stream_, next_piece_));
-  return there ? std::optional<ArrivedPiece>(take_next()) : std::optional<ArrivedPiece>();
+  if (!there) {
+    return std::optional<ArrivedPiece>();
+  }
+  LIB_TRY(const ArrivedPiece piece, take_next());
+  return std::optional<ArrivedPiece>(piece);
 }
 
 bool Lease::complete() const { return next_piece_ == stream_->pieces.size(); }
@@ -355,19 +384,33 @@ void Lease::give_back_oldest() {
   map_->impl_->release(*stream_);
 }
 
-ArrivedPiece Lease::take_next() {
+Result<ArrivedPiece> Lease::take_next() {
   const Piece& piece = stream_->pieces[next_piece_];
   const WeightTensor& tensor = stream_->plan->tensors[piece.tensor];
-  const std::span<const std::byte> bytes = stream_->slots[next_piece_].memory;
+  Stream::Slot& slot = stream_->slots[next_piece_];
+  const std::span<const std::byte> bytes = slot.memory;
   if (piece.bytes.begin == tensor.bytes.begin) {
     hash_ = StreamingXxh3();
   }
-  hash_.update(bytes);
+  std::sort(slot.crcs.begin(), slot.crcs.end(),
+            [](const auto& a, const auto& b) { return a.range.begin < b.range.begin; });
+  const std::optional<std::uint32_t> on_arrival = remote::crc_of(slot.crcs, piece.bytes);
+  std::uint32_t crc = 0;
+  for (std::size_t at = 0; at < bytes.size(); at += kHashBlockBytes) {
+    const auto block = bytes.subspan(at, std::min(kHashBlockBytes, bytes.size() - at));
+    if (on_arrival) {
+      crc = crc32c(block, crc);
+    }
+    hash_.update(block);
+  }
+  if (on_arrival && *on_arrival != crc) {
+    return map_->impl_->changed_in_memory(*stream_, piece);
+  }
   if (piece.bytes.end == tensor.bytes.end) {
     digests_.push_back({tensor.name, hash_.digest()});
   }
   ++next_piece_;
-  return {&tensor, piece.bytes.begin - tensor.bytes.begin, bytes};
+  return ArrivedPiece{&tensor, piece.bytes.begin - tensor.bytes.begin, bytes};
 }
 
 VirtualWeightMap::VirtualWeightMap(WeightSource& source, Clock& clock, const Checkpoint& checkpoint,

@@ -62,8 +62,11 @@ class Lease {
   ~Lease();
 
   /// Waits for the next piece; nothing means the layer is complete.
-  /// @error unavailable | source_changed | bad_input | cancelled; from staged files also corrupt |
-  ///        no_space | io
+  /// What came over the network is compared with the CRC32C that was taken when it arrived; local
+  /// and staged files are read to their slots directly and have none. Once it failed it stays so.
+  /// @error unavailable | source_changed | bad_input | cancelled | corrupt (bytes changed in memory
+  ///        since they arrived; names the tensor); from staged files also corrupt (the origin's
+  ///        file is not what it states) | no_space | io
   Result<std::optional<ArrivedPiece>> next(const std::stop_token& stop);
   /// The next piece if it is there already.
   Result<std::optional<ArrivedPiece>> next_if_there();
@@ -78,7 +81,7 @@ class Lease {
   friend class VirtualWeightMap;
   struct Stream;
   Lease(VirtualWeightMap& map, std::shared_ptr<Stream> stream);
-  ArrivedPiece take_next();
+  Result<ArrivedPiece> take_next();
 
   VirtualWeightMap* map_;
   std::shared_ptr<Stream> stream_;

@@ -37,9 +37,10 @@ class WeightSource {
 
   /// A layer will be asked for behind those announced before; its files may come meanwhile.
   virtual void announce(std::int32_t layer) = 0;
-  /// Brings pieces to their places, as Fetcher::submit(). Layers are asked for in the order they
-  /// were announced, each for exactly the bytes of its plan.
-  virtual void submit(WeightRequest request, std::function<void(Result<void>)> done) = 0;
+  /// Brings pieces to their places, as Fetcher::submit(); of staged files there are no CRCs, as of
+  /// other local ones. Layers are asked for in the order they were announced, each for exactly the
+  /// bytes of its plan.
+  virtual void submit(WeightRequest request, remote::Fetcher::Done done) = 0;
   /// Sizes of requests that suit where the file's bytes come from, as far as that is known by now.
   virtual remote::RequestSizes sizes(std::uint32_t file) const = 0;
   /// Ends everything that was submitted so far with `cancelled`.
@@ -65,7 +66,7 @@ class DirectSource final : public WeightSource {
       : fetcher_(fetcher), checkpoint_(checkpoint) {}
 
   void announce(std::int32_t layer) override { needed_bytes_ += checkpoint_.layer(layer).bytes; }
-  void submit(WeightRequest request, std::function<void(Result<void>)> done) override {
+  void submit(WeightRequest request, remote::Fetcher::Done done) override {
     fetcher_.submit(
         {checkpoint_.files()[request.file].object, std::move(request.pieces), request.layer_number},
         std::move(done));

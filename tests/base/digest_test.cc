@@ -58,6 +58,66 @@ TEST(Crc32c, OfLongInputsEqualsByteByByte) {
   }
 }
 
+// Catches: a wrong power of x for some length, a wrong order of the two, empty parts.
+TEST(Crc32c, CombinesAnySplit) {
+  std::string text;
+  for (unsigned i = 0; i < 700; ++i) {
+    text += static_cast<char>((i * 2654435761U) >> 13U);
+  }
+  const std::uint32_t whole = crc32c(bytes_of(text));
+  for (std::size_t at = 0; at <= text.size(); ++at) {
+    EXPECT_EQ(crc32c_combine(crc32c(bytes_of(text.substr(0, at))),
+                             crc32c(bytes_of(text.substr(at))), text.size() - at),
+              whole)
+        << at;
+  }
+  EXPECT_EQ(crc32c_combine(0, 0, 0), 0U);
+  EXPECT_EQ(crc32c_combine(whole, 0, 0), whole) << "nothing behind it";
+  EXPECT_EQ(crc32c_combine(0, whole, text.size()), whole) << "nothing before it";
+}
+
+// Goal: lengths that no memory holds.
+// Method: zeros doubled 40 times, against all of the shorter ones in a row and one more.
+TEST(Crc32c, CombinesLongParts) {
+  constexpr std::uint64_t kBytes = 1U << 20U;
+  const std::string zeros(kBytes, '\0');
+  std::vector<std::uint32_t> doubled = {crc32c(bytes_of(zeros))};
+  for (unsigned k = 0; k < 40; ++k) {
+    doubled.push_back(crc32c_combine(doubled[k], doubled[k], kBytes << k));
+  }
+  EXPECT_EQ(doubled[3], crc32c(bytes_of(std::string(8 * kBytes, '\0'))));
+  std::uint32_t row = doubled[0];
+  for (unsigned k = 1; k < 40; ++k) {
+    row = crc32c_combine(row, doubled[k], kBytes << k);
+  }
+  EXPECT_EQ(crc32c_combine(row, doubled[0], kBytes), doubled[40]);
+  EXPECT_EQ(crc32c_combine(doubled[0], row, (kBytes << 40U) - kBytes), doubled[40]);
+}
+
+// Goal: a copy that is the bytes, their checksum, and nothing beside them.
+// Method: every alignment of source and destination, lengths around a line and around the lanes.
+TEST(Crc32c, OfACopyIsThatOfTheBytesAndTheyArrive) {
+  std::string source;
+  for (unsigned i = 0; i < 14000; ++i) {
+    source += static_cast<char>((i * 2654435761U) >> 13U);
+  }
+  std::string memory;
+  for (std::size_t shift = 0; shift < 64; ++shift) {
+    for (const std::size_t bytes : {0U, 1U, 7U, 8U, 63U, 64U, 65U, 191U, 767U, 768U, 769U, 6143U,
+                                    6144U, 6300U, 7000U, 13000U}) {
+      memory.assign(source.size() + 200, '#');
+      const std::string_view from = std::string_view(source).substr(shift * 5, bytes);
+      std::byte* const to = reinterpret_cast<std::byte*>(memory.data()) + 64 + shift;
+      ASSERT_EQ(copy_with_crc32c(to, std::as_bytes(std::span(from)), 77),
+                crc32c(std::as_bytes(std::span(from)), 77))
+          << bytes;
+      ASSERT_EQ(memory.substr(64 + shift, bytes), from) << bytes;
+      ASSERT_EQ(memory.find_first_not_of('#'), bytes == 0 ? std::string::npos : 64 + shift);
+      ASSERT_EQ(memory.find_first_not_of('#', 64 + shift + bytes), std::string::npos) << bytes;
+    }
+  }
+}
+
 TEST(Xxh3, StreamedEqualsWholeAndRoundTripsAsHex) {
   std::string text;
   StreamingXxh3 streaming;

@@ -231,12 +231,13 @@ class LayerRing {
     }
     for (std::uint64_t begin = layer.begin; begin < layer.end; begin += step) {
       const std::uint64_t end = std::min(begin + step, layer.end);
-      fetcher_.submit({object_, {{{begin, end}, layer.slot.data() + (begin - layer.begin)}}, index},
-                      [this, &layer](const Result<void>& result) { landed(layer, result); });
+      fetcher_.submit(
+          {object_, {{{begin, end}, layer.slot.data() + (begin - layer.begin)}}, index},
+          [this, &layer](const Result<remote::CrcRuns>& result) { landed(layer, result); });
     }
   }
 
-  void landed(Layer& layer, const Result<void>& result) {
+  void landed(Layer& layer, const Result<remote::CrcRuns>& result) {
     const std::scoped_lock lock(mutex_);
     if (!result) {
       failure_ = result.error();

@@ -171,6 +171,78 @@ Flavour by_length() {
   return flavour;
 }
 
+/// Heads are normalised when they have turned; the temperature counts positions from 1.
+Flavour turned_first() {
+  Flavour flavour{"turned_first", awkward_layer(), {NormKind::rms, false, true, 1e-5F}};
+  AttentionSpec& attention = flavour.layer.attention;
+  attention.qk_norm_after_rope = true;
+  attention.temperature_beta = 0.5F;
+  attention.temperature_original = 20;
+  attention.temperature_offset = 1;
+  return flavour;
+}
+
+/// Heads that turn have a norm without weights.
+Flavour unit_heads() {
+  Flavour flavour{"unit_heads", awkward_layer(), {NormKind::rms, false, false, 0.5F}};
+  flavour.layer.attention.qk_norm = QkNorm::unit;
+  flavour.layer.attention.qk_norm_after_rope = true;
+  flavour.layer.attention.rope.style = RopeStyle::pairs;
+  return flavour;
+}
+
+/// Heads that do not turn have none.
+Flavour unit_heads_without_rope() {
+  Flavour flavour = unit_heads();
+  flavour.name = "unit_heads_without_rope";
+  flavour.layer.attention.rope = {};
+  return flavour;
+}
+
+LayerSpec latent_layer(const LatentSpec& latent, std::uint32_t heads) {
+  LayerSpec layer = awkward_layer();
+  AttentionSpec& attention = layer.attention;
+  attention.heads = attention.kv_heads = heads;
+  attention.head_dim = latent.nope_dim + latent.rope_dim;
+  attention.qk_norm = QkNorm::none;
+  attention.rope = default_rope(latent.rope_dim);
+  attention.latent = latent;
+  return layer;
+}
+
+/// Narrow values; weights of the latents' norms are not 1 + weight even where others are.
+Flavour latent() {
+  return {"latent",
+          latent_layer({24, 28, 20, 12, 16, 1e-6F, true}, 6),
+          {NormKind::rms, false, true, 1e-5F}};
+}
+
+/// Queries without a latent of their own, wide values, and all that positions change.
+Flavour latent_direct() {
+  Flavour flavour{"latent_direct", latent_layer({40, 0, 8, 8, 24, 0.5F, false}, 3), kLayerNorm};
+  AttentionSpec& attention = flavour.layer.attention;
+  attention.rope.style = RopeStyle::pairs;
+  attention.rope.short_rows_max = 40;
+  for (const float frequency : attention.rope.inverse_frequency) {
+    attention.rope.long_inverse_frequency.push_back(frequency * 0.4F);
+  }
+  attention.temperature_beta = 0.5F;
+  attention.temperature_original = 20;
+  attention.temperature_offset = 1;
+  attention.sinks = true;
+  flavour.layer.residual = Residual::parallel;
+  return flavour;
+}
+
+/// Heads so large that four of them are expanded at a time.
+Flavour latent_tiles() {
+  Flavour flavour{"latent_tiles", latent_layer({24, 28, 232, 8, 248, 1e-6F, false}, 5), kRms};
+  flavour.layer.attention.scale = 0.1F;
+  flavour.layer.attention.alibi = true;
+  flavour.layer.attention.sinks = true;
+  return flavour;
+}
+
 MoeSpec some_experts() {
   MoeSpec moe;
   moe.experts = 7;
@@ -248,7 +320,8 @@ std::vector<Flavour> flavours() {
   return {post_norms(),      sandwich(),        parallel_shared(),     parallel_two(),
           norm_after(),      grouped(),         transposed(),          by_length(),
           softmax_experts(), grouped_experts(), interleaved_experts(), scaled_inputs(),
-          all_experts()};
+          all_experts(),     turned_first(),    unit_heads(),          unit_heads_without_rope(),
+          latent(),          latent_direct(),   latent_tiles()};
 }
 
 TestLayer make_layer(std::uint32_t hidden, LayerSpec layer, DType weight_type, std::uint64_t seed,

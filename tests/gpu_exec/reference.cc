@@ -78,9 +78,20 @@ Rows reference_norm(const Rows& x, const std::vector<float>& weight, const std::
 namespace {
 
 /// Norm of q or k as one row of all its heads.
+/// @param weight  Null: there is no norm but perhaps one without weights.
 std::vector<double> norm_heads(const std::vector<double>& row, std::uint32_t heads,
-                               const AttentionSpec& spec, const std::vector<float>& weight,
+                               const AttentionSpec& spec, const std::vector<float>* weights,
                                const NormSpec& norm) {
+  if (spec.qk_norm == QkNorm::unit && spec.rope.rotary_dim != 0) {
+    AttentionSpec as_head = spec;
+    as_head.qk_norm = QkNorm::head;
+    const std::vector<float> ones(spec.head_dim, 1.0F);
+    return norm_heads(row, heads, as_head, &ones, {NormKind::rms, false, false, norm.epsilon});
+  }
+  if (weights == nullptr) {
+    return row;
+  }
+  const std::vector<float>& weight = *weights;
   if (spec.qk_norm == QkNorm::full) {
     return reference_norm({row}, weight, nullptr, norm)[0];
   }
@@ -105,8 +116,8 @@ Rows reference_rotate(Rows x, std::uint32_t heads, const AttentionSpec& spec,
   const std::size_t half = spec.rope.rotary_dim / 2;
   const std::vector<float> frequencies = rope_frequencies(spec.rope, x.size());
   for (std::size_t position = 0; position < x.size(); ++position) {
-    if (weight != nullptr) {
-      x[position] = norm_heads(x[position], heads, spec, *weight, norm);
+    if (!spec.qk_norm_after_rope) {
+      x[position] = norm_heads(x[position], heads, spec, weight, norm);
     }
     for (std::size_t h = 0; h < heads; ++h) {
       double* head = x[position].data() + h * spec.head_dim;
@@ -122,6 +133,9 @@ Rows reference_rotate(Rows x, std::uint32_t heads, const AttentionSpec& spec,
         head[high] = before[high] * cosine + before[low] * sine;
       }
     }
+    if (spec.qk_norm_after_rope) {
+      x[position] = norm_heads(x[position], heads, spec, weight, norm);
+    }
   }
   return x;
 }
@@ -134,8 +148,9 @@ bool reference_sees(const AttentionSpec& spec, std::size_t i, std::size_t j) {
 std::vector<double> reference_attention_row(std::size_t i, const Rows& q, const Rows& k,
                                             const Rows& v, const AttentionSpec& spec,
                                             const std::vector<float>* sinks) {
-  std::vector<double> out(q[i].size(), 0.0);
   const std::size_t d = spec.head_dim;
+  const std::size_t value_dim = spec.value_dim();
+  std::vector<double> out(spec.heads * value_dim, 0.0);
   const std::size_t group = spec.heads / spec.kv_heads;
   const std::vector<float> slopes =
       spec.alibi ? alibi_slopes(spec.heads) : std::vector<float>(spec.heads, 0.0F);
@@ -164,8 +179,8 @@ std::vector<double> reference_attention_row(std::size_t i, const Rows& q, const 
       sum += value;
     }
     for (std::size_t j = 0; j < k.size(); ++j) {
-      for (std::size_t e = 0; reference_sees(spec, i, j) && e < d; ++e) {
-        out[h * d + e] += score[j] / sum * v[j][h / group * d + e];
+      for (std::size_t e = 0; reference_sees(spec, i, j) && e < value_dim; ++e) {
+        out[h * value_dim + e] += score[j] / sum * v[j][h / group * value_dim + e];
       }
     }
   }
@@ -259,6 +274,86 @@ Rows reference_mlp(const Weights& weights, const MlpSpec& spec, const Rows& x) {
     }
   }
   return weights.linear(act, WeightRole::down_weight, WeightRole::down_bias);
+}
+
+struct Heads {
+  Rows q, k, v;
+};
+
+Heads reference_heads(const Weights& weights, const AttentionSpec& attention, const NormSpec& norm,
+                      const Rows& h) {
+  return {reference_rotate(weights.linear(h, WeightRole::q_weight, WeightRole::q_bias),
+                           attention.heads, attention, weights.find(WeightRole::q_norm), norm),
+          reference_rotate(weights.linear(h, WeightRole::k_weight, WeightRole::k_bias),
+                           attention.kv_heads, attention, weights.find(WeightRole::k_norm), norm),
+          weights.linear(h, WeightRole::v_weight, WeightRole::v_bias)};
+}
+
+/// Columns [begin, begin + width) of each of `heads` parts of the rows.
+Rows columns_of(const Rows& x, std::size_t heads, std::size_t begin, std::size_t width) {
+  Rows out;
+  for (const auto& row : x) {
+    std::vector<double>& to = out.emplace_back();
+    const std::size_t step = row.size() / heads;
+    for (std::size_t head = 0; head < heads; ++head) {
+      const auto from = row.begin() + static_cast<std::ptrdiff_t>(head * step + begin);
+      to.insert(to.end(), from, from + static_cast<std::ptrdiff_t>(width));
+    }
+  }
+  return out;
+}
+
+/// Heads of {left, right}.
+Rows side_by_side(const Rows& left, const Rows& right, std::size_t heads) {
+  Rows out;
+  for (std::size_t i = 0; i < left.size(); ++i) {
+    std::vector<double>& to = out.emplace_back();
+    for (std::size_t head = 0; head < heads; ++head) {
+      for (const auto* from : {&left[i], &right[i]}) {
+        const auto step = static_cast<std::ptrdiff_t>(from->size() / heads);
+        const auto begin = from->begin() + static_cast<std::ptrdiff_t>(head) * step;
+        to.insert(to.end(), begin, begin + step);
+      }
+    }
+  }
+  return out;
+}
+
+Heads reference_latent_heads(const Weights& weights, const AttentionSpec& attention,
+                             const Rows& h) {
+  const LatentSpec& latent = attention.latent;
+  const std::size_t heads = attention.heads;
+  const NormSpec norm{NormKind::rms, false, false, latent.epsilon};
+  const auto no_bias = WeightRole::q_bias;
+  AttentionSpec turned;
+  turned.head_dim = latent.rope_dim;
+  turned.rope = attention.rope;
+  Rows q;
+  if (latent.q_rank == 0) {
+    q = weights.linear(h, WeightRole::q_weight, no_bias);
+  } else {
+    const Rows narrow = weights.linear(h, WeightRole::q_a_weight, WeightRole::q_a_bias);
+    q = weights.linear(weights.norm(narrow, WeightRole::q_a_norm, no_bias, norm),
+                       WeightRole::q_b_weight, no_bias);
+  }
+  const Rows q_turned = reference_rotate(columns_of(q, heads, latent.nope_dim, latent.rope_dim),
+                                         attention.heads, turned, nullptr, norm);
+  const Rows kv_a = weights.linear(h, WeightRole::kv_a_weight, WeightRole::kv_a_bias);
+  const Rows k_turned = reference_rotate(columns_of(kv_a, 1, latent.kv_rank, latent.rope_dim), 1,
+                                         turned, nullptr, norm);
+  Rows shared;  // The same for every head.
+  for (const auto& row : k_turned) {
+    std::vector<double>& to = shared.emplace_back();
+    for (std::size_t head = 0; head < heads; ++head) {
+      to.insert(to.end(), row.begin(), row.end());
+    }
+  }
+  const Rows kv = weights.linear(
+      weights.norm(columns_of(kv_a, 1, 0, latent.kv_rank), WeightRole::kv_a_norm, no_bias, norm),
+      WeightRole::kv_b_weight, no_bias);
+  return {side_by_side(columns_of(q, heads, 0, latent.nope_dim), q_turned, heads),
+          side_by_side(columns_of(kv, heads, 0, latent.nope_dim), shared, heads),
+          columns_of(kv, heads, latent.nope_dim, latent.value_dim)};
 }
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
@@ -401,21 +496,18 @@ ReferenceLayer reference_layer(const TestLayer& layer, const Rows& x) {
                                  : reference_mlp(weights, spec.mlp, in);
   };
   const Rows h = weights.norm(x, WeightRole::attention_norm, WeightRole::attention_norm_bias, norm);
-  Rows q = reference_rotate(weights.linear(h, WeightRole::q_weight, WeightRole::q_bias),
-                            attention.heads, attention, weights.find(WeightRole::q_norm), norm);
+  Heads heads = attention.latent.kv_rank != 0 ? reference_latent_heads(weights, attention, h)
+                                              : reference_heads(weights, attention, norm, h);
+  Rows& q = heads.q;
   for (std::size_t i = 0; attention.temperature_original != 0 && i < q.size(); ++i) {
+    const std::size_t steps = (i + attention.temperature_offset) / attention.temperature_original;
     const double factor =
-        1 + attention.temperature_beta *
-                std::log(1.0 + static_cast<double>(i / attention.temperature_original));
+        1 + attention.temperature_beta * std::log(1.0 + static_cast<double>(steps));
     std::for_each(q[i].begin(), q[i].end(), [factor](double& value) { value *= factor; });
   }
-  const Rows k =
-      reference_rotate(weights.linear(h, WeightRole::k_weight, WeightRole::k_bias),
-                       attention.kv_heads, attention, weights.find(WeightRole::k_norm), norm);
-  const Rows v = weights.linear(h, WeightRole::v_weight, WeightRole::v_bias);
-  out.attn_out =
-      weights.linear(reference_attention(q, k, v, attention, weights.find(WeightRole::sinks)),
-                     WeightRole::out_weight, WeightRole::out_bias);
+  out.attn_out = weights.linear(
+      reference_attention(q, heads.k, heads.v, attention, weights.find(WeightRole::sinks)),
+      WeightRole::out_weight, WeightRole::out_bias);
   if (spec.residual == Residual::parallel) {
     const Rows m =
         spec.mlp_norm ? weights.norm(x, WeightRole::mlp_norm, WeightRole::mlp_norm_bias, norm) : h;

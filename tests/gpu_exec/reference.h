@@ -21,7 +21,8 @@ Rows reference_norm(const Rows& x, const std::vector<float>& weight, const std::
                     const NormSpec& spec);
 /// Whether the query at position i sees the key at position j.
 bool reference_sees(const AttentionSpec& spec, std::size_t i, std::size_t j);
-/// q [rows, heads * head_dim], k and v [rows, kv_heads * head_dim] of one sample.
+/// q [rows, heads * head_dim], k [rows, kv_heads * head_dim], v [rows, kv_heads * value_dim] of one
+/// sample.
 /// @param sinks  [heads], or null.
 Rows reference_attention(const Rows& q, const Rows& k, const Rows& v, const AttentionSpec& spec,
                          const std::vector<float>* sinks = nullptr);
@@ -29,7 +30,7 @@ Rows reference_attention(const Rows& q, const Rows& k, const Rows& v, const Atte
 std::vector<double> reference_attention_row(std::size_t i, const Rows& q, const Rows& k,
                                             const Rows& v, const AttentionSpec& spec,
                                             const std::vector<float>* sinks = nullptr);
-/// Norm (if `weight`), rotation and temperature of each head, positions from 0.
+/// Norm (if `weight` or without weights) and rotation of each head, positions from 0.
 Rows reference_rotate(Rows x, std::uint32_t heads, const AttentionSpec& spec,
                       const std::vector<float>* weight, const NormSpec& norm);
 

@@ -7,12 +7,14 @@
 
 #include "base/digest.h"
 #include "base/json.h"
+#include "weightmap/remote/scatter.h"
 
 namespace librarian::ingest::testing {
 namespace {
 
 using weightmap::remote::ByteRange;
 using weightmap::remote::FetchPiece;
+using weightmap::remote::Scatter;
 using weightmap::remote::TransferRequest;
 using weightmap::remote::TransferResult;
 
@@ -157,13 +159,6 @@ TransferResult MapTransport::answer(const TransferRequest& request) {
   }
   const ByteRange range{request.range.begin,
                         std::min<std::uint64_t>(request.range.end, data.size())};
-  for (const FetchPiece& piece : request.pieces) {
-    const std::uint64_t end = std::min(piece.range.end, range.end);
-    if (piece.range.begin < end) {
-      std::memcpy(piece.destination, data.data() + piece.range.begin, end - piece.range.begin);
-      result.piece_bytes += end - piece.range.begin;
-    }
-  }
   result.bytes_in_order = range.size();
   result.body_bytes = range.size();
   const std::lock_guard<std::mutex> guard(mutex_);
@@ -174,13 +169,20 @@ TransferResult MapTransport::answer(const TransferRequest& request) {
   }
   bytes_left_ -= range.size();
   served_.push_back({name, range});
-  for (const FetchPiece& piece : request.pieces) {
-    if (flips_left_ > 0 && name == flipped_name_ && piece.range.begin <= flipped_offset_ &&
-        flipped_offset_ < std::min(piece.range.end, range.end)) {
-      piece.destination[flipped_offset_ - piece.range.begin] ^= std::byte{1};
-      --flips_left_;
-    }
+  std::string body = data.substr(range.begin, range.size());
+  const bool wanted =
+      std::any_of(request.pieces.begin(), request.pieces.end(), [&](const FetchPiece& piece) {
+        return piece.range.begin <= flipped_offset_ &&
+               flipped_offset_ < std::min(piece.range.end, range.end);
+      });
+  if (flips_left_ > 0 && name == flipped_name_ && wanted) {
+    body[flipped_offset_ - range.begin] ^= 1;
+    --flips_left_;
   }
+  Scatter scatter(range.begin, request.pieces);
+  scatter.append(std::as_bytes(std::span(body)));
+  result.piece_bytes = scatter.piece_bytes();
+  result.crcs = scatter.crcs();
   return result;
 }
 

@@ -216,6 +216,53 @@ TEST(FileStaging, ACompleteFileThatRottedIsNoticed) {
   EXPECT_FALSE(staging.check(*taken->hold, {})->matches);
 }
 
+/// Memory that changes: a byte of the object, `times` times, after it was copied to its place.
+class ForgetfulTransport final : public Transport {
+ public:
+  ForgetfulTransport(ingest::testing::MapTransport& inner, std::uint64_t offset, int times)
+      : inner_(inner), offset_(offset), times_(times) {}
+  void start(TransferRequest request, std::function<void(TransferResult)> done) override {
+    TransferResult result = inner_.answer(request);
+    for (const FetchPiece& piece : request.pieces) {
+      if (piece.range.begin <= offset_ && offset_ < piece.range.end && times_.fetch_sub(1) > 0) {
+        piece.destination[offset_ - piece.range.begin] ^= std::byte{4};
+      }
+    }
+    done(std::move(result));
+  }
+
+ private:
+  ingest::testing::MapTransport& inner_;
+  const std::uint64_t offset_;
+  std::atomic<int> times_;
+};
+
+// Goal: what changes in memory between arrival and writing is neither kept nor hashed, also where
+// the origin states no hash that would tell.
+TEST(FileStaging, AByteThatChangedBeforeItWasWrittenIsFetchedAgainOnce) {
+  for (const int times : {1, 2}) {
+    RemoteObject object(1000);
+    ForgetfulTransport transport(object.transport, 437, times);
+    Fetcher fetcher(transport, real_clock(), RemoteObject::options(4));
+    const ObjectId id =
+        fetcher.open(parse_uri(std::string(ingest::testing::kModelUri) + "object").value(), 1, {})
+            ->id;
+    MemoryFileSystem files;
+    const auto directory = open_staging(files, kLimit, 100);
+    const auto taken = directory->take(object.key, 1000, {}, {});
+    FileStaging staging(fetcher, files, real_clock(), small(100));
+    const auto staged = staging.stage(id, nothing_stated(1000), *taken->hold, {});
+    ASSERT_EQ(staged.has_value(), times == 1);
+    if (staged) {
+      EXPECT_EQ(staged->sha256, sha256_hex(object.bytes()));
+      EXPECT_EQ(staged_bytes(files, object), object.bytes());
+    } else {
+      EXPECT_NE(staged.error().message().find("bytes 400 to 500"), std::string::npos)
+          << staged.error().message();
+    }
+  }
+}
+
 /// Answers nothing until it is told to, or the request is stopped.
 class HoldingTransport final : public Transport {
  public:

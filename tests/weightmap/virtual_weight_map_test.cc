@@ -99,6 +99,44 @@ struct World {
   DirectSource source{fetcher, checkpoint};
 };
 
+/// Memory that changes: one bit of one byte of a file, once the request that brought it is done.
+class ForgetfulSource final : public WeightSource {
+ public:
+  ForgetfulSource(WeightSource& inner, std::uint32_t file, std::uint64_t offset)
+      : inner_(inner), file_(file), offset_(offset) {}
+
+  void announce(std::int32_t layer) override { inner_.announce(layer); }
+  void submit(WeightRequest request, remote::Fetcher::Done done) override {
+    std::byte* byte = nullptr;
+    for (const remote::FetchPiece& piece : request.pieces) {
+      if (request.file == file_ && piece.range.begin <= offset_ && offset_ < piece.range.end) {
+        byte = piece.destination + (offset_ - piece.range.begin);
+      }
+    }
+    inner_.submit(std::move(request), [done = std::move(done), byte](Result<remote::CrcRuns> crcs) {
+      if (byte != nullptr) {
+        *byte ^= std::byte{0x10};
+      }
+      done(std::move(crcs));
+    });
+  }
+  remote::RequestSizes sizes(std::uint32_t file) const override { return inner_.sizes(file); }
+  void cancel_all() override { inner_.cancel_all(); }
+  void layer_is_durable(std::int32_t layer, const std::stop_token& stop) override {
+    inner_.layer_is_durable(layer, stop);
+  }
+  void expect_another_pass(bool expected) override { inner_.expect_another_pass(expected); }
+  Verification verification(std::int32_t layer) const override {
+    return inner_.verification(layer);
+  }
+  std::uint64_t needed_bytes() const override { return inner_.needed_bytes(); }
+
+ private:
+  WeightSource& inner_;
+  const std::uint32_t file_;
+  const std::uint64_t offset_;
+};
+
 /// Reads a whole layer and compares it with the files, digests included.
 void expect_layer(const World& world, VirtualWeightMap& map, std::int32_t layer) {
   Lease lease = map.acquire(layer);
@@ -234,6 +272,41 @@ TEST(VirtualWeightMap, PassesAFailureOnToWhoWaits) {
   EXPECT_EQ(piece.error().code(), ErrorCode::bad_input);
   EXPECT_NE(piece.error().message().find("the origin says no"), std::string::npos);
   EXPECT_FALSE(lease.next({})) << "and it stays failed";
+}
+
+// Goal: bytes that changed in memory after they arrived are never handed out, however they came.
+// Method: a bit flips in the first, a middle or the last byte of each tensor, whose bytes come in
+// one request with others or in many; the pieces before it are still good.
+TEST(VirtualWeightMap, RefusesBytesThatChangedInMemory) {
+  World world;
+  const std::vector<WeightTensor>& tensors = world.checkpoint.layer(0).tensors;
+  ASSERT_GT(tensors.size(), 3U);
+  for (const std::uint64_t request_bytes : {1UL << 20U, 100UL}) {
+    for (std::size_t victim = 0; victim < tensors.size(); ++victim) {
+      const remote::ByteRange& bytes = tensors[victim].bytes;
+      for (const std::uint64_t offset :
+           {bytes.begin, bytes.begin + bytes.size() / 2, bytes.end - 1}) {
+        SCOPED_TRACE(tensors[victim].name + " " + std::to_string(request_bytes));
+        ForgetfulSource source(world.source, tensors[victim].file, offset);
+        VirtualWeightMap map(source, real_clock(), world.checkpoint,
+                             {1U << 20U, 96, RequestLimits{0, request_bytes, 8}});
+        Lease lease = map.acquire(0);
+        for (std::size_t i = 0; i < victim; ++i) {
+          const auto piece = lease.next({});
+          ASSERT_TRUE(piece) << piece.error().message();
+          EXPECT_EQ((*piece)->tensor->name, tensors[i].name);
+        }
+        const auto piece = lease.next({});
+        ASSERT_FALSE(piece);
+        EXPECT_EQ(piece.error().code(), ErrorCode::corrupt);
+        EXPECT_EQ(piece.error().message().find(tensors[victim].name + ": bytes ["), 0U)
+            << piece.error().message();
+        EXPECT_NE(piece.error().message().find("changed in this machine's memory"),
+                  std::string::npos);
+        EXPECT_FALSE(lease.next_if_there()) << "and it stays refused";
+      }
+    }
+  }
 }
 
 TEST(VirtualWeightMap, EndsAWaitWhenAStopIsRequested) {

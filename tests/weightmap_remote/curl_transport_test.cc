@@ -6,6 +6,7 @@
 
 #include <future>
 
+#include "base/digest.h"
 #include "loopback_server.h"
 #include "weightmap/remote/fetcher.h"
 
@@ -459,6 +460,19 @@ TEST_F(CurlTransportTest, AStopEndsAHangingTransfer) {
   server_->wait_for_abandoned(1);
 }
 
+// Catches: bytes of the network that come without a checksum, so that nothing is compared later.
+TEST_F(CurlTransportTest, SumsWhatLibcurlHandsOver) {
+  serve([this](const HttpRequest& request, int) { return honest(object_, request); });
+  std::string buffer(kWanted.size(), '#');
+  std::promise<Result<CrcRuns>> promise;
+  fetcher_->submit({id_, {{kWanted, bytes_of(buffer)}}},
+                   [&](const Result<CrcRuns>& result) { promise.set_value(result); });
+  const Result<CrcRuns> crcs = promise.get_future().get();
+  ASSERT_TRUE(crcs) << crcs.error().message();
+  const auto wanted = std::as_bytes(std::span(object_)).subspan(kWanted.begin, kWanted.size());
+  EXPECT_EQ(*crcs, (CrcRuns{{kWanted, crc32c(wanted)}}));
+}
+
 TEST_F(CurlTransportTest, DestructionEndsHangingTransfers) {
   serve([this](const HttpRequest& request, int) {
     return cut(honest(object_, request), 50'000, End::hang);
@@ -466,7 +480,7 @@ TEST_F(CurlTransportTest, DestructionEndsHangingTransfers) {
   int cancelled = 0;
   std::vector<std::string> buffers(6, std::string(kWanted.size(), '#'));
   for (std::string& buffer : buffers) {
-    fetcher_->submit({id_, {{kWanted, bytes_of(buffer)}}}, [&](Result<void> result) {
+    fetcher_->submit({id_, {{kWanted, bytes_of(buffer)}}}, [&](const Result<CrcRuns>& result) {
       cancelled += result.error().code() == ErrorCode::cancelled ? 1 : 0;
     });
   }

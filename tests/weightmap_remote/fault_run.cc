@@ -348,20 +348,20 @@ class Run {
     LIB_TRY(const Fetcher::Opened opened, fetcher.open(uri, kHeadBytes, stop));
     bool right = opened.head == bytes_.substr(0, kHeadBytes) && opened.info.size == bytes_.size();
     std::vector<Destination> destinations;
-    std::vector<std::promise<Result<void>>> promises(kFaultParts);
+    std::vector<std::promise<Result<CrcRuns>>> promises(kFaultParts);
     destinations.reserve(kFaultParts);
     const std::stop_callback cancel(stop, [&] { fetcher.cancel_all(); });
     for (int part = 0; part < kFaultParts; ++part) {
       destinations.emplace_back(part_range(part));
       fetcher.submit({opened.id, destinations.back().pieces()},
-                     [promise = &promises[static_cast<std::size_t>(part)]](Result<void> result) {
+                     [promise = &promises[static_cast<std::size_t>(part)]](Result<CrcRuns> result) {
                        promise->set_value(std::move(result));
                      });
     }
     std::optional<Error> first_error;
     for (int part = 0; part < kFaultParts; ++part) {
       const auto index = static_cast<std::size_t>(part);
-      const Result<void> result = promises[index].get_future().get();
+      const Result<CrcRuns> result = promises[index].get_future().get();
       report_.guards_intact = report_.guards_intact && destinations[index].guards_intact();
       if (!result && !first_error) {
         first_error = result.error();

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "base/digest.h"
 #include "paced_transport.h"
 #include "tests/support/fake_clock.h"
 #include "weightmap/remote/fetcher.h"
@@ -49,8 +50,10 @@ class FetchPaceTest : public ::testing::Test {
         ++left;
       }
       fetcher_->submit({id_, {{range, reinterpret_cast<std::byte*>(buffer_.data()) + at}}, group},
-                       [&](const Result<void>& result) {
+                       [&, range](const Result<CrcRuns>& result) {
                          EXPECT_TRUE(result) << result.error().message();
+                         // Of the bytes that count, whichever requests brought them.
+                         EXPECT_EQ(*result, (CrcRuns{{range, crc_of_object(range)}}));
                          auto lock = monitor.lock();
                          --left;
                          monitor.notify_all(lock);
@@ -58,6 +61,10 @@ class FetchPaceTest : public ::testing::Test {
     }
     auto lock = monitor.lock();
     monitor.wait(lock, {}, [&] { return left == 0; });
+  }
+  std::uint32_t crc_of_object(ByteRange range) const {
+    return crc32c(
+        std::as_bytes(std::span(transport_->object())).subspan(range.begin, range.size()));
   }
   void expect_right_bytes(std::uint64_t begin, std::uint64_t end) {
     EXPECT_TRUE(std::string_view(buffer_).substr(begin, end - begin) ==
@@ -261,6 +268,32 @@ TEST_F(FetchPaceTest, AHedgeOutlivesTheFirstRequest) {
   EXPECT_EQ(fetcher_->statistics().retries, 0U);
 }
 
+// Goal: of two requests for the same bytes, the checksum is that of the one that counts: if the
+// other one writes something else to their place, memory and checksum disagree, which its user
+// sees. Method: a late request whose second half is wrong, and which reaches it before the second
+// request ends; pieces that do not begin where runs do.
+TEST_F(FetchPaceTest, ASlowRequestThatWritesOtherBytesDoesNotFitTheChecksum) {
+  FetcherOptions options;
+  options.connections = 8;
+  options.hedge_budget = 0.5;
+  open(128 * kUnit, {}, options, [](int, const TransferRequest& request) {
+    Special special;
+    if (request.range.begin == 100 * kUnit + 7) {
+      special.slower = 6;
+      special.wrong_tail = true;
+    } else if (request.range.begin > 100 * kUnit + 7 && request.range.end == 104 * kUnit + 7) {
+      special.slower = 3.2;
+    }
+    return special;
+  });
+  fetch(7, 128 * kUnit, 4 * kUnit);
+  EXPECT_EQ(fetcher_->statistics().hedges, 1U);
+  EXPECT_EQ(fetcher_->statistics().retries, 0U);
+  EXPECT_NE(crc32c(std::as_bytes(std::span(buffer_)).subspan(100 * kUnit + 7, 4 * kUnit)),
+            crc_of_object({100 * kUnit + 7, 104 * kUnit + 7}))
+      << "the slow one wrote last somewhere";
+}
+
 // Goal: layers that are needed later do not spend the budget.
 TEST_F(FetchPaceTest, OnlyTheTwoNearestGroupsAreHedged) {
   FetcherOptions options;
@@ -285,7 +318,7 @@ TEST_F(FetchPaceTest, OnlyTheTwoNearestGroupsAreHedged) {
         {id_,
          {{{begin, begin + 4 * kUnit}, reinterpret_cast<std::byte*>(buffer_.data()) + begin}},
          group},
-        [&](const Result<void>& result) {
+        [&](const Result<CrcRuns>& result) {
           EXPECT_TRUE(result);
           auto lock = monitor.lock();
           --left;

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "base/digest.h"
 #include "loopback_server.h"
 #include "scripted_transport.h"
 #include "tests/support/fake_clock.h"
@@ -95,6 +96,35 @@ TEST_F(FetcherTest, AsksOnlyForTheMissingTailAfterADroppedConnection) {
   EXPECT_TRUE(transport_->seen()[2].request.fresh_connection);
 }
 
+// Goal: the checksums of what arrived are those of the pieces asked for, in however many tries they
+// came, and not those of bytes that a try brought without answering for them.
+// Method: tries that end inside pieces, between them, and where they had written more.
+TEST_F(FetcherTest, SumsEachPieceOverAllTries) {
+  const std::vector<ByteRange> ranges = {{0, 100}, {200, 300}, {300, 301}, {400, 500}, {900, 1000}};
+  Outcome takes_back = deliver_then_fail(170);
+  takes_back.answers_for = 50;
+  open({deliver_then_fail(250), takes_back, deliver_then_fail(1), deliver_then_fail(99)});
+  std::optional<Result<CrcRuns>> landed;
+  Monitor monitor(clock_);
+  fetcher_->submit(request(ranges), [&](const Result<CrcRuns>& result) {
+    auto lock = monitor.lock();
+    landed = result;
+    monitor.notify_all(lock);
+  });
+  auto lock = monitor.lock();
+  monitor.wait(lock, {}, [&] { return landed.has_value(); });
+  ASSERT_TRUE(*landed) << landed->error().message();
+  EXPECT_THAT(requested(),
+              ElementsAre(ByteRange{0, 1000}, ByteRange{250, 1000}, ByteRange{300, 1000},
+                          ByteRange{400, 1000}, ByteRange{499, 1000}));
+  CrcRuns expected;
+  for (const ByteRange& range : ranges) {
+    expected.push_back(
+        {range, crc32c(std::as_bytes(std::span(object_)).subspan(range.begin, range.size()))});
+  }
+  EXPECT_EQ(**landed, expected);
+}
+
 // Goal: after a failure in a hole only missing pieces are asked for again.
 // Method: the first transfer ends between the second and the third piece, the next inside one.
 TEST_F(FetcherTest, SkipsAHoleWhenItGoesOn) {
@@ -178,7 +208,7 @@ TEST_F(FetcherTest, RetryAfterHoldsBackTheWholeOrigin) {
   open({told});
   int done = 0;
   Monitor monitor(clock_);
-  const auto count = [&](Result<void> result) {
+  const auto count = [&](const Result<CrcRuns>& result) {
     EXPECT_TRUE(result);
     auto lock = monitor.lock();
     ++done;
@@ -257,7 +287,7 @@ TEST_F(FetcherTest, AdmitsAsManyTransfersAsConnections) {
   int done = 0;
   Monitor monitor(clock_);
   for (std::uint64_t i = 0; i < 10; ++i) {
-    fetcher_->submit(request({{i * 10, i * 10 + 5}}), [&](Result<void> result) {
+    fetcher_->submit(request({{i * 10, i * 10 + 5}}), [&](const Result<CrcRuns>& result) {
       EXPECT_TRUE(result);
       auto lock = monitor.lock();
       ++done;
@@ -286,7 +316,7 @@ TEST_F(FetcherTest, ABackoffDoesNotHoldAConnection) {
   int done = 0;
   Monitor monitor(clock_);
   for (std::uint64_t i = 0; i < 4; ++i) {
-    fetcher_->submit(request({{i * 10, i * 10 + 5}}), [&](Result<void> result) {
+    fetcher_->submit(request({{i * 10, i * 10 + 5}}), [&](const Result<CrcRuns>& result) {
       EXPECT_TRUE(result);
       auto lock = monitor.lock();
       ++done;
@@ -304,8 +334,8 @@ TEST_F(FetcherTest, DoneMaySubmit) {
   open({});
   Monitor monitor(clock_);
   bool done = false;
-  fetcher_->submit(request({{0, 10}}), [&](Result<void>) {
-    fetcher_->submit(request({{10, 20}}), [&](Result<void>) {
+  fetcher_->submit(request({{0, 10}}), [&](const Result<CrcRuns>&) {
+    fetcher_->submit(request({{10, 20}}), [&](const Result<CrcRuns>&) {
       auto lock = monitor.lock();
       done = true;
       monitor.notify_all(lock);
@@ -360,7 +390,7 @@ TEST_F(FetcherTest, DestructionCancelsWhatFliesAndWhatWaits) {
   std::vector<ErrorCode> ends;
   for (std::uint64_t i = 0; i < 5; ++i) {
     fetcher_->submit(request({{i * 10, i * 10 + 5}}),
-                     [&](Result<void> result) { ends.push_back(result.error().code()); });
+                     [&](const Result<CrcRuns>& result) { ends.push_back(result.error().code()); });
   }
   transport_->wait_for_started(3);
   fetcher_.reset();

@@ -57,7 +57,12 @@ TransferResult PacedTransport::carry_out(const TransferRequest& request, const S
                                  std::chrono::duration<double>(static_cast<double>(step) / rate)),
                              request.stop);
     if (going) {
-      scatter.append(std::as_bytes(std::span(object_)).subspan(scatter.position(), step));
+      std::string bytes = object_.substr(scatter.position(), step);
+      if (special.wrong_tail &&
+          scatter.position() >= request.range.begin + request.range.size() / 2) {
+        std::for_each(bytes.begin(), bytes.end(), [](char& byte) { byte ^= 1; });
+      }
+      scatter.append(std::as_bytes(std::span(bytes)));
       if (request.progress) {
         request.progress->store(scatter.position() - request.range.begin);
       }
@@ -65,6 +70,7 @@ TransferResult PacedTransport::carry_out(const TransferRequest& request, const S
   }
   result.bytes_in_order = result.body_bytes = scatter.position() - request.range.begin;
   result.piece_bytes = scatter.piece_bytes();
+  result.crcs = scatter.crcs();
   if (!going) {
     result.error = Error(ErrorCode::cancelled, "stopped");
   } else {

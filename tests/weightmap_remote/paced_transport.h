@@ -26,6 +26,7 @@ struct Special {
   double slower = 1;           ///< Its rate is divided by this.
   std::optional<Error> error;  ///< Instead of its end.
   double fails_after = 1;      ///< ... and this share of its bytes.
+  bool wrong_tail = false;     ///< Its second half is not the object's.
   int status = 206;
   std::optional<Duration> retry_after;
 };

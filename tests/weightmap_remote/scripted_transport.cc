@@ -60,8 +60,10 @@ void ScriptedTransport::carry_out(const TransferRequest& request, const Outcome&
         std::min(outcome.deliver.value_or(end - request.range.begin), end - request.range.begin);
     Scatter scatter(request.range.begin, request.pieces);
     scatter.append(std::as_bytes(std::span(object_)).subspan(request.range.begin, bytes));
-    result.bytes_in_order = result.body_bytes = bytes;
+    result.body_bytes = bytes;
+    result.bytes_in_order = outcome.answers_for.value_or(bytes);
     result.piece_bytes = scatter.piece_bytes();
+    result.crcs = scatter.crcs();
     result.info = info_;
     result.status = 206;
     result.retry_after = outcome.retry_after;

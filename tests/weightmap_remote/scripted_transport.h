@@ -19,8 +19,9 @@ struct Outcome {
   std::optional<std::uint64_t> deliver;  ///< Bytes in place at its end; none: all.
   std::optional<Error> error = std::nullopt;
   std::optional<Duration> retry_after = std::nullopt;
-  Duration takes{};      ///< Time on the clock until then.
-  bool forever = false;  ///< Ends only by its stop.
+  Duration takes{};                               ///< Time on the clock until then.
+  bool forever = false;                           ///< Ends only by its stop.
+  std::optional<std::uint64_t> answers_for = {};  ///< Of what it delivered; none: all.
 };
 
 Outcome deliver_all();

@@ -115,12 +115,13 @@ TEST_P(TransportConformance, ManyRequestsAtOnceFillTheirPlaces) {
       const std::lock_guard guard(mutex);
       ++left;
     }
-    fetcher_.submit({opened->id, {{range, bytes_of(buffer) + begin}}}, [&](Result<void> result) {
-      EXPECT_TRUE(result) << result.error().message();
-      const std::lock_guard guard(mutex);
-      --left;
-      changed.notify_all();
-    });
+    fetcher_.submit({opened->id, {{range, bytes_of(buffer) + begin}}},
+                    [&](const Result<CrcRuns>& result) {
+                      EXPECT_TRUE(result) << result.error().message();
+                      const std::lock_guard guard(mutex);
+                      --left;
+                      changed.notify_all();
+                    });
   }
   std::unique_lock lock(mutex);
   changed.wait(lock, [&] { return left == 0; });

@@ -362,6 +362,7 @@ TransferResult CurlTransfer::ended_with(Error error) {
   result.bytes_in_order = overrun_ ? 0 : scatter_.position() - request_.range.begin;
   result.body_bytes = body_bytes_;
   result.piece_bytes = scatter_.piece_bytes();
+  result.crcs = scatter_.crcs();
   result.status = head_.status();
   result.first_byte = first_byte_;
   result.resolves = resolves_;

@@ -66,9 +66,12 @@ class Window {
       ++in_flight_;
     }
     requests_[slot] = fetcher_.submit({object_, {{{begin, begin + into.size()}, into.data()}}, 0},
-                                      [this, slot](Result<void> result) {
+                                      [this, slot](const Result<CrcRuns>& result) {
                                         auto lock = monitor_.lock();
-                                        results_[slot].emplace(std::move(result));
+                                        results_[slot].emplace();
+                                        if (!result) {
+                                          results_[slot].emplace(result.error());
+                                        }
                                         --in_flight_;
                                         monitor_.notify_all(lock);
                                       });

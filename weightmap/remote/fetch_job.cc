@@ -32,6 +32,7 @@ FetchJob::FetchJob(Uri uri, std::vector<FetchPiece> pieces)
     LIB_CHECK(piece.range.begin >= end && piece.range.end > piece.range.begin);
     LIB_CHECK(piece.destination != nullptr);
     end = piece.range.end;
+    asked_pieces_.push_back(piece.range);
   }
   asked_ = {pieces_.front().range.begin, end};
 }
@@ -95,9 +96,25 @@ void FetchJob::take_progress(const TransferResult& transfer, const RetryRule& ru
     progress_bytes_ = 0;
     failures_ = 0;
   }
+  take_crcs(transfer);
   const std::uint64_t end = expected ? expected->size : asked_.end;
   pieces_ = clip_pieces(pieces_, missing().begin + transfer.bytes_in_order, end);
   LIB_CHECK(!pieces_.empty());  // A transport that has all of it reports no error.
+}
+
+/// What a transfer wrote past the bytes that it answers for will be fetched again.
+void FetchJob::take_crcs(const TransferResult& transfer) {
+  append_runs(crcs_, transfer.crcs, missing().begin + transfer.bytes_in_order);
+}
+
+CrcRuns FetchJob::piece_crcs() const {
+  CrcRuns whole;
+  for (const ByteRange& piece : asked_pieces_) {
+    if (const auto crc = crc_of(crcs_, piece)) {
+      whole.push_back({piece, *crc});
+    }
+  }
+  return whole;
 }
 
 FetchJob::Landing FetchJob::land(const TransferResult& transfer, const RetryRule& rule,
@@ -109,7 +126,8 @@ FetchJob::Landing FetchJob::land(const TransferResult& transfer, const RetryRule
     }
     const std::uint64_t end = std::min(pieces_.back().range.end, transfer.info->size);
     LIB_CHECK(transfer.bytes_in_order == end - missing().begin);
-    return {Landed{*transfer.info, transfer.link}, {}};
+    take_crcs(transfer);
+    return {Landed{*transfer.info, transfer.link, piece_crcs()}, {}};
   }
   const Error& error = *transfer.error;
   if (error.code() != ErrorCode::unavailable) {

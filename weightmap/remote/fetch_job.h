@@ -36,6 +36,7 @@ class FetchJob {
   struct Landed {
     ObjectInfo info;
     std::string link;  ///< As in TransferResult.
+    CrcRuns crcs;      ///< One for each piece whose bytes all have one.
   };
   using Done = std::function<void(Result<Landed>)>;
 
@@ -79,12 +80,16 @@ class FetchJob {
  private:
   Error final_error(const Error& error) const;
   void take_progress(const TransferResult& transfer, const RetryRule& rule, TimePoint now);
+  void take_crcs(const TransferResult& transfer);
+  CrcRuns piece_crcs() const;
 
   Uri uri_;
   std::string origin_;
   std::vector<FetchPiece> pieces_;  // Still missing.
-  ByteRange asked_;                 // At first; for messages.
-  std::uint32_t failures_ = 0;      // In a row without enough progress.
+  std::vector<ByteRange> asked_pieces_;
+  CrcRuns crcs_;                // Of what is in place.
+  ByteRange asked_;             // At first; for messages.
+  std::uint32_t failures_ = 0;  // In a row without enough progress.
   std::uint64_t progress_bytes_ = 0;
   std::optional<TimePoint> progressed_at_;  // Or first tried.
   TimePoint not_before_{};

@@ -21,6 +21,12 @@ OriginPace pace_for(const std::string& origin, std::uint32_t connections) {
   return {begin, connections};
 }
 
+/// Where a second request goes on for a first one that has `there` bytes: where the first one's
+/// CRCs can be cut.
+std::uint64_t hedge_begin(std::uint64_t begin, std::uint64_t there) {
+  return std::max(begin, (begin + there) / kCrcRunBytes * kCrcRunBytes);
+}
+
 void sooner(std::optional<TimePoint>& next, const std::optional<TimePoint>& other) {
   if (other) {
     next = next ? std::min(*next, *other) : *other;
@@ -231,6 +237,7 @@ void FetchLoop::take_attempt(const Landed& landed, Flight& flight,
   hedges_flying_ -= landed.hedge ? 1 : 0;
   const bool failed_before = flight.outcome && flight.outcome->error;
   if (!landed.hedge) {
+    flight.first_crcs = landed.result.crcs;
     if (!flight.outcome) {
       flight.outcome = landed.result;
     }
@@ -241,6 +248,7 @@ void FetchLoop::take_attempt(const Landed& landed, Flight& flight,
     if ((!flight.outcome || failed_before) && begins) {
       flight.outcome = landed.result;
       flight.outcome->bytes_in_order = flight.range.size();
+      flight.hedge_counts = true;
     }
   }
   const bool done = flight.outcome && !flight.outcome->error;
@@ -255,7 +263,7 @@ void FetchLoop::take_attempt(const Landed& landed, Flight& flight,
 
 /// Ends a flight whose attempts have all ended: the job is done, or waits to be tried again.
 void FetchLoop::land(Lock& lock, std::uint64_t sequence) {
-  const Flight flight = flying_.extract(sequence).mapped();
+  Flight flight = flying_.extract(sequence).mapped();
   const JobPointer& job = flight.job;
   const TimePoint now = clock_.now();
   Origin& from = origin(job->origin());
@@ -268,6 +276,12 @@ void FetchLoop::land(Lock& lock, std::uint64_t sequence) {
     const std::uint64_t extra = std::max(flight.body_bytes, needed) - needed;
     statistics_.hedge_bytes += extra;
     hedge_rule_.give_back(flight.hedge_bytes - std::min(extra, flight.hedge_bytes));
+  }
+  if (flight.hedge_counts) {
+    CrcRuns crcs;
+    append_runs(crcs, flight.first_crcs, *flight.hedge_begin);
+    append_runs(crcs, flight.outcome->crcs, flight.range.end);
+    flight.outcome->crcs = std::move(crcs);
   }
   FetchJob::Landing landing = job->land(*flight.outcome, rule_, now, from.cool_until);
   if (landing.result) {
@@ -383,11 +397,12 @@ std::optional<TimePoint> FetchLoop::start_hedges(Lock& lock) {
     }
     Flight& flight = found->second;
     const std::uint64_t there = flight.attempts.front().progress->load(std::memory_order_relaxed);
-    TransferRequest request = flight.job->request_from(flight.range.begin + there);
+    const std::uint64_t begin = hedge_begin(flight.range.begin, there);
+    TransferRequest request = flight.job->request_from(begin);
     if (request.pieces.empty() || !hedge_rule_.take(request.range.size())) {
       continue;
     }
-    flight.hedge_begin = flight.range.begin + there;
+    flight.hedge_begin = begin;
     flight.hedge_bytes = request.range.size();
     ++hedges_flying_;
     ++statistics_.hedges;

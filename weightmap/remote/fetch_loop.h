@@ -58,6 +58,8 @@ class FetchLoop {
     std::vector<Attempt> attempts;
     std::optional<TransferResult> outcome;  ///< What counts, once that is known.
     std::optional<std::uint64_t> hedge_begin;
+    bool hedge_counts = false;      ///< The outcome's end is the second attempt's,
+    CrcRuns first_crcs;             ///< its beginning the first one's.
     std::uint64_t hedge_bytes = 0;  ///< Taken from the budget.
     std::uint64_t body_bytes = 0;   ///< Of attempts that have ended.
   };

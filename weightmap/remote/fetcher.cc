@@ -166,10 +166,10 @@ Result<Fetcher::Document> Fetcher::read_document(const Uri& uri, std::uint64_t b
   return impl_->read_document(uri, bytes_max, stop);
 }
 
-Fetcher::RequestId Fetcher::submit(FetchRequest request, std::function<void(Result<void>)> done) {
+Fetcher::RequestId Fetcher::submit(FetchRequest request, Done done) {
   FetchJob job = impl_->job_for(std::move(request));
   job.done = [done = std::move(done)](Result<FetchJob::Landed> result) {
-    done(result ? Result<void>() : Result<void>(std::move(result).error()));
+    done(result ? Result<CrcRuns>(std::move(result->crcs)) : Result<CrcRuns>(result.error()));
   };
   return impl_->loop().add(std::move(job));
 }

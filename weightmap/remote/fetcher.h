@@ -97,10 +97,13 @@ class Fetcher {
 
   /// Names a request that was submitted.
   using RequestId = std::uint64_t;
-  /// Queues a request; requests start in the order they are queued. `done` is called once, on the
-  /// fetcher's thread, and must not block: void, or unavailable | source_changed | bad_input |
-  /// cancelled. Each message names URI and byte range.
-  RequestId submit(FetchRequest request, std::function<void(Result<void>)> done);
+  /// Called once, on the fetcher's thread; must not block. For each piece whose bytes were summed
+  /// as they came its CRC32C, so that it can be told later whether they are still the same; there
+  /// is none of local files. @error unavailable | source_changed | bad_input | cancelled
+  using Done = std::function<void(Result<CrcRuns>)>;
+  /// Queues a request; requests start in the order they are queued. Each message of an error names
+  /// URI and byte range.
+  RequestId submit(FetchRequest request, Done done);
   /// Ends a request with `cancelled`, unless it is ending already; its `done` is still called.
   void cancel(RequestId request);
 

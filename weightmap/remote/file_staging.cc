@@ -79,7 +79,7 @@ class FileStaging::Staging {
   struct Arrived {
     std::uint64_t segment;
     std::uint32_t slab;
-    Result<void> result;
+    Result<CrcRuns> result;
   };
 
   ByteRange range_of(std::uint64_t segment) const {
@@ -134,7 +134,7 @@ class FileStaging::Staging {
     }
     request_of_slab_[slab] =
         owner_.fetcher_.submit({object_, {{range, owner_.slab(slab).data()}}, 0},
-                               [this, segment, slab](Result<void> result) {
+                               [this, segment, slab](Result<CrcRuns> result) {
                                  auto done_lock = monitor_.lock();
                                  --in_flight_;
                                  arrived_.push_back({segment, slab, std::move(result)});
@@ -146,21 +146,29 @@ class FileStaging::Staging {
   void take_in(std::unique_lock<std::mutex>& lock, Arrived arrived) {
     const ByteRange range = range_of(arrived.segment);
     const std::span<const std::byte> bytes = owner_.slab(arrived.slab).first(range.size());
+    std::optional<Error> error;
     if (arrived.result) {
       lock.unlock();
-      const std::uint32_t crc = crc32c(bytes);
-      arrived.result = writing_->write_at(range.begin, bytes);
+      // That of what arrived: what changes in the slab before it is written is seen when it is read
+      // back.
+      const std::optional<std::uint32_t> on_arrival = crc_of(*arrived.result, range);
+      const std::uint32_t crc = on_arrival ? *on_arrival : crc32c(bytes);
+      const Result<void> written = writing_->write_at(range.begin, bytes);
       lock.lock();
-      if (arrived.result) {
+      if (!written) {
+        error = written.error();
+      } else {
         known_.segment_crcs[arrived.segment] = crc;
         there_[arrived.segment] = true;
         unsynced_.emplace_back(arrived.segment, crc);
       }
+    } else {
+      error = arrived.result.error();
     }
     free_slabs_.push_back(arrived.slab);
-    if (!arrived.result) {
+    if (error) {
       const bool first = !failure_;
-      fail(lock, arrived.result.error());
+      fail(lock, *std::move(error));
       if (first) {
         lock.unlock();
         cancel_requests();
@@ -231,7 +239,8 @@ class FileStaging::Staging {
     } else if (++bad_reads_[segment] > 1) {
       fail(lock, Error(ErrorCode::io, hold_.data_path() + ": bytes " + std::to_string(range.begin) +
                                           " to " + std::to_string(range.end) +
-                                          " are not what was written, twice; use another disk"));
+                                          " are not what arrived, twice; use another disk, or "
+                                          "test this machine's memory"));
     } else {
       log(LogLevel::warning, "staged_segment_damaged",
           {{"path", hold_.data_path()}, {"begin", range.begin}, {"end", range.end}});

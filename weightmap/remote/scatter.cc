@@ -1,40 +1,28 @@
 #include "weightmap/remote/scatter.h"
 
-#include <emmintrin.h>
-
 #include <algorithm>
-#include <cstring>
+
+#include "base/digest.h"
 
 namespace librarian::weightmap::remote {
-namespace {
 
-// As memcpy(). What arrives is used long after it would have left the cache; stores that go past
-// it save reading the destination's lines first.
-void copy_past_cache(std::byte* to, const std::byte* from, std::size_t bytes) {
-  constexpr std::size_t kLine = 64;
-  const std::size_t head =
-      std::min<std::size_t>(bytes, (kLine - reinterpret_cast<std::uintptr_t>(to) % kLine) % kLine);
-  std::memcpy(to, from, head);
-  to += head;
-  from += head;
-  bytes -= head;
-  for (; bytes >= kLine; bytes -= kLine, to += kLine, from += kLine) {
-    const auto* source = reinterpret_cast<const __m128i*>(from);
-    auto* target = reinterpret_cast<__m128i*>(to);
-    const __m128i a = _mm_loadu_si128(source);
-    const __m128i b = _mm_loadu_si128(source + 1);
-    const __m128i c = _mm_loadu_si128(source + 2);
-    const __m128i d = _mm_loadu_si128(source + 3);
-    _mm_stream_si128(target, a);
-    _mm_stream_si128(target + 1, b);
-    _mm_stream_si128(target + 2, c);
-    _mm_stream_si128(target + 3, d);
+/// Bytes of one piece, which begin at offset `from` of the object.
+void Scatter::copy(const FetchPiece& piece, std::uint64_t from, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const std::uint64_t in_run = std::min(bytes.size(), kCrcRunBytes - from % kCrcRunBytes);
+    const bool goes_on = !crcs_.empty() && crcs_.back().range.end == from &&
+                         from != piece.range.begin && from % kCrcRunBytes != 0;
+    if (!goes_on) {
+      crcs_.push_back({{from, from}, 0});
+    }
+    CrcRun& run = crcs_.back();
+    run.crc32c = copy_with_crc32c(piece.destination + (from - piece.range.begin),
+                                  bytes.first(in_run), run.crc32c);
+    from += in_run;
+    run.range.end = from;
+    bytes = bytes.subspan(in_run);
   }
-  _mm_sfence();  // Before anybody is told that the bytes are there.
-  std::memcpy(to, from, bytes);
 }
-
-}  // namespace
 
 void Scatter::append(std::span<const std::byte> bytes) {
   const std::uint64_t end = position_ + bytes.size();
@@ -43,8 +31,7 @@ void Scatter::append(std::span<const std::byte> bytes) {
     const std::uint64_t from = std::max(position_, piece.range.begin);
     const std::uint64_t to = std::min(end, piece.range.end);
     if (from < to) {
-      copy_past_cache(piece.destination + (from - piece.range.begin),
-                      bytes.data() + (from - position_), to - from);
+      copy(piece, from, bytes.subspan(from - position_, to - from));
       piece_bytes_ += to - from;
     }
     if (piece.range.end > end) {

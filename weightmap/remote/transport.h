@@ -14,16 +14,10 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "weightmap/remote/byte_range.h"
+#include "weightmap/remote/crc_run.h"
 
 namespace librarian::weightmap::remote {
-
-/// Half-open interval of byte offsets within one object.
-struct ByteRange {
-  std::uint64_t begin = 0;
-  std::uint64_t end = 0;
-  std::uint64_t size() const { return end - begin; }
-  bool operator==(const ByteRange&) const = default;
-};
 
 /// Index of an object that a Fetcher has opened.
 using ObjectId = std::uint32_t;
@@ -93,8 +87,11 @@ struct TransferRequest {
 struct TransferResult {
   /// Bytes of `range` that are in place, counted from its begin without a gap.
   std::uint64_t bytes_in_order = 0;
-  std::uint64_t body_bytes = 0;         ///< Received, wanted or not.
-  std::uint64_t piece_bytes = 0;        ///< Written to destinations.
+  std::uint64_t body_bytes = 0;   ///< Received, wanted or not.
+  std::uint64_t piece_bytes = 0;  ///< Written to destinations.
+  /// Of what was written to destinations, as it was received; of a transport that copies nothing,
+  /// such as that of files, which reads to the destination itself: empty.
+  CrcRuns crcs;
   std::optional<ObjectInfo> info;       ///< As the origin gave it; always set without an error.
   int status = 0;                       ///< HTTP status of the last answer; 0 if there is none.
   std::optional<Duration> retry_after;  ///< The server's wish; never negative.
