@@ -265,6 +265,20 @@ Result<void> PreparedJob::plan() {
   memory.block_tokens = options_.block_tokens;
   memory.state = options_.state;
   memory.threads = threads_;
+  memory.blocks_max =
+      [this, known = std::map<std::uint64_t, std::uint64_t>()](std::uint64_t block_tokens) mutable {
+        std::uint64_t& most = known[block_tokens];
+        if (most != 0) {
+          return most;
+        }
+        most = 1;
+        for (const activation_store::PartRange& part : parts_) {
+          const std::span<const std::int64_t> offsets =
+              std::span(tokens_.offsets).subspan(part.first_sample, part.samples + 1);
+          most = std::max<std::uint64_t>(most, plan_blocks(offsets, block_tokens).size());
+        }
+        return most;
+      };
   memory.logit_rows_max = logit_rows_max_;
   LIB_TRY(memory_, plan_memory(memory));
   LIB_TRY(device_plan_, plan_device(*checkpoint_, captures_, parts_, memory_, *device_));
