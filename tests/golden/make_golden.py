@@ -226,7 +226,8 @@ FAMILIES = {
     "qwen3_moe": Family("Qwen3MoeConfig", dict(
         EXPERTS, head_dim=16, num_hidden_layers=3, norm_topk_prob=True, mlp_only_layers=[0])),
     "gpt_oss": Family("GptOssConfig", dict(
-        LOCAL, **SLIDING_THEN_FULL, head_dim=16, rope_theta=150000.0,
+        {**LOCAL, "intermediate_size": 32}, **SLIDING_THEN_FULL, hidden_size=64, head_dim=16,
+        rope_theta=150000.0,
         rope_scaling=dict(YARN, truncate=False, beta_fast=32.0, beta_slow=1.0))),
     "granitemoe": Family("GraniteMoeConfig", dict(
         LOCAL, embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.15,

@@ -360,7 +360,7 @@ TEST(Families, GiveTheirTextPartWhereTheyAreMultimodal) {
         << result.error().message();
   };
   refused("text_config", nullptr, "text_config");
-  refused("text_config", {{"model_type", "mixtral"}}, "model_type");
+  refused("text_config", {{"model_type", "olmoe"}}, "model_type");
   refused("text_config", {{"model_type", "mistral3"}}, "model_type");
   refused("text_config", {{"sliding_windows", 8}}, "sliding_windows");
   refused("quantization_config", {{"quant_method", "hqq"}}, "quantization_config");
