@@ -44,6 +44,9 @@ import transformers  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 TRANSFORMERS_MAJOR = int(transformers.__version__.split(".")[0])
+EAGER = dict(attn_implementation="eager")
+if TRANSFORMERS_MAJOR >= 5:
+    EAGER["experts_implementation"] = "eager"
 FIRST_TOKEN_ID = 3  # Below are pad, bos and eos.
 TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 NUDGE_MIN = 1e-4  # A tensor matters if nudging it moves a capture by more, relative to its size.
@@ -296,7 +299,7 @@ def make_config(class_name, changes):
 
 def make_model(config, auto_class, seed):
     """A model with random weights."""
-    model = getattr(transformers, auto_class).from_config(config, attn_implementation="eager")
+    model = getattr(transformers, auto_class).from_config(config, **EAGER)
     draw_weights(model, seed)
     return model
 
@@ -358,7 +361,7 @@ def save_model(model, folder, weight_file_bytes):
 def load_model(folder, auto_class, type_name):
     """The model in eval mode, and what did not fit when it was loaded."""
     model, report = getattr(transformers, auto_class).from_pretrained(
-        folder, dtype=TYPES[type_name], attn_implementation="eager", output_loading_info=True)
+        folder, dtype=TYPES[type_name], output_loading_info=True, **EAGER)
     return model.eval(), report
 
 
