@@ -156,6 +156,7 @@ constexpr std::array kSparseHarmless{"aux_loss_alpha",
                                      "index_skip_topk_offset",
                                      "index_share_for_mtp_iteration",
                                      "dsa_indexer_rope_interleave",
+                                     "layer_types",  // All of one kind.
                                      "output_router_logits",
                                      "router_aux_loss_coef"};
 

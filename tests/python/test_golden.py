@@ -46,7 +46,7 @@ def errors_in_f32(got, truth):
             if not error <= F32_ERROR_MAX]
 
 
-def errors_in_16_bit(got, truth, medians, ratio_max):
+def errors_in_16_bit(got, truth, medians, ratio_max=ERROR_RATIO_MAX):
     """One line per capture that is further from the truth than transformers' error allows."""
     lines = []
     for name in sorted(truth.keys() & medians.keys()):

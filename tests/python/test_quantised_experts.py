@@ -104,7 +104,8 @@ CASES = {
     "mxfp4": ("gpt_oss", {"quant_method": "mxfp4"}, quantise_all),
     "fp8": ("deepseek_v3", FP8, lambda tensors: quantise_each(tensors, LATENT, in_fp8_blocks)),
     "packed": ("deepseek_v3", PACKED, lambda tensors: quantise_each(
-        tensors, r"mlp\.experts\.\d+\.\w+\.weight$", in_packed_integers)),
+        # Rows of 12 take as many words in 3 bits, and the number of bits is not said elsewhere.
+        tensors, r"mlp\.experts\.\d+\.(gate|up)_proj\.weight$", in_packed_integers)),
 }
 
 

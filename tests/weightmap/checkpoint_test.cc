@@ -304,7 +304,11 @@ TEST(Checkpoint, TakesTheCommonestTypeWhereTheConfigIsSilent) {
   OpenedCheckpoint opened(model.contents());
   ASSERT_TRUE(opened.checkpoint) << opened.checkpoint.error().message();
   EXPECT_EQ(opened.checkpoint->dtype(), gpu_exec::DType::bf16);
-  EXPECT_EQ(opened.checkpoint->widest_dtype(), gpu_exec::DType::f32);
+  EXPECT_EQ(opened.checkpoint->widest_dtype(), gpu_exec::DType::bf16) << "of matrices";
+  FileTensor& matrix = model.tensor(kQ);
+  matrix.dtype = "F32";
+  matrix.bytes.resize(2 * matrix.bytes.size());
+  EXPECT_EQ(OpenedCheckpoint(model.contents()).checkpoint->widest_dtype(), gpu_exec::DType::f32);
 }
 
 }  // namespace

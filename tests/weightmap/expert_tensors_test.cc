@@ -142,12 +142,13 @@ TEST(ExpertTensors, ThatAreNotWhatTheConfigSaysAreRefusedByName) {
          all.bytes.resize(all.bytes.size() / 8 * 7);
          all.shape[0] = 7;
        },
-       "gate_up_proj' has shape [7, 48, 40] where config.json asks for 8 experts in layer 1"},
+       "gate_up_proj' has shape [7, 64, 64] where config.json asks for 8 experts in layer 1"},
       {"another shape in the tensor of all", "gpt_oss",
        [](CheckpointFiles& files) {
-         std::swap(files.tensor(kAll).shape[1], files.tensor(kAll).shape[2]);
+         FileTensor& all = files.tensor("model.layers.1.mlp.experts.down_proj");
+         std::swap(all.shape[1], all.shape[2]);
        },
-       "gate_up_proj[0]' has shape [40, 48] where config.json asks for [48, 40]"},
+       "down_proj[0]' has shape [64, 32] where config.json asks for [32, 64]"},
       {"experts in a layer that has none", "qwen3_moe",
        [](CheckpointFiles& files) {
          rename(files, "model.layers.1.mlp.experts.3.up_proj.weight",
@@ -158,7 +159,7 @@ TEST(ExpertTensors, ThatAreNotWhatTheConfigSaysAreRefusedByName) {
        [](CheckpointFiles& files) {
          const std::string blocks = std::string(kAll) + "_blocks";
          files.files.begin()->second.push_back(
-             {blocks, "U8", {8, 40, 1, 16}, std::string(8 * 40 * 16, '\0')});
+             {blocks, "U8", {8, 64, 2, 16}, std::string(8 * 64 * 32, '\0')});
          files.index[blocks] = files.files.begin()->first;
        },
        "gate_up_proj_blocks"},
