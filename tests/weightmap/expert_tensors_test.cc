@@ -180,6 +180,30 @@ TEST(ExpertTensors, ThatAreNotWhatTheConfigSaysAreRefusedByName) {
   }
 }
 
+// Catches: the text part of a larger model whose stacked experts have another prefix.
+TEST(ExpertTensors, AreThoseOfTheTextPartOfALargerModel) {
+  CheckpointFiles files = golden("llama4_text");
+  const std::uint64_t bytes = OpenedCheckpoint(files.contents()).checkpoint->weight_bytes();
+  const Json text = files.config;
+  files.config = {{"model_type", "llama4"},
+                  {"text_config", text},
+                  {"vision_config", {{"hidden_size", 8}}},
+                  {"torch_dtype", "bfloat16"}};
+  files.index.clear();
+  for (auto& [file, tensors] : files.files) {
+    for (FileTensor& tensor : tensors) {
+      tensor.name = "language_model." + tensor.name;
+      files.index[tensor.name] = file;
+    }
+  }
+  const std::string vision = "vision_model.patch_embedding.linear.weight";
+  files.files.begin()->second.push_back({vision, "BF16", {2, 2}, std::string(8, '\0')});
+  files.index[vision] = files.files.begin()->first;
+  const OpenedCheckpoint opened(files.contents());
+  ASSERT_TRUE(opened.checkpoint) << opened.checkpoint.error().message();
+  EXPECT_EQ(opened.checkpoint->weight_bytes(), bytes);
+}
+
 // Catches: layers that predict further tokens, or an index of keys, that are fetched or refused.
 TEST(ExpertTensors, WhatTextPassesByIsNotNeeded) {
   CheckpointFiles files = golden("deepseek_v3");
