@@ -259,6 +259,14 @@ std::optional<MemoryPlan> best_plan(const MemoryInputs& in, std::span<const std:
     if (!plan || plan->total_bytes > in.limit_bytes) {
       continue;
     }
+    if (choice.streamed) {
+      // What is left lets weights come while a stage computes.
+      const std::uint64_t more =
+          std::min(in.limit_bytes - plan->total_bytes,
+                   kStreamAheadBytes - std::min(kStreamAheadBytes, plan->ring_bytes));
+      plan->ring_bytes += more;
+      plan->total_bytes += more;
+    }
     if (!plan->executor_memory.staged || choice.streamed) {
       return *std::move(plan);
     }
