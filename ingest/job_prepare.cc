@@ -147,6 +147,15 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
                                            format_count(learned) + " positions; --max-length " +
                                            std::to_string(learned) + " cuts it");
   }
+  const std::uint32_t tokens_max = checkpoint_->config().sample_tokens_max;
+  if (tokens_max != 0 && tokens_.longest_sample() > tokens_max) {
+    return Error(ErrorCode::bad_input,
+                 options_.tokens + ": the longest sample has " +
+                     format_count(tokens_.longest_sample()) + " tokens, and beyond " +
+                     format_count(tokens_max) + " this model needs " +
+                     checkpoint_->config().samples_need + ", which is not built in; --max-length " +
+                     std::to_string(tokens_max) + " cuts it");
+  }
   const std::uint32_t positions = checkpoint_->spec().max_positions;
   if (embedding.positions == 0 && positions != 0 && tokens_.longest_sample() > positions) {
     warnings_.push_back("the longest sample has " + format_count(tokens_.longest_sample()) +

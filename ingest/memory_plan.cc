@@ -37,7 +37,7 @@ std::uint64_t largest_layer_bytes(const weightmap::Checkpoint& checkpoint) {
     for (const weightmap::WeightTensor& tensor : checkpoint.layer(layer).tensors) {
       // The head goes tile by tile: one arrives while the one before is taken.
       const std::uint64_t most =
-          tensor.role == gpu_exec::WeightRole::head
+          tensor.key.role == gpu_exec::WeightRole::head
               ? 2 * gpu_exec::kVocabularyTile * tensor.columns * gpu_exec::dtype_bytes(tensor.dtype)
               : ~std::uint64_t{0};
       bytes += weightmap::HostRing::slot_bytes(std::min(tensor.bytes.size(), most));
@@ -118,7 +118,7 @@ gpu_exec::ExecutorOptions executor_options(const MemoryInputs& in, std::uint64_t
 
 gpu_exec::DType head_dtype(const weightmap::Checkpoint& checkpoint) {
   for (const weightmap::WeightTensor& tensor : checkpoint.layer(checkpoint.layer_count()).tensors) {
-    if (tensor.role == gpu_exec::WeightRole::head) {
+    if (tensor.key.role == gpu_exec::WeightRole::head) {
       return tensor.dtype;
     }
   }

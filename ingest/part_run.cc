@@ -269,8 +269,8 @@ Result<void> PartRun::run_embedding(const PartTools& tools, LayerWork& work,
                                  context_.tokens.longest_sample());
   const std::vector<std::uint32_t> positions = row_positions();
   const auto gather = [&](const weightmap::ArrivedPiece& piece) -> Result<void> {
-    if (piece.tensor->role != gpu_exec::WeightRole::embedding) {
-      return stage.load(piece.tensor->role, piece.tensor->dtype, piece.bytes);
+    if (piece.tensor->key.role != gpu_exec::WeightRole::embedding) {
+      return stage.load(piece.tensor->key.role, piece.tensor->dtype, piece.bytes);
     }
     const gpu_exec::DType table_type = piece.tensor->dtype;
     const std::uint64_t table_row = hidden * gpu_exec::dtype_bytes(table_type);

@@ -1,6 +1,7 @@
 #include "ingest/weight_loader.h"
 
 #include <chrono>
+#include <string_view>
 #include <utility>
 
 #include "ingest/stopwatch.h"
@@ -40,7 +41,7 @@ Result<void> WeightLoader::take(const weightmap::ArrivedPiece& piece) {
   LIB_CHECK(piece.offset == 0 && piece.bytes.size() == piece.tensor->bytes.size());
   LIB_TRY(const gpu_exec::Ticket done,
           piece.tensor->suffix.empty()
-              ? executor_.load(piece.tensor->role, piece.tensor->dtype, piece.bytes)
+              ? executor_.load(piece.tensor->key, piece.tensor->dtype, piece.bytes)
               : take_quantised(piece));
   pieces_.push_back(done);
   return executor_.keeps_tensors() ? Result<void>() : give_back_reached();
@@ -50,7 +51,7 @@ Result<void> WeightLoader::take(const weightmap::ArrivedPiece& piece) {
 Result<gpu_exec::Ticket> WeightLoader::take_quantised(const weightmap::ArrivedPiece& piece) {
   const weightmap::WeightTensor& tensor = *piece.tensor;
   const weightmap::LayerPlan& plan = checkpoint_.layer(*layer_);
-  auto& tables = tables_[tensor.role];
+  auto& tables = tables_[tensor.key];
   if (!plan.is_codes(tensor)) {
     tables[tensor.suffix].assign(piece.bytes.begin(), piece.bytes.end());
     return gpu_exec::Ticket{};
@@ -59,11 +60,14 @@ Result<gpu_exec::Ticket> WeightLoader::take_quantised(const weightmap::ArrivedPi
   for (const auto& [suffix, table] : tables) {
     bytes[suffix] = table;
   }
-  const std::string module = checkpoint_.files()[tensor.file].name + ": " +
-                             tensor.name.substr(0, tensor.name.size() - tensor.suffix.size() - 1);
+  std::string_view name(tensor.name);
+  if (name.ends_with(tensor.suffix)) {
+    name.remove_suffix(tensor.suffix.size() + 1);
+  }
+  const std::string module = checkpoint_.files()[tensor.file].name + ": " + std::string(name);
   LIB_TRY(const gpu_exec::QuantisedMatrix matrix,
-          weightmap::bind_quantised(plan.quantised.at(tensor.role), bytes, module));
-  return executor_.load(tensor.role, matrix);
+          weightmap::bind_quantised(plan.quantised.at(tensor.key), bytes, module));
+  return executor_.load(tensor.key, matrix);
 }
 
 Result<void> WeightLoader::give_back_reached() {

@@ -60,7 +60,7 @@ class WeightLoader {
   std::optional<weightmap::Lease> lease_;
   std::deque<gpu_exec::Ticket> pieces_;  ///< Taken and not given back, oldest first.
   /// Scales and the like of the layer's quantised matrices, by suffix, until it has run.
-  std::map<gpu_exec::WeightRole, std::map<std::string, std::vector<std::byte>>> tables_;
+  std::map<gpu_exec::WeightKey, std::map<std::string, std::vector<std::byte>>> tables_;
 };
 
 }  // namespace librarian::ingest

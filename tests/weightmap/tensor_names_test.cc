@@ -25,7 +25,7 @@ TEST(TensorNames, GoThereAndBackForEveryRoleOfEveryFamily) {
         const std::string name = std::string(prefix).append(row.name);
         const NamedTensor named = classify_tensor(name, scheme, prefix, 80);
         EXPECT_EQ(named.kind, Kind::weight) << name;
-        EXPECT_EQ(named.role, row.role) << name;
+        EXPECT_EQ(named.key.role, row.role) << name;
         const bool last =
             row.role == WeightRole::final_norm || row.role == WeightRole::final_norm_bias;
         EXPECT_EQ(named.layer, last ? 80 : -1) << name;
@@ -35,7 +35,7 @@ TEST(TensorNames, GoThereAndBackForEveryRoleOfEveryFamily) {
           const std::string name = tensor_name(scheme, prefix, layer, row.role);
           const NamedTensor named = classify_tensor(name, scheme, prefix, 80);
           EXPECT_EQ(named.kind, Kind::weight) << name;
-          EXPECT_EQ(named.role, row.role) << name;
+          EXPECT_EQ(named.key.role, row.role) << name;
           EXPECT_EQ(named.layer, layer) << name;
         }
       }
@@ -140,7 +140,7 @@ TEST(TensorNames, OfPublishedCheckpointsAreKnown) {
       const NamedTensor named = classify_tensor(row.name, scheme, prefix, 80);
       if (named.kind == Kind::weight) {
         found = true;
-        EXPECT_EQ(named.role, row.role) << row.name;
+        EXPECT_EQ(named.key.role, row.role) << row.name;
         EXPECT_EQ(named.layer, row.layer) << row.name;
       }
     }
