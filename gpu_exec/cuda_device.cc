@@ -131,7 +131,9 @@ class CudaDevice final : public Device {
   void linear(const LinearOp& op, std::byte* scratch, const std::stop_token& /*stop*/) override {
     const std::uint64_t y_stride = op.y_stride == 0 ? op.outputs : op.y_stride;
     const bool same = op.matrix.type == op.dtype;
-    if (same && op.matrix.bias == nullptr && op.activation == Activation::identity) {
+    // Sums that stay in f32 are of a tile's width, as where they are finished apart.
+    if (same && op.matrix.bias == nullptr && op.activation == Activation::identity &&
+        (!op.y_f32 || op.outputs <= kFinishOutputs)) {
       CudaProduct product = product_of(op, op.matrix, 0, op.outputs);
       product.y = op.y;
       product.y_stride = y_stride;
@@ -289,6 +291,16 @@ class CudaDevice final : public Device {
     LIB_CHECK(op.count <= kVocabularyTile && op.k >= 1 && op.k <= kTopkMax);
     runtime_->launch(op);
   }
+
+  bool runs_experts() const override { return true; }
+  void route(const RouteOp& op) override {
+    runtime_->launch(CudaRoute{op.products, op.rows, *op.moe, op.select_bias, op.ids, op.weights,
+                               op.shared_products});
+  }
+  void gather(const GatherOp& op) override { runtime_->launch(op); }
+  void combine(const CombineOp& op) override { runtime_->launch(op); }
+  void round(const RoundOp& op) override { runtime_->launch(op); }
+  void clear(std::byte* at, std::uint64_t bytes) override { runtime_->clear(at, bytes); }
 
  private:
   /// Where things are in the scratch of an operation. All are used in the order of the compute

@@ -89,6 +89,17 @@ struct CudaRotate {
   const CudaRowPlace* places = nullptr;  ///< [rows].
 };
 
+/// RouteOp with what it says of the router.
+struct CudaRoute {
+  const float* products = nullptr;  ///< [rows, experts]
+  std::uint64_t rows = 0;
+  MoeSpec moe;
+  const float* select_bias = nullptr;  ///< [experts], or null.
+  std::int32_t* ids = nullptr;         ///< [rows, top_k]
+  float* weights = nullptr;            ///< [rows, top_k]
+  float* shared_products = nullptr;    ///< [rows], or null.
+};
+
 /// Query rows per attention tile.
 inline constexpr std::uint32_t kCudaAttentionRows = 64;
 
