@@ -159,6 +159,10 @@ class Gpu final : public CudaRuntime {
     launch_widen(kernel, stream(queue));
     check(cudaGetLastError(), "widen");
   }
+  void launch(const CudaDecode& kernel) override {
+    launch_decode(kernel, stream(Queue::weights));
+    check(cudaGetLastError(), "decode");
+  }
   void launch(const CudaFinish& kernel) override {
     launch_finish(kernel, stream(Queue::compute));
     check(cudaGetLastError(), "finish");

@@ -84,6 +84,8 @@ class CudaRuntime {
   /// Zeros, in Queue::compute.
   virtual void clear(std::byte* at, std::uint64_t bytes) = 0;
   virtual void launch(Queue queue, const CudaWiden& kernel) = 0;
+  /// In Queue::weights.
+  virtual void launch(const CudaDecode& kernel) = 0;
   // All others run on Queue::compute.
   virtual void launch(const CudaFinish& kernel) = 0;
   virtual void launch(const CudaGate& kernel) = 0;

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "gpu_exec/cuda_kernel_attention.h"
+#include "gpu_exec/cuda_kernel_decode.h"
 #include "gpu_exec/cuda_kernel_experts.h"
 #include "gpu_exec/cuda_kernel_products.h"
 #include "gpu_exec/cuda_kernel_rows.h"
@@ -102,6 +103,9 @@ class EmulatedCuda final : public CudaRuntime {
   }
   void launch(Queue queue, const CudaWiden& kernel) override {
     push(queue, "widen", [kernel] { with_row_kernel(kernel, run_emulated); });
+  }
+  void launch(const CudaDecode& kernel) override {
+    push(Queue::weights, "decode", [kernel] { with_decode_kernel(kernel, run_emulated); });
   }
   void launch(const CudaFinish& kernel) override { push_rows("finish", kernel); }
   void launch(const CudaGate& kernel) override { push_rows("gate", kernel); }
