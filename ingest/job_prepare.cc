@@ -106,10 +106,6 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   }
   dtype_ = options_.dtype.value_or(checkpoint_->dtype());
   if (checkpoint_->quantised()) {
-    if (!device_->reads_quantised()) {
-      return Error(ErrorCode::invalid_argument,
-                   "--device: quantised weights are decoded by the CPU only so far; leave it out");
-    }
     warnings_.emplace_back(
         "the weights are quantised: they are decoded to the type of the computation, and "
         "activations are not quantised, so engines that do quantise them differ by a little");

@@ -111,6 +111,7 @@ gpu_exec::ExecutorOptions executor_options(const MemoryInputs& in, std::uint64_t
       gpu_exec::dtype_bytes(in.dtype) > gpu_exec::dtype_bytes(options.weight_dtype_max)) {
     options.weight_dtype_max = in.dtype;  // What quantised matrices are decoded to.
   }
+  options.quantised = in.checkpoint->quantised();
   options.block_rows_max = block_tokens;
   options.sample_rows_max = in.sample_tokens_max;
   options.streamed = streamed;
