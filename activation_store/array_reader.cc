@@ -214,10 +214,9 @@ Result<Places> ArrayReader::Impl::places(std::uint64_t shard, const std::string&
   return result;
 }
 
-Result<void> ArrayReader::Impl::decode_rows(std::span<const std::byte> encoded,
-                                            std::uint64_t chunk, std::uint64_t begin,
-                                            std::uint64_t end, std::span<std::byte> into,
-                                            Workspace& work) {
+Result<void> ArrayReader::Impl::decode_rows(std::span<const std::byte> encoded, std::uint64_t chunk,
+                                            std::uint64_t begin, std::uint64_t end,
+                                            std::span<std::byte> into, Workspace& work) {
   const ArrayLayout& layout = metadata_.layout;
   const std::uint64_t row = row_bytes(layout);
   const std::uint64_t first = chunk * layout.chunk_tokens;

@@ -144,7 +144,9 @@ class PosixFile final : public File {
   std::optional<FileView> view(std::uint64_t offset, std::uint64_t size) const override {
     static const auto page_bytes = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
     const std::uint64_t before = offset % page_bytes;
-    if (size == 0 || !keeps_pages(descriptor_.get())) {
+    const auto file_bytes = this->size();
+    if (size == 0 || !file_bytes || *file_bytes < size || *file_bytes - size < offset ||
+        !keeps_pages(descriptor_.get())) {
       return std::nullopt;
     }
     const std::uint64_t bytes = before + size;
