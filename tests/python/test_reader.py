@@ -232,10 +232,10 @@ def test_batches_of_a_dataset_are_its_samples_and_join_without_a_copy():
     for capture in ("embed", "blocks.2.resid_post"):
         assert all(numpy.shares_memory(packed[capture], sample[capture]) for sample in together
                    if sample[capture].size)
-    assert same(collate_packed(together[1:3]), collate_packed(alone[1:3]))
+    assert same(collate_packed(together[:2]), collate_packed(alone[:2]))
     assert same(collate_packed(together[::-1]), collate_packed(alone[::-1]))
     for sample in (together[1], alone[1]):
-        sample["embed"] = sample["embed"][::-1]
+        sample["embed"] = numpy.zeros_like(sample["embed"])
     assert same(collate_packed(together), collate_packed(alone))
     pickled = pickle.loads(pickle.dumps(together))
     assert all(type(sample) is dict for sample in pickled) and same(pickled[0], alone[0])
