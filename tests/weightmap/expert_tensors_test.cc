@@ -159,7 +159,7 @@ TEST(ExpertTensors, ThatAreNotWhatTheConfigSaysAreRefusedByName) {
        [](CheckpointFiles& files) {
          const std::string blocks = std::string(kAll) + "_blocks";
          files.files.begin()->second.push_back(
-             {blocks, "U8", {8, 64, 2, 16}, std::string(8 * 64 * 32, '\0')});
+             {blocks, "U8", {8, 64, 2, 16}, std::string(std::size_t{8} * 64 * 32, '\0')});
          files.index[blocks] = files.files.begin()->first;
        },
        "gate_up_proj_blocks"},

@@ -475,7 +475,7 @@ TEST(PublishedMoe, DeepSeekV2) {
 
 // Catches: a key that says something we do not compute, taken for what we do.
 TEST(PublishedMoe, WhatIsNotComputedIsRefusedByName) {
-  const char* const kSmall = R"("hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 32,
+  constexpr const char* kSmall = R"("hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 32,
     "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 32)";
   for (const auto& [model_type, key, value] : {
            std::tuple{"deepseek_v3", "scoring_func", R"("softmax")"},
