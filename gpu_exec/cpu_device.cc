@@ -55,8 +55,6 @@ class CpuDevice final : public Device {
     return peak;
   }
 
-  bool reads_quantised() const override { return true; }
-
   Result<DeviceMemory> allocate(std::uint64_t bytes) override {
     void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) {

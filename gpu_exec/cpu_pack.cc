@@ -153,7 +153,7 @@ void pack_quantised_panel(const MatrixSource& source, std::uint64_t outputs, std
                  tile + column * width * sizeof(Element));
       column += rows;
     }
-    const MatrixSource decoded{tile, source.type, {}, false, 0, nullptr};
+    const MatrixSource decoded{tile, source.type, {}, false, 0, nullptr, nullptr, 0};
     pack_elements_of_panel<Element>(decoded, present, width, layout, 0,
                                     out + begin * layout.columns * sizeof(Element));
   }

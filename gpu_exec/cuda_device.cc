@@ -12,6 +12,7 @@
 #include "gpu_exec/cuda_products.h"
 #include "gpu_exec/cuda_runtime.h"
 #include "gpu_exec/cuda_tables.h"
+#include "gpu_exec/cuda_window.h"
 
 namespace librarian::gpu_exec {
 namespace {
@@ -28,6 +29,8 @@ constexpr std::uint64_t kFinishOutputs = 8192;
 constexpr std::uint64_t kFinishRows = 2048;  ///< A multiple of the library's.
 /// Memory for what is widened at a time, where rows and weights have different types.
 constexpr std::uint64_t kWidenBytes = 32U << 20U;
+/// Memory for what is decoded at a time of a quantised matrix.
+constexpr std::uint64_t kStagingBytes = 32U << 20U;
 
 class CudaDevice final : public Device {
  public:
@@ -78,6 +81,7 @@ class CudaDevice final : public Device {
   }
   std::uint64_t memory_limit() const override { return memory_bytes_; }
   std::uint64_t host_bytes() const override { return CudaTables::kHostBytes; }
+  std::uint64_t staging_bytes() const override { return kStagingBytes; }
   std::uint64_t block_rows_limit() const override { return CudaTables::kRowsMax; }
 
   Result<DeviceMemory> allocate(std::uint64_t bytes) override { return runtime_->allocate(bytes); }
@@ -114,7 +118,9 @@ class CudaDevice final : public Device {
   void pack_matrix(const MatrixSource& source, std::uint64_t outputs, std::uint64_t inputs,
                    std::byte* packed) override {
     const std::uint64_t element = dtype_bytes(source.type);
-    if (source.transposed) {
+    if (source.quantised != nullptr) {
+      decode_matrix(source, outputs, packed);
+    } else if (source.transposed) {
       copy_runs(source.bytes, source.rows, outputs, element, source.tensor_rows * element, inputs,
                 packed);
     } else {
@@ -131,7 +137,9 @@ class CudaDevice final : public Device {
   void linear(const LinearOp& op, std::byte* scratch, const std::stop_token& /*stop*/) override {
     const std::uint64_t y_stride = op.y_stride == 0 ? op.outputs : op.y_stride;
     const bool same = op.matrix.type == op.dtype;
-    if (same && op.matrix.bias == nullptr && op.activation == Activation::identity) {
+    // Sums that stay in f32 are of a tile's width, as where they are finished apart.
+    if (same && op.matrix.bias == nullptr && op.activation == Activation::identity &&
+        (!op.y_f32 || op.outputs <= kFinishOutputs)) {
       CudaProduct product = product_of(op, op.matrix, 0, op.outputs);
       product.y = op.y;
       product.y_stride = y_stride;
@@ -290,6 +298,16 @@ class CudaDevice final : public Device {
     runtime_->launch(op);
   }
 
+  bool runs_experts() const override { return true; }
+  void route(const RouteOp& op) override {
+    runtime_->launch(CudaRoute{op.products, op.rows, *op.moe, op.select_bias, op.ids, op.weights,
+                               op.shared_products});
+  }
+  void gather(const GatherOp& op) override { runtime_->launch(op); }
+  void combine(const CombineOp& op) override { runtime_->launch(op); }
+  void round(const RoundOp& op) override { runtime_->launch(op); }
+  void clear(std::byte* at, std::uint64_t bytes) override { runtime_->clear(at, bytes); }
+
  private:
   /// Where things are in the scratch of an operation. All are used in the order of the compute
   /// queue, so each operation has all of it.
@@ -335,6 +353,24 @@ class CudaDevice final : public Device {
     LIB_CHECK(count % run == 0);
     runtime_->copy(Queue::weights, {from + runs.first * item_bytes, to, run * item_bytes,
                                     count / run, runs.stride * item_bytes, run * item_bytes});
+  }
+
+  /// Brings as many outputs at a time as the staging memory takes, as they are in the checkpoint,
+  /// and decodes them there.
+  void decode_matrix(const MatrixSource& source, std::uint64_t outputs, std::byte* packed) {
+    const QuantisedMatrix& matrix = *source.quantised;
+    const std::uint64_t row_bytes = matrix.inputs * dtype_bytes(source.type);
+    for (std::uint64_t begin = 0; begin < outputs;) {
+      const std::uint64_t end =
+          window_end(matrix, source.rows, begin, outputs, source.staging_bytes);
+      const QuantisedWindow window = quantised_window(matrix, source.rows, begin, end);
+      for (const CudaCopy& copy : window.copies_to(source.staging)) {
+        runtime_->copy(Queue::weights, copy);
+      }
+      runtime_->launch(CudaDecode{window.matrix_at(source.staging), source.rows, begin, end - begin,
+                                  packed + begin * row_bytes, source.type});
+      begin = end;
+    }
   }
 
   /// Calls what(tile) for tiles whose sums, and widened parts if need be, fit the scratch. The cut

@@ -152,9 +152,16 @@ class Gpu final : public CudaRuntime {
             "copy");
     }
   }
+  void clear(std::byte* at, std::uint64_t bytes) override {
+    check(cudaMemsetAsync(at, 0, bytes, stream(Queue::compute)), "clear");
+  }
   void launch(Queue queue, const CudaWiden& kernel) override {
     launch_widen(kernel, stream(queue));
     check(cudaGetLastError(), "widen");
+  }
+  void launch(const CudaDecode& kernel) override {
+    launch_decode(kernel, stream(Queue::weights));
+    check(cudaGetLastError(), "decode");
   }
   void launch(const CudaFinish& kernel) override {
     launch_finish(kernel, stream(Queue::compute));
@@ -183,6 +190,22 @@ class Gpu final : public CudaRuntime {
   void launch(const TopkOp& kernel) override {
     launch_topk(kernel, stream(Queue::compute));
     check(cudaGetLastError(), "topk");
+  }
+  void launch(const CudaRoute& kernel) override {
+    launch_route(kernel, stream(Queue::compute));
+    check(cudaGetLastError(), "route");
+  }
+  void launch(const GatherOp& kernel) override {
+    launch_gather(kernel, stream(Queue::compute));
+    check(cudaGetLastError(), "gather");
+  }
+  void launch(const CombineOp& kernel) override {
+    launch_combine(kernel, stream(Queue::compute));
+    check(cudaGetLastError(), "combine");
+  }
+  void launch(const RoundOp& kernel) override {
+    launch_round(kernel, stream(Queue::compute));
+    check(cudaGetLastError(), "round");
   }
   void launch(const CudaAttention& kernel, bool tensor_cores) override {
     launch_attention(kernel, tensor_cores, stream(Queue::compute));

@@ -89,6 +89,28 @@ struct CudaRotate {
   const CudaRowPlace* places = nullptr;  ///< [rows].
 };
 
+/// RouteOp with what it says of the router.
+struct CudaRoute {
+  const float* products = nullptr;  ///< [rows, experts]
+  std::uint64_t rows = 0;
+  MoeSpec moe;
+  const float* select_bias = nullptr;  ///< [experts], or null.
+  std::int32_t* ids = nullptr;         ///< [rows, top_k]
+  float* weights = nullptr;            ///< [rows, top_k]
+  float* shared_products = nullptr;    ///< [rows], or null.
+};
+
+/// to[j] = row rows.at(first + j) of a quantised matrix, decoded.
+struct CudaDecode {
+  /// Tables begin at multiples of 4 bytes; `outputs` is from one row of [.., outputs] tables to the
+  /// next, whatever rows there are.
+  QuantisedMatrix matrix;
+  RowRuns rows;
+  std::uint64_t first = 0, outputs = 0;
+  std::byte* to = nullptr;  ///< [outputs, matrix.inputs] of `type`.
+  DType type = DType::bf16;
+};
+
 /// Query rows per attention tile.
 inline constexpr std::uint32_t kCudaAttentionRows = 64;
 

@@ -19,5 +19,10 @@ void launch_rope_table(const CudaRopeTable& op, void* cuda_stream);
 void launch_rotate(const CudaRotate& op, void* cuda_stream);
 void launch_add(const AddOp& op, void* cuda_stream);
 void launch_topk(const TopkOp& op, void* cuda_stream);
+void launch_decode(const CudaDecode& op, void* cuda_stream);
+void launch_route(const CudaRoute& op, void* cuda_stream);
+void launch_gather(const GatherOp& op, void* cuda_stream);
+void launch_combine(const CombineOp& op, void* cuda_stream);
+void launch_round(const RoundOp& op, void* cuda_stream);
 
 }  // namespace librarian::gpu_exec

@@ -81,7 +81,11 @@ class CudaRuntime {
   virtual Result<bool> reached(Ticket ticket) = 0;
 
   virtual void copy(Queue queue, const CudaCopy& copy) = 0;
+  /// Zeros, in Queue::compute.
+  virtual void clear(std::byte* at, std::uint64_t bytes) = 0;
   virtual void launch(Queue queue, const CudaWiden& kernel) = 0;
+  /// In Queue::weights.
+  virtual void launch(const CudaDecode& kernel) = 0;
   // All others run on Queue::compute.
   virtual void launch(const CudaFinish& kernel) = 0;
   virtual void launch(const CudaGate& kernel) = 0;
@@ -90,6 +94,10 @@ class CudaRuntime {
   virtual void launch(const NormOp& kernel) = 0;
   virtual void launch(const AddOp& kernel) = 0;
   virtual void launch(const TopkOp& kernel) = 0;
+  virtual void launch(const CudaRoute& kernel) = 0;
+  virtual void launch(const GatherOp& kernel) = 0;
+  virtual void launch(const CombineOp& kernel) = 0;
+  virtual void launch(const RoundOp& kernel) = 0;
   virtual void launch(const CudaAttention& kernel, bool tensor_cores) = 0;
 
   /// A library chooses its kernel by the number of rows, too, so it is always given so many; 0:

@@ -64,8 +64,12 @@ struct MatrixSource {
   bool transposed = false;  ///< The tensor is [inputs, tensor_rows], else [tensor_rows, inputs].
   std::uint64_t tensor_rows = 0;  ///< Only read if transposed.
   /// The tensor as a quantised checkpoint has it, or null. Then it is decoded to `type`, `bytes` is
-  /// not read, and it is not transposed. Only where Device::reads_quantised().
+  /// not read, and it is not transposed.
   const QuantisedMatrix* quantised = nullptr;
+  /// Of a quantised one: Device::staging_bytes() of the device's memory, aligned to 64, that no
+  /// work of other queues touches. Tests give less, in `staging_bytes`.
+  std::byte* staging = nullptr;
+  std::uint64_t staging_bytes = 0;
 };
 
 /// A vector inside a tensor of a checkpoint, at any alignment.
@@ -273,8 +277,8 @@ class Device {
 
   /// Whether operations take pointers to host memory. Else rows are copied in and out.
   virtual bool works_on_host_memory() const { return true; }
-  /// Whether pack_matrix() takes quantised matrices.
-  virtual bool reads_quantised() const { return false; }
+  /// Memory in which pack_matrix() keeps parts of quantised matrices until they are decoded.
+  virtual std::uint64_t staging_bytes() const { return 0; }
   /// Places for weights that take turns: with 2, the next ones come while these are used.
   virtual std::uint64_t weight_buffers() const { return 1; }
   /// linear() and glu() read and write whole multiples of so many rows; what they write beyond the

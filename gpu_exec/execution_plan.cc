@@ -174,6 +174,7 @@ ExecutionPlan place_all(const ModelSpec& model, const ExecutorOptions& options,
     plan.memory.head_tiles = std::min(head.tiles, place_bytes / head.tile_bytes);
     plan.head_bias = place(model.head.bias ? head.tiles * device.vector_bytes(kVocabularyTile) : 0);
   }
+  plan.staging = place(options.quantised ? device.staging_bytes() : 0);
   plan.memory.weight_bytes = at;
 
   plan.hidden = 0;

@@ -38,6 +38,7 @@ struct ExecutionPlan {
   std::uint64_t final_norm = 0;       ///< f32 [hidden]
   std::uint64_t final_norm_bias = 0;  ///< f32 [hidden]
   std::uint64_t weights = 0;          ///< The first buffer; the others follow.
+  std::uint64_t staging = 0;          ///< Device::staging_bytes(), if weights are quantised
   std::uint64_t blocks = 0;           ///< Of `block_bytes` each, in which lie:
   std::uint64_t hidden = 0;           ///< [block rows, hidden]: norm output, projection output
   std::uint64_t attention_out = 0;    ///< [block rows, hidden], or hidden's place

@@ -111,7 +111,8 @@ class LayerExecutor::Impl {
         steps_(model, options_, device, plan_, arena_.get(), host_.get()),
         transport_(device, plan_, arena_.get(), host_.get()),
         head_(model, options_, device, plan_, arena_.get(), host_.get()) {
-    buffers_.resize(plan_.weight_buffers, {StageWeights(model, device), {}, {}});
+    buffers_.resize(plan_.weight_buffers,
+                    {StageWeights(model, device, arena_.get() + plan_.staging), {}, {}});
     for (std::uint64_t place = 0; plan_.expert_out != 0 && place < plan_.blocks_together; ++place) {
       experts_.emplace_back(plan_, arena_.get() + plan_.blocks + place * plan_.block_bytes);
     }
@@ -152,8 +153,8 @@ class LayerExecutor::Impl {
   }
 
   Result<Ticket> load(WeightKey key, const QuantisedMatrix& matrix) {
-    if (!device_.reads_quantised()) {
-      return invalid("this device does not read quantised weights");
+    if (!options_.quantised && device_.staging_bytes() != 0) {
+      return invalid(weight_key_name(key) + ": no memory was planned for quantised weights");
     }
     return load({key, options_.dtype, {}, matrix});
   }

@@ -67,6 +67,7 @@ struct ExecutorOptions {
   /// Larger matrices are multiplied in slices of outputs. Part of the numbers on devices whose
   /// products depend on their width, so a constant but for tests.
   std::uint64_t slice_bytes_max = 512U << 20U;
+  bool quantised = false;          ///< load() will see quantised matrices.
   std::uint32_t topk = 0;          ///< k of run_topk(); 0: it is not called.
   DType head_dtype = DType::bf16;  ///< Of the head's matrix in the checkpoint.
   /// The whole head is on the device at once; else as many of its tiles as a layer's place holds.
@@ -144,7 +145,7 @@ class LayerExecutor {
   Result<Ticket> load(WeightKey key, DType type, std::span<const std::byte> bytes);
   /// The same for a matrix in a quantised layout, which is decoded to ExecutorOptions::dtype.
   /// @param matrix  What it points to must stay as long as `bytes` above.
-  /// @error invalid_argument  the sizes do not fit, or the device does not read quantised matrices.
+  /// @error invalid_argument  the sizes do not fit, or ExecutorOptions said that there are none.
   Result<Ticket> load(WeightKey key, const QuantisedMatrix& matrix);
 
   /// As Device::reached().

@@ -109,7 +109,8 @@ void StageWeights::load(const LayerTensor& tensor) {
       } else {
         device_->pack_matrix(
             {tensor.bytes.data(), tensor.type, slice_of(part.rows, weight.begin, weight.end),
-             transposed, tensor_rows, tensor.quantised ? &*tensor.quantised : nullptr},
+             transposed, tensor_rows, tensor.quantised ? &*tensor.quantised : nullptr, staging_,
+             device_->staging_bytes()},
             weight.end - weight.begin, part.inputs, to);
       }
       loaded_[slot->second] = {to, tensor.type, nullptr, transposed};

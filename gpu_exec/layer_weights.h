@@ -32,7 +32,9 @@ Result<void> check_tensor(const ModelSpec& model, const LayerSpec& layer, DType 
 /// Not thread-safe.
 class StageWeights {
  public:
-  StageWeights(const ModelSpec& model, Device& device) : model_(&model), device_(&device) {}
+  /// @param staging  Device::staging_bytes(), if quantised matrices will come.
+  StageWeights(const ModelSpec& model, Device& device, std::byte* staging)
+      : model_(&model), device_(&device), staging_(staging) {}
 
   /// From here on `buffer` holds `stage`, which must stay; nothing of it is loaded.
   void begin(const LayerSpec& layer, const Stage& stage, std::byte* buffer);
@@ -53,6 +55,7 @@ class StageWeights {
  private:
   const ModelSpec* model_;
   Device* device_;
+  std::byte* staging_;
   const LayerSpec* layer_ = nullptr;
   const Stage* stage_ = nullptr;
   std::byte* buffer_ = nullptr;

@@ -9,17 +9,26 @@
 
 namespace librarian::gpu_exec {
 
+// On the device tables are aligned, and compilers read a word at once only if they are told so.
+#ifdef __CUDA_ARCH__
+#define LIBRARIAN_ALIGNED_ON_DEVICE(pointer, bytes) __builtin_assume_aligned(pointer, bytes)
+#else
+#define LIBRARIAN_ALIGNED_ON_DEVICE(pointer, bytes) (pointer)
+#endif
+
 LIBRARIAN_ROW_FUNCTION std::uint32_t byte_at(const std::byte* bytes, std::uint64_t index) {
   return static_cast<std::uint32_t>(bytes[index]);
 }
 LIBRARIAN_ROW_FUNCTION std::uint16_t half_at(const std::byte* bytes, std::uint64_t index) {
   std::uint16_t value = 0;
-  __builtin_memcpy(&value, bytes + index * sizeof value, sizeof value);
+  __builtin_memcpy(&value, LIBRARIAN_ALIGNED_ON_DEVICE(bytes + index * sizeof value, sizeof value),
+                   sizeof value);
   return value;
 }
 LIBRARIAN_ROW_FUNCTION std::uint32_t word_at(const std::byte* bytes, std::uint64_t index) {
   std::uint32_t value = 0;
-  __builtin_memcpy(&value, bytes + index * sizeof value, sizeof value);
+  __builtin_memcpy(&value, LIBRARIAN_ALIGNED_ON_DEVICE(bytes + index * sizeof value, sizeof value),
+                   sizeof value);
   return value;
 }
 

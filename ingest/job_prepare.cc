@@ -106,10 +106,6 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
   }
   dtype_ = options_.dtype.value_or(checkpoint_->dtype());
   if (checkpoint_->quantised()) {
-    if (!device_->reads_quantised()) {
-      return Error(ErrorCode::invalid_argument,
-                   "--device: quantised weights are decoded by the CPU only so far; leave it out");
-    }
     warnings_.emplace_back(
         "the weights are quantised: they are decoded to the type of the computation, and "
         "activations are not quantised, so engines that do quantise them differ by a little");
@@ -265,6 +261,20 @@ Result<void> PreparedJob::plan() {
   memory.block_tokens = options_.block_tokens;
   memory.state = options_.state;
   memory.threads = threads_;
+  memory.blocks_max =
+      [this, known = std::map<std::uint64_t, std::uint64_t>()](std::uint64_t block_tokens) mutable {
+        std::uint64_t& most = known[block_tokens];
+        if (most != 0) {
+          return most;
+        }
+        most = 1;
+        for (const activation_store::PartRange& part : parts_) {
+          const std::span<const std::int64_t> offsets =
+              std::span(tokens_.offsets).subspan(part.first_sample, part.samples + 1);
+          most = std::max<std::uint64_t>(most, plan_blocks(offsets, block_tokens).size());
+        }
+        return most;
+      };
   memory.logit_rows_max = logit_rows_max_;
   LIB_TRY(memory_, plan_memory(memory));
   LIB_TRY(device_plan_, plan_device(*checkpoint_, captures_, parts_, memory_, *device_));

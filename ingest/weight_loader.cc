@@ -105,16 +105,7 @@ Result<std::map<std::string, std::string>> WeightLoader::load(std::int32_t layer
     std::optional<weightmap::ArrivedPiece> piece;
     {
       const Stopwatch watch(clock_, times.fetch_wait);
-      // Pieces that are still being uploaded hold the memory that the next ones need.
-      LIB_TRY(piece, lease_->next_if_there());
-      while (!piece && !lease_->complete() && !pieces_.empty() && !executor_.keeps_tensors()) {
-        LIB_TRY_VOID(give_back_reached());
-        clock_.sleep_for(kPollInterval, stop);
-        LIB_TRY(piece, lease_->next_if_there());
-      }
-      if (!piece) {
-        LIB_TRY(piece, lease_->next(stop));
-      }
+      LIB_TRY(piece, next_piece(stop));
     }
     if (!piece) {
       break;
@@ -122,11 +113,60 @@ Result<std::map<std::string, std::string>> WeightLoader::load(std::int32_t layer
     const Stopwatch watch(clock_, times.load_busy);
     LIB_TRY_VOID(take(*piece));
   }
+  return digests();
+}
+
+/// Nothing: the layer is complete.
+Result<std::optional<weightmap::ArrivedPiece>> WeightLoader::next_piece(
+    const std::stop_token& stop) {
+  // Pieces that are still being uploaded hold the memory that the next ones need.
+  LIB_TRY(std::optional<weightmap::ArrivedPiece> piece, lease_->next_if_there());
+  while (!piece && !lease_->complete() && !pieces_.empty() && !executor_.keeps_tensors()) {
+    LIB_TRY_VOID(give_back_reached());
+    clock_.sleep_for(kPollInterval, stop);
+    LIB_TRY(piece, lease_->next_if_there());
+  }
+  return piece ? piece : lease_->next(stop);
+}
+
+std::map<std::string, std::string> WeightLoader::digests() {
   std::map<std::string, std::string> digests;
   for (weightmap::TensorDigest& digest : lease_->take_digests()) {
     digests[digest.name] = digest.xxh3.hex();
   }
   return digests;
+}
+
+Result<void> WeightLoader::begin_stages(std::int32_t layer, LayerTimes& times,
+                                        const std::stop_token& stop) {
+  const Stopwatch watch(clock_, times.load_busy);
+  LIB_TRY_VOID(end_lease(stop));
+  tensors_taken_ = 0;
+  return begin(layer);
+}
+
+Result<void> WeightLoader::load_stage(std::uint32_t order_end, LayerTimes& times,
+                                      const std::stop_token& stop) {
+  const weightmap::LayerPlan& plan = checkpoint_.layer(*layer_);
+  for (; tensors_taken_ < plan.tensors.size() &&
+         plan.turn_of(plan.tensors[tensors_taken_]) < order_end;
+       ++tensors_taken_) {
+    std::optional<weightmap::ArrivedPiece> piece;
+    {
+      const Stopwatch watch(clock_, times.fetch_wait);
+      LIB_TRY(piece, next_piece(stop));
+    }
+    const Stopwatch watch(clock_, times.load_busy);
+    LIB_TRY_VOID(take(*piece));
+  }
+  return {};
+}
+
+Result<std::map<std::string, std::string>> WeightLoader::end_stages(const std::stop_token& stop) {
+  LIB_CHECK(lease_->complete());
+  std::map<std::string, std::string> all = digests();
+  LIB_TRY_VOID(end_lease(stop));
+  return all;
 }
 
 Result<void> WeightLoader::load_ahead(std::int32_t layer) {

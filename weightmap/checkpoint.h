@@ -67,6 +67,9 @@ struct LayerPlan {
     return !tensor.suffix.empty() &&
            quantised.at(tensor.key).tables.at(tensor.suffix) == QuantTable::codes;
   }
+  /// gpu_exec::stage_order() of the first stage that a tensor comes for. What matrices of the MLP
+  /// or of experts need besides is small, and comes with the first of them.
+  std::uint32_t turn_of(const WeightTensor& tensor) const;
   /// What is kept of quantised matrices until their codes come: bytes of all their other tensors.
   std::uint64_t table_bytes() const;
 };

@@ -36,15 +36,6 @@ bool is_expert_bias(WeightRole role) {
          role == WeightRole::expert_gate_up_bias || role == WeightRole::expert_down_bias;
 }
 
-/// When a layer that comes in stages needs a tensor. What matrices of the MLP or of experts need
-/// besides is small, and comes with the first of them.
-std::uint32_t turn_of(const LayerPlan& plan, const WeightTensor& tensor) {
-  const std::uint32_t order = gpu_exec::stage_order(tensor.key);
-  const bool small =
-      tensor.suffix.empty() ? is_expert_bias(tensor.key.role) : !plan.is_codes(tensor);
-  return small ? std::min(order, 1U) : order;
-}
-
 /// In the order of use: attention, then what an MLP or the choice of experts begins with, then the
 /// rest of an MLP or expert by expert; within each as the tensors lie in the files. A table or head
 /// comes last: its rows need what else belongs to the step. The codes of quantised matrices are
@@ -56,7 +47,7 @@ void sort_tensors(LayerPlan& plan) {
     const WeightTensor& tensor = plan.tensors[i];
     const WeightRole role = tensor.key.role;
     places.emplace_back(
-        Place(role == WeightRole::embedding || role == WeightRole::head, turn_of(plan, tensor),
+        Place(role == WeightRole::embedding || role == WeightRole::head, plan.turn_of(tensor),
               plan.is_codes(tensor), tensor.file, tensor.bytes.begin),
         i);
   }
@@ -81,6 +72,12 @@ std::string name_prefix(const NameScheme& scheme,
 }
 
 }  // namespace
+
+std::uint32_t LayerPlan::turn_of(const WeightTensor& tensor) const {
+  const std::uint32_t order = gpu_exec::stage_order(tensor.key);
+  const bool small = tensor.suffix.empty() ? is_expert_bias(tensor.key.role) : !is_codes(tensor);
+  return small ? std::min(order, 1U) : order;
+}
 
 const gpu_exec::LayerSpec& Checkpoint::layer_spec(std::int32_t layer) const {
   static const gpu_exec::LayerSpec no_layer;

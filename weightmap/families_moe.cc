@@ -156,6 +156,7 @@ constexpr std::array kSparseHarmless{"aux_loss_alpha",
                                      "index_skip_topk_offset",
                                      "index_share_for_mtp_iteration",
                                      "dsa_indexer_rope_interleave",
+                                     "layer_types",  // All of one kind.
                                      "output_router_logits",
                                      "router_aux_loss_coef"};
 
@@ -163,7 +164,6 @@ constexpr const char* kGptOssRope =
     R"({"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
         "truncate": false, "original_max_position_embeddings": 4096, "rope_theta": 150000.0})";
 
-constexpr AttentionForm kBiasByKey{.qkv_bias = kAttentionBias, .out_bias = kAttentionBias};
 constexpr MoeForm kSigmoidExperts{.experts = 256,
                                   .top_k = 8,
                                   .width = 2048,

@@ -152,6 +152,9 @@ NamedTensor classify_tensor(std::string_view name, const NameScheme& scheme,
     return {};  // A layer beyond: config.json is of another model.
   }
   name.remove_prefix(digits);
+  if (name.find(kExpert) != std::string_view::npos) {
+    return {};  // It stands for a number in our tables only.
+  }
   if (const RoleName* row = find_name(family.inside, name)) {
     return {Kind::weight, layer, row->role, gpu_exec::is_expert_role(row->role)};
   }

@@ -44,6 +44,9 @@ import transformers  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 TRANSFORMERS_MAJOR = int(transformers.__version__.split(".")[0])
+EAGER = dict(attn_implementation="eager")
+if TRANSFORMERS_MAJOR >= 5:
+    EAGER["experts_implementation"] = "eager"
 FIRST_TOKEN_ID = 3  # Below are pad, bos and eos.
 TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 NUDGE_MIN = 1e-4  # A tensor matters if nudging it moves a capture by more, relative to its size.
@@ -226,7 +229,8 @@ FAMILIES = {
     "qwen3_moe": Family("Qwen3MoeConfig", dict(
         EXPERTS, head_dim=16, num_hidden_layers=3, norm_topk_prob=True, mlp_only_layers=[0])),
     "gpt_oss": Family("GptOssConfig", dict(
-        LOCAL, **SLIDING_THEN_FULL, head_dim=16, rope_theta=150000.0,
+        {**LOCAL, "intermediate_size": 32}, **SLIDING_THEN_FULL, hidden_size=64, head_dim=16,
+        rope_theta=150000.0,
         rope_scaling=dict(YARN, truncate=False, beta_fast=32.0, beta_slow=1.0))),
     "granitemoe": Family("GraniteMoeConfig", dict(
         LOCAL, embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.15,
@@ -295,7 +299,7 @@ def make_config(class_name, changes):
 
 def make_model(config, auto_class, seed):
     """A model with random weights."""
-    model = getattr(transformers, auto_class).from_config(config, attn_implementation="eager")
+    model = getattr(transformers, auto_class).from_config(config, **EAGER)
     draw_weights(model, seed)
     return model
 
@@ -357,7 +361,7 @@ def save_model(model, folder, weight_file_bytes):
 def load_model(folder, auto_class, type_name):
     """The model in eval mode, and what did not fit when it was loaded."""
     model, report = getattr(transformers, auto_class).from_pretrained(
-        folder, dtype=TYPES[type_name], attn_implementation="eager", output_loading_info=True)
+        folder, dtype=TYPES[type_name], output_loading_info=True, **EAGER)
     return model.eval(), report
 
 

@@ -84,14 +84,14 @@ std::vector<Flavour> all_flavours() {
   windowed.name = "windowed";
   windowed.layer.attention.window = 20;
   all.push_back(windowed);
-  // This device does not run experts.
-  std::erase_if(all, [](const Flavour& flavour) { return flavour.layer.moe.experts != 0; });
   return all;
 }
 
 /// Each capture's rows of samples run one by one through the reference.
+/// @param experts  Where the rows' experts go, best first, if not null.
 std::map<CapturePoint, Rows> truth(const TestLayer& layer, const std::vector<float>& x,
-                                   const std::vector<std::uint64_t>& lengths) {
+                                   const std::vector<std::uint64_t>& lengths,
+                                   Bytes* experts = nullptr) {
   std::map<CapturePoint, Rows> result;
   const Rows rows = to_rows(x, kHidden);
   std::size_t at = 0;
@@ -105,6 +105,12 @@ std::map<CapturePoint, Rows> truth(const TestLayer& layer, const std::vector<flo
     append(CapturePoint::attn_out, one.attn_out);
     append(CapturePoint::mlp_out, one.mlp_out);
     append(CapturePoint::resid_post, one.resid_post);
+    for (const std::vector<std::int32_t>& chosen : one.experts) {
+      const auto bytes = std::as_bytes(std::span(chosen));
+      if (experts != nullptr) {
+        experts->insert(experts->end(), bytes.begin(), bytes.end());
+      }
+    }
     at += length;
   }
   return result;
@@ -120,10 +126,12 @@ TEST_P(CudaLayer, IsAccurateInF32) {
       const auto executor = loaded_executor(layer, device(), DType::f32, 84, 0);
       RecordingSink sink;
       run_block(*executor, segments_of(lengths), to_bytes(x, DType::f32), sink);
-      for (const auto& [point, rows] : truth(layer, x, lengths)) {
+      Bytes experts;
+      for (const auto& [point, rows] : truth(layer, x, lengths, &experts)) {
         EXPECT_LE(worst_row_error(to_floats(sink.rows[point], DType::f32), rows), 1e-5)
             << flavour.name << " capture " << static_cast<int>(point);
       }
+      EXPECT_EQ(sink.rows[CapturePoint::router_ids], experts) << flavour.name;
     }
   }
 }
@@ -202,15 +210,16 @@ TEST_P(CudaLayer, GivesARowTheSameBitsInAnyBlock) {
         RecordingSink sink;
         run_blocks(*executor, blocks, state, sink);
         std::map<std::size_t, std::map<CapturePoint, Bytes>> result;
-        std::size_t at = 0;
+        std::uint64_t at = 0;
         for (const std::vector<std::size_t>& block : order) {
           for (const std::size_t sample : block) {
             for (const auto& [point, bytes] : sink.rows) {
-              const auto begin = bytes.begin() + static_cast<std::ptrdiff_t>(at);
+              const std::uint64_t bytes_of_row = bytes.size() / 164;
+              const auto begin = bytes.begin() + static_cast<std::ptrdiff_t>(at * bytes_of_row);
               result[sample][point] =
-                  Bytes(begin, begin + static_cast<std::ptrdiff_t>(samples[sample].size()));
+                  Bytes(begin, begin + static_cast<std::ptrdiff_t>(lengths[sample] * bytes_of_row));
             }
-            at += samples[sample].size();
+            at += lengths[sample];
           }
         }
         return result;

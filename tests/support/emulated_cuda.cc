@@ -9,6 +9,8 @@
 #include <utility>
 
 #include "gpu_exec/cuda_kernel_attention.h"
+#include "gpu_exec/cuda_kernel_decode.h"
+#include "gpu_exec/cuda_kernel_experts.h"
 #include "gpu_exec/cuda_kernel_products.h"
 #include "gpu_exec/cuda_kernel_rows.h"
 #include "tests/gpu_exec/cuda_testing.h"
@@ -96,8 +98,14 @@ class EmulatedCuda final : public CudaRuntime {
       }
     });
   }
+  void clear(std::byte* at, std::uint64_t bytes) override {
+    push(Queue::compute, "clear", [at, bytes] { std::memset(at, 0, bytes); });
+  }
   void launch(Queue queue, const CudaWiden& kernel) override {
     push(queue, "widen", [kernel] { with_row_kernel(kernel, run_emulated); });
+  }
+  void launch(const CudaDecode& kernel) override {
+    push(Queue::weights, "decode", [kernel] { with_decode_kernel(kernel, run_emulated); });
   }
   void launch(const CudaFinish& kernel) override { push_rows("finish", kernel); }
   void launch(const CudaGate& kernel) override { push_rows("gate", kernel); }
@@ -106,6 +114,10 @@ class EmulatedCuda final : public CudaRuntime {
   void launch(const NormOp& kernel) override { push_rows("norm", kernel); }
   void launch(const AddOp& kernel) override { push_rows("add", kernel); }
   void launch(const TopkOp& kernel) override { push_rows("topk", kernel); }
+  void launch(const CudaRoute& kernel) override { push_experts("route", kernel); }
+  void launch(const GatherOp& kernel) override { push_experts("gather", kernel); }
+  void launch(const CombineOp& kernel) override { push_experts("combine", kernel); }
+  void launch(const RoundOp& kernel) override { push_experts("round", kernel); }
   void launch(const CudaAttention& kernel, bool tensor_cores) override {
     LIB_CHECK(!tensor_cores || kernel.type == DType::f16 || properties_.has_bf16());
     push(Queue::compute, "attention",
@@ -182,6 +194,10 @@ class EmulatedCuda final : public CudaRuntime {
   template <typename Kernel>
   void push_rows(const char* name, const Kernel& kernel) {
     push(Queue::compute, name, [kernel] { with_row_kernel(kernel, run_emulated); });
+  }
+  template <typename Kernel>
+  void push_experts(const char* name, const Kernel& kernel) {
+    push(Queue::compute, name, [kernel] { with_expert_kernel(kernel, run_emulated); });
   }
 
   /// Does one piece of work of a queue that has some and need not wait.

@@ -27,6 +27,7 @@ class ForwardingDevice : public Device {
   std::uint64_t row_unit() const override { return inner_->row_unit(); }
   std::uint64_t memory_limit() const override { return inner_->memory_limit(); }
   std::uint64_t host_bytes() const override { return inner_->host_bytes(); }
+  std::uint64_t staging_bytes() const override { return inner_->staging_bytes(); }
   Result<DeviceMemory> allocate(std::uint64_t bytes) override { return inner_->allocate(bytes); }
   Result<DeviceMemory> allocate_host(std::uint64_t bytes) override {
     return inner_->allocate_host(bytes);

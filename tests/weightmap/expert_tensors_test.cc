@@ -142,12 +142,13 @@ TEST(ExpertTensors, ThatAreNotWhatTheConfigSaysAreRefusedByName) {
          all.bytes.resize(all.bytes.size() / 8 * 7);
          all.shape[0] = 7;
        },
-       "gate_up_proj' has shape [7, 48, 40] where config.json asks for 8 experts in layer 1"},
+       "gate_up_proj' has shape [7, 64, 64] where config.json asks for 8 experts in layer 1"},
       {"another shape in the tensor of all", "gpt_oss",
        [](CheckpointFiles& files) {
-         std::swap(files.tensor(kAll).shape[1], files.tensor(kAll).shape[2]);
+         FileTensor& all = files.tensor("model.layers.1.mlp.experts.down_proj");
+         std::swap(all.shape[1], all.shape[2]);
        },
-       "gate_up_proj[0]' has shape [40, 48] where config.json asks for [48, 40]"},
+       "down_proj[0]' has shape [64, 32] where config.json asks for [32, 64]"},
       {"experts in a layer that has none", "qwen3_moe",
        [](CheckpointFiles& files) {
          rename(files, "model.layers.1.mlp.experts.3.up_proj.weight",
@@ -158,7 +159,7 @@ TEST(ExpertTensors, ThatAreNotWhatTheConfigSaysAreRefusedByName) {
        [](CheckpointFiles& files) {
          const std::string blocks = std::string(kAll) + "_blocks";
          files.files.begin()->second.push_back(
-             {blocks, "U8", {8, 40, 1, 16}, std::string(8 * 40 * 16, '\0')});
+             {blocks, "U8", {8, 64, 2, 16}, std::string(8 * 64 * 32, '\0')});
          files.index[blocks] = files.files.begin()->first;
        },
        "gate_up_proj_blocks"},
@@ -177,6 +178,30 @@ TEST(ExpertTensors, ThatAreNotWhatTheConfigSaysAreRefusedByName) {
     EXPECT_NE(opened.checkpoint.error().message().find(change.named), std::string::npos)
         << change.what << ": " << opened.checkpoint.error().message();
   }
+}
+
+// Catches: the text part of a larger model whose stacked experts have another prefix.
+TEST(ExpertTensors, AreThoseOfTheTextPartOfALargerModel) {
+  CheckpointFiles files = golden("llama4_text");
+  const std::uint64_t bytes = OpenedCheckpoint(files.contents()).checkpoint->weight_bytes();
+  const Json text = files.config;
+  files.config = {{"model_type", "llama4"},
+                  {"text_config", text},
+                  {"vision_config", {{"hidden_size", 8}}},
+                  {"torch_dtype", "bfloat16"}};
+  files.index.clear();
+  for (auto& [file, tensors] : files.files) {
+    for (FileTensor& tensor : tensors) {
+      tensor.name = "language_model." + tensor.name;
+      files.index[tensor.name] = file;
+    }
+  }
+  const std::string vision = "vision_model.patch_embedding.linear.weight";
+  files.files.begin()->second.push_back({vision, "BF16", {2, 2}, std::string(8, '\0')});
+  files.index[vision] = files.files.begin()->first;
+  const OpenedCheckpoint opened(files.contents());
+  ASSERT_TRUE(opened.checkpoint) << opened.checkpoint.error().message();
+  EXPECT_EQ(opened.checkpoint->weight_bytes(), bytes);
 }
 
 // Catches: layers that predict further tokens, or an index of keys, that are fetched or refused.

@@ -207,6 +207,9 @@ TEST(PublishedMoe, KimiK2) {
   for (const std::string& json :
        {text, R"({"architectures": ["KimiK25ForConditionalGeneration"], "model_type": "kimi_k25",
                   "torch_dtype": "bfloat16", "vision_config": {"patch_size": 14},
+                  "ignore_index": -100, "media_placeholder_token_id": 163605,
+                  "use_unified_vision_chunk": true, "video_placeholder": "<|v|>",
+                  "tie_word_embeddings": false,
                   "text_config": )" +
                   text + "}"}) {
     const ModelConfig config = parsed(json);
