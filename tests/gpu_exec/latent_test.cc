@@ -334,7 +334,7 @@ Rows expected_turn(const Turn& turn, const std::vector<float>& x,
   part.head_dim = turn.rotary_dim;
   part.rope = default_rope(turn.rotary_dim);
   part.rope.style = turn.style;
-  const auto normed = [&](Rows rows) {
+  const auto normed = [&](const Rows& rows) {
     const std::vector<float> ones(turn.head_dim, 1.0F);
     const bool unit = turn.norm == Turn::Norm::unit;
     return reference_norm(rows, unit ? ones : weight, nullptr,
@@ -360,9 +360,10 @@ Rows expected_turn(const Turn& turn, const std::vector<float>& x,
     heads = normed(heads);
   }
   for (std::size_t row = 0; row < heads.size(); ++row) {
-    const double position = std::floor((static_cast<double>(row / kTurnedHeads) + 3) / 7);
-    std::for_each(heads[row].begin(), heads[row].end(),
-                  [&](double& value) { value *= 1 + 0.25 * std::log1p(position); });
+    const std::size_t periods = (row / kTurnedHeads + 3) / 7;
+    std::for_each(heads[row].begin(), heads[row].end(), [&](double& value) {
+      value *= 1 + 0.25 * std::log1p(static_cast<double>(periods));
+    });
   }
   return heads;
 }
