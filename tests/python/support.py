@@ -130,10 +130,11 @@ def read_store(store):
 
 
 def stored_types(store):
-    """The attribute `dtype` of every capture array in the store, as a set."""
+    """The attribute `dtype` of every array in the store but those of routers, as a set."""
     types = set()
     for folder in part_folders(store):
-        types |= {array.attrs["dtype"] for _, array in zarr.open_group(folder, mode="r").arrays()}
+        types |= {array.attrs["dtype"] for name, array in zarr.open_group(folder, mode="r").arrays()
+                  if ".router." not in name}
     return types
 
 
