@@ -5,14 +5,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 
-#include "gpu_exec/cuda_device.h"
 #include "gpu_exec/cuda_window.h"
+#include "tests/gpu_exec/cuda_area.h"
 #include "tests/gpu_exec/cuda_buffers.h"
 #include "tests/gpu_exec/quantised_testing.h"
-#include "tests/support/emulated_cuda.h"
 
 namespace librarian::gpu_exec {
 namespace {
@@ -41,63 +39,31 @@ Bytes by_cpu(const QuantisedMatrix& matrix, const Part& part, DType type) {
   return rows;
 }
 
-/// Memory of a device and what is read back from it.
-class OnDevice {
- public:
-  OnDevice(std::unique_ptr<Device> device, std::uint64_t bytes)
-      : device_(std::move(device)),
-        bytes_(bytes),
-        memory_(*device_->allocate(bytes + device_->staging_bytes())),
-        host_(*device_->allocate_host(bytes)) {}
-
-  std::byte* staging() const { return memory_.get() + bytes_; }
-  Device& device() { return *device_; }
-
+class CudaDecode : public OnCudaDevice {
+ protected:
   Bytes decode(const QuantisedMatrix& matrix, const Part& part, DType type,
                std::uint64_t staging_bytes) {
+    area_->clear();
     MatrixSource source;
     source.type = type;
     source.rows = part.rows;
     source.quantised = &matrix;
-    source.staging = staging();
+    source.staging = area_->take(device().staging_bytes());
     source.staging_bytes = staging_bytes;
-    device_->pack_matrix(source, part.count, matrix.inputs, memory_.get());
-    Bytes rows(part.count * matrix.inputs * dtype_bytes(type));
-    device_->wait(Queue::download, device_->mark(Queue::weights));
-    device_->copy_out(memory_.get(), host_.get(), rows.size());
-    const Ticket there = device_->mark(Queue::download);
-    while (!*device_->reached(there)) {
-    }
-    std::memcpy(rows.data(), host_.get(), rows.size());
-    return rows;
+    const std::uint64_t bytes = part.count * matrix.inputs * dtype_bytes(type);
+    std::byte* const packed = area_->take(bytes);
+    device().pack_matrix(source, part.count, matrix.inputs, packed);
+    return area_->get(packed, bytes, Queue::weights);
   }
-
- private:
-  std::unique_ptr<Device> device_;
-  std::uint64_t bytes_;
-  DeviceMemory memory_, host_;
-};
-
-constexpr std::uint64_t kMemory = 1ULL << 20U;
-
-class CudaDecode : public testing::TestWithParam<std::string> {
- protected:
   void SetUp() override {
-    if (GetParam() == "gpu") {
-      auto device = make_cuda_device(CudaOptions{});
-      if (!device) {
-        GTEST_SKIP() << "no GPU to test on: " << device.error().message();
-      }
-      on_ = std::make_unique<OnDevice>(*std::move(device), kMemory);
-    } else {
-      on_ = std::make_unique<OnDevice>(*make_cuda_device(make_emulated_cuda({}), 1ULL << 30U),
-                                       kMemory);
+    OnCudaDevice::SetUp();
+    if (!IsSkipped()) {
+      area_ = std::make_unique<DeviceArea>(device(), device().staging_bytes() + (1U << 20U));
     }
   }
-  OnDevice& on() { return *on_; }
 
  private:
-  std::unique_ptr<OnDevice> on_;
+  std::unique_ptr<DeviceArea> area_;
 };
 
 /// As little as can be decoded at a time: what the largest output needs, and its words' others.
@@ -119,9 +85,9 @@ TEST_P(CudaDecode, GivesTheCpusBits) {
       for (const Part& part : kParts) {
         for (const DType type : kTypes) {
           const Bytes expected = by_cpu(matrix, part, type);
-          ASSERT_EQ(on().decode(matrix, part, type, on().device().staging_bytes()), expected)
+          ASSERT_EQ(decode(matrix, part, type, device().staging_bytes()), expected)
               << quantised->name << ", " << part.name << " in " << dtype_name(type);
-          ASSERT_EQ(on().decode(matrix, part, type, least_staging(matrix, part)), expected)
+          ASSERT_EQ(decode(matrix, part, type, least_staging(matrix, part)), expected)
               << quantised->name << ", " << part.name << " in " << dtype_name(type) << ", by parts";
         }
       }
