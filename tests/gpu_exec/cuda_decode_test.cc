@@ -122,6 +122,30 @@ TEST(CudaWindow, HoldsWhatItsOutputsNeed) {
   }
 }
 
+/// Whether a copy reads nothing but one of the matrix's tables.
+bool is_of_a_table(const CudaCopy& copy, const TestQuantised& matrix) {
+  const std::byte* const end = copy.from + (copy.rows - 1) * copy.from_stride + copy.row_bytes;
+  return std::any_of(matrix.tables.begin(), matrix.tables.end(), [&](const Bytes& table) {
+    return table.data() < copy.from && end <= table.data() + table.size();
+  });
+}
+
+// Goal: no byte is read that is not the checkpoint's.
+TEST(CudaWindow, ReadsNothingButTheTables) {
+  for (const auto& quantised : all_layouts(kOutputs, 120)) {
+    for (const Part& part : kParts) {
+      for (std::uint64_t end = 1; end <= part.count; ++end) {
+        for (const std::uint64_t begin : {std::uint64_t{0}, end - 1}) {
+          const QuantisedWindow window = quantised_window(quantised->matrix, part.rows, begin, end);
+          for (const CudaCopy& copy : window.copies_to(nullptr)) {
+            ASSERT_TRUE(is_of_a_table(copy, *quantised)) << quantised->name << " " << part.name;
+          }
+        }
+      }
+    }
+  }
+}
+
 /// A layer with fused matrices, each of which has a quantised form.
 struct QuantisedLayer {
   TestLayer plain;  ///< With the decoded weights.
