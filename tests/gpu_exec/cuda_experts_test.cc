@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <limits>
 
@@ -212,8 +213,8 @@ TEST(CudaExperts, WideSumsInF32GoTheirPlannedWay) {
 }
 
 /// Of seven rows, in an order of their own.
-const std::vector<std::int32_t> kChosen = {6, 0, 3, 4};
-const std::vector<float> kFactors = {0.3F, 1.0F, -1.7F, 0.001F};
+constexpr std::array<std::int32_t, 4> kChosen = {6, 0, 3, 4};
+constexpr std::array<float, 4> kFactors = {0.3F, 1.0F, -1.7F, 0.001F};
 
 // Goal: rows come to an expert as on the CPU device, bit for bit, at any address, and nothing is
 // written behind them.
