@@ -22,6 +22,11 @@ Json bytes_codec(std::uint64_t element_bytes) {
   return element_bytes == 1 ? codec("bytes") : bytes_codec();
 }
 
+/// Whether a row holds the likeliest tokens or experts, not a hidden state.
+bool is_ranked(const std::string& name) {
+  return name.starts_with("logits.") || name.find(".router.") != std::string::npos;
+}
+
 constexpr std::uint32_t kMantissaBitsMin = 3;
 constexpr std::uint32_t kMantissaBitsMax = 6;
 
@@ -95,7 +100,7 @@ Json capture_document(const std::string& name, const ArrayLayout& layout,
   document["codecs"] = Json::array({codec("sharding_indexed", std::move(sharding))});
   document["dimension_names"] = Json::array({"token"});
   if (!layout.is_vector) {
-    document["dimension_names"].push_back(name.starts_with("logits.") ? "rank" : "hidden");
+    document["dimension_names"].push_back(is_ranked(name) ? "rank" : "hidden");
   }
   document["attributes"] = {{"dtype", stored_type_name(layout.type)},
                             {"capture", name},

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "activation_store/array_metadata.h"
@@ -29,6 +30,56 @@ Workspace& workspace() {
 
 using Places = std::shared_ptr<const std::vector<ChunkPlace>>;
 
+constexpr std::uint64_t kViewBytesMin = 64 << 10;  // Below, copying is cheaper than mapping.
+constexpr std::uint64_t kViewBytesMax = 16 << 20;
+
+/// The stored bytes of consecutive chunks of a shard: viewed where they lie, several at a time, or
+/// copied where the file system has no views.
+class EncodedChunks {
+ public:
+  /// @param last  The last chunk that will be asked for.
+  EncodedChunks(const File& file, const std::vector<ChunkPlace>& places, std::uint64_t last,
+                Workspace& work)
+      : file_(file), places_(places), last_(last), work_(work) {}
+
+  /// Valid until the next call. Chunks are asked for in rising order.
+  Result<std::span<const std::byte>> chunk(std::uint64_t number) {
+    const ChunkPlace place = places_[number];
+    const std::uint64_t end = place.offset + place.size;
+    if (end > view_end_) {
+      std::uint64_t behind = end;
+      for (std::uint64_t i = number + 1; i <= last_; ++i) {
+        const std::uint64_t next = places_[i].offset + places_[i].size;
+        if (next - place.offset > kViewBytesMax) {
+          break;
+        }
+        behind = next;
+      }
+      view_.reset();  // First, so that its addresses are used again.
+      if (behind - place.offset >= kViewBytesMin) {
+        view_ = file_.view(place.offset, behind - place.offset);
+      }
+      view_begin_ = place.offset;
+      view_end_ = behind;
+    }
+    if (view_) {
+      return view_->bytes().subspan(place.offset - view_begin_, place.size);
+    }
+    work_.encoded.resize(place.size);
+    LIB_TRY_VOID(read_exactly(file_, "it", place.offset, work_.encoded));
+    return std::span<const std::byte>(work_.encoded);
+  }
+
+ private:
+  const File& file_;
+  const std::vector<ChunkPlace>& places_;
+  const std::uint64_t last_;
+  Workspace& work_;
+  std::optional<FileView> view_;
+  std::uint64_t view_begin_ = 0;
+  std::uint64_t view_end_ = 0;  // Of the last try, also of one without a view.
+};
+
 }  // namespace
 
 class ArrayReader::Impl {
@@ -43,9 +94,9 @@ class ArrayReader::Impl {
   Result<Places> places(std::uint64_t shard, const std::string& path, const File& file);
   Result<void> read_shard(std::uint64_t shard, std::uint64_t begin, std::uint64_t end,
                           std::span<std::byte> into, Workspace& work);
-  Result<void> read_chunk(const File& file, ChunkPlace place, std::uint64_t chunk,
-                          std::uint64_t begin, std::uint64_t end, std::span<std::byte> into,
-                          Workspace& work);
+  Result<void> decode_rows(std::span<const std::byte> encoded, std::uint64_t chunk,
+                           std::uint64_t begin, std::uint64_t end, std::span<std::byte> into,
+                           Workspace& work);
 
   FileSystem& files_;
   const std::string directory_;
@@ -110,12 +161,19 @@ Result<void> ArrayReader::Impl::read_shard(std::uint64_t shard, std::uint64_t be
   }
   LIB_TRY(const Places found, places(shard, path, **opened));
   const std::uint64_t first_chunk = shard * (layout.shard_tokens / layout.chunk_tokens);
+  EncodedChunks encoded(**opened, *found, (end - 1) / layout.chunk_tokens - first_chunk, work);
   while (begin < end) {
     const std::uint64_t chunk = begin / layout.chunk_tokens;
     const std::uint64_t stop = std::min(end, (chunk + 1) * layout.chunk_tokens);
     const std::uint64_t bytes = (stop - begin) * row_bytes(layout);
-    auto read = read_chunk(**opened, (*found)[chunk - first_chunk], chunk, begin, stop,
-                           into.first(bytes), work);
+    auto read = [&]() -> Result<void> {
+      if ((*found)[chunk - first_chunk].size > encoded_bytes_max(chunk_bytes(layout))) {
+        return Error(ErrorCode::corrupt,
+                     std::to_string((*found)[chunk - first_chunk].size) + " bytes are too many");
+      }
+      LIB_TRY(const std::span<const std::byte> stored, encoded.chunk(chunk - first_chunk));
+      return decode_rows(stored, chunk, begin, stop, into.first(bytes), work);
+    }();
     if (!read) {
       return read.error().with_context(path + ", chunk " + std::to_string(chunk - first_chunk));
     }
@@ -156,24 +214,18 @@ Result<Places> ArrayReader::Impl::places(std::uint64_t shard, const std::string&
   return result;
 }
 
-Result<void> ArrayReader::Impl::read_chunk(const File& file, ChunkPlace place, std::uint64_t chunk,
-                                           std::uint64_t begin, std::uint64_t end,
-                                           std::span<std::byte> into, Workspace& work) {
+Result<void> ArrayReader::Impl::decode_rows(std::span<const std::byte> encoded, std::uint64_t chunk,
+                                            std::uint64_t begin, std::uint64_t end,
+                                            std::span<std::byte> into, Workspace& work) {
   const ArrayLayout& layout = metadata_.layout;
   const std::uint64_t row = row_bytes(layout);
-  const std::uint64_t raw_bytes = chunk_bytes(layout);
-  if (place.size > encoded_bytes_max(raw_bytes)) {
-    return Error(ErrorCode::corrupt, std::to_string(place.size) + " bytes are too many for it");
-  }
-  work.encoded.resize(place.size);
-  LIB_TRY_VOID(read_exactly(file, "it", place.offset, work.encoded));
   const std::uint64_t first = chunk * layout.chunk_tokens;
   const std::uint64_t valid = std::min(layout.chunk_tokens, layout.rows - first);
   if (valid == layout.chunk_tokens) {
-    return work.decoder.decode_rows(layout, work.encoded, begin - first, end - first, into);
+    return work.decoder.decode_rows(layout, encoded, begin - first, end - first, into);
   }
-  work.raw.resize(raw_bytes);
-  LIB_TRY_VOID(work.decoder.decode(layout, work.encoded, work.raw));
+  work.raw.resize(chunk_bytes(layout));
+  LIB_TRY_VOID(work.decoder.decode(layout, encoded, work.raw));
   if (!is_filled(layout.type, std::span(work.raw).subspan(valid * row))) {
     return Error(ErrorCode::corrupt, "rows beyond the end of the array are not the fill value");
   }

@@ -26,8 +26,8 @@ constexpr const char* kModelHelp =
 constexpr const char* kCaptureHelp =
     "What to keep, repeatable and comma-separated: NAME[@LAYERS][(KEY=VALUE,...)].\n"
     "NAME: embed, resid_pre, resid_mid, resid_post, attn_out, mlp_out, final.pre_norm,\n"
-    "final.post_norm; hf:i, vllm:i (their hidden states); logits.topk; eagle3, dflash:k (what\n"
-    "such drafts are trained on).\n"
+    "final.post_norm; hf:i, vllm:i (their hidden states); logits.topk; router (experts of each\n"
+    "token, their weights); eagle3, dflash:k (what such drafts are trained on).\n"
     "LAYERS: all, 12, -1, [0,8,-1], 0..3, every:8, spread:8. Default: resid_post@all.\n"
     "KEY: positions=all|loss|last|a..b (tokens of each sample), keep_mantissa_bits=3..6,\n"
     "dtype=fp8_e4m3 (lossy); k (of logits.topk)";

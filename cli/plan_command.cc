@@ -84,7 +84,8 @@ std::vector<ingest::DiskArray> arrays_of(const PreparedJob& job, const std::stri
   std::vector<ingest::DiskArray> arrays;
   for (const ingest::DiskArray& array : job.disk().arrays) {
     if (array.name == home || array.name == activation_store::scales_name(home) ||
-        (capture == ingest::kLogitsTopk && array.name.starts_with(capture + "."))) {
+        ((capture == ingest::kLogitsTopk || capture.ends_with(".router")) &&
+         array.name.starts_with(capture + "."))) {
       arrays.push_back(array);
     }
   }

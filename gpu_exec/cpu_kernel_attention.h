@@ -284,6 +284,18 @@ inline Vec widen_and_check(const std::byte* from, std::uint64_t count, float* to
   return poison;
 }
 
+/// The last part of keys [begin, end), which heads share. Apart from load_chunk, which is faster
+/// with one kind of row for keys.
+template <typename Storage>
+__attribute__((noinline)) void load_shared(const AttentionTile& tile, const AttentionScratch& s,
+                                           std::uint64_t chunk, std::uint64_t begin,
+                                           std::uint64_t end) {
+  for (std::uint64_t j = begin; j < end; ++j) {
+    widen_row<Storage>(tile.k_shared + j * tile.shared_dim * Storage::kBytes, tile.shared_dim,
+                       s.keys + (j - chunk) * kKeyStride + tile.head_dim - tile.shared_dim);
+  }
+}
+
 /// Widens keys and values [begin, end) to rows `begin - chunk` and on.
 /// @return  Whether all values are finite: then a probability of zero cancels any of them.
 template <typename Storage>
@@ -292,14 +304,13 @@ inline bool load_chunk(const AttentionTile& tile, const AttentionScratch& s, std
   Vec poison(0.0F);
   const std::uint64_t own_dim = tile.head_dim - tile.shared_dim;
   for (std::uint64_t j = begin; j < end; ++j) {
-    float* const key = s.keys + (j - chunk) * kKeyStride;
-    widen_row<Storage>(tile.k + j * tile.k_stride * Storage::kBytes, own_dim, key);
-    if (tile.shared_dim != 0) {
-      widen_row<Storage>(tile.k_shared + j * tile.shared_dim * Storage::kBytes, tile.shared_dim,
-                         key + own_dim);
-    }
+    widen_row<Storage>(tile.k + j * tile.k_stride * Storage::kBytes, own_dim,
+                       s.keys + (j - chunk) * kKeyStride);
     poison = poison + widen_and_check<Storage>(tile.v + j * tile.v_stride * Storage::kBytes,
                                                tile.value_dim, s.values + (j - chunk) * kKeyStride);
+  }
+  if (tile.shared_dim != 0) {
+    load_shared<Storage>(tile, s, chunk, begin, end);
   }
   return lane_sum(poison) == 0.0F;
 }
@@ -313,12 +324,14 @@ inline void prefetch_chunk(const AttentionTile& tile, std::uint64_t element_byte
   const std::uint64_t v_bytes = tile.value_dim * element_bytes;
   for (std::uint64_t j = begin; j < end; ++j) {
     const std::byte* const key = tile.k + j * tile.k_stride * element_bytes;
-    for (std::uint64_t at = 0; at < k_bytes; at += kLineBytes) {
-      __builtin_prefetch(key + at, 0, 2);
-    }
     const std::byte* const value = tile.v + j * tile.v_stride * element_bytes;
-    for (std::uint64_t at = 0; at < v_bytes; at += kLineBytes) {
+    std::uint64_t at = 0;
+    for (; at < k_bytes && at < v_bytes; at += kLineBytes) {
+      __builtin_prefetch(key + at, 0, 2);
       __builtin_prefetch(value + at, 0, 2);
+    }
+    for (; at < larger(k_bytes, v_bytes); at += kLineBytes) {
+      __builtin_prefetch((k_bytes > v_bytes ? key : value) + at, 0, 2);
     }
   }
 }

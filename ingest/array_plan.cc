@@ -44,11 +44,29 @@ void add_logits(const LogitsTopk& logits, const ArrayGeometry& geometry,
   add("gold_log_prob", StoredType::f32, 1, true);
 }
 
+/// @param capture  "blocks.N.router"
+void add_router(const std::string& capture, std::uint32_t top_k, const Positions& positions,
+                const ArrayGeometry& geometry, std::vector<PlannedArray>& arrays) {
+  for (const auto& [name, type] :
+       {std::pair(".ids", StoredType::i32), std::pair(".weights", StoredType::f32)}) {
+    arrays.push_back(narrow_array(capture + name, type, top_k, false, positions, geometry));
+    arrays.back().rows_as_stored = true;
+  }
+}
+
+std::string router_capture(std::int32_t layer) {
+  return "blocks." + std::to_string(layer) + "." + kRouter;
+}
+
 }  // namespace
 
 std::vector<PlannedArray> planned_arrays(const CaptureList& captures, const ArrayGeometry& geometry,
                                          std::int32_t layer) {
   std::vector<PlannedArray> arrays;
+  if (const auto router = captures.routers.find(layer); router != captures.routers.end()) {
+    const std::string name = router_capture(layer);
+    add_router(name, router->second, captures.options_of(name).positions, geometry, arrays);
+  }
   for (const std::string& name : captures.arrays_of(layer)) {
     const ArrayOptions options = captures.options_of(name);
     PlannedArray array;
@@ -92,12 +110,21 @@ std::uint64_t logits_row_bytes(std::uint32_t k) {
   return bytes;
 }
 
-std::map<std::string, std::string> logits_group() {
-  std::map<std::string, std::string> group;
-  for (const char* const name : {"ids", "log_prob", "logsumexp", "gold_log_prob"}) {
-    group[name] = std::string(kLogitsTopk) + "." + name;
+std::map<std::string, std::map<std::string, std::string>> array_groups(
+    const CaptureList& captures) {
+  std::map<std::string, std::map<std::string, std::string>> groups;
+  if (captures.logits) {
+    for (const char* const name : {"ids", "log_prob", "logsumexp", "gold_log_prob"}) {
+      groups[kLogitsTopk][name] = std::string(kLogitsTopk) + "." + name;
+    }
   }
-  return group;
+  for (const auto& [layer, top_k] : captures.routers) {
+    for (const char* const name : {"ids", "weights"}) {
+      const std::string capture = router_capture(layer);
+      groups[capture][name] = capture + "." + name;
+    }
+  }
+  return groups;
 }
 
 }  // namespace librarian::ingest

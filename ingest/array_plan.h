@@ -27,10 +27,13 @@ struct PlannedArray {
   activation_store::ArrayLayout layout;
   activation_store::ArrayAttributes attributes;
   Positions positions;
+  /// Of what step's rows come in: of the compute type, or as they are stored.
+  bool rows_as_stored = false;
 };
 
-/// What step `layer` writes: for each tensor of CaptureList::arrays_of() its array, and behind it
-/// that of its scales where it is fp8; behind those of the last step the arrays of logits.topk.
+/// What step `layer` writes: the arrays of its router, then for each tensor of
+/// CaptureList::arrays_of() its array, and behind it that of its scales where it is fp8; behind
+/// those of the last step the arrays of logits.topk.
 std::vector<PlannedArray> planned_arrays(const CaptureList& captures, const ArrayGeometry& geometry,
                                          std::int32_t layer);
 /// The same over all steps.
@@ -40,7 +43,8 @@ std::vector<PlannedArray> planned_arrays(const CaptureList& captures,
 /// Bytes of one row of all arrays of logits.topk.
 std::uint64_t logits_row_bytes(std::uint32_t k);
 
-/// The arrays of logits.topk by their short names, e.g. "ids" -> "logits.topk.ids".
-std::map<std::string, std::string> logits_group();
+/// The captures that are more than one array: the name of each -> its arrays by their short names,
+/// e.g. "logits.topk" -> "ids" -> "logits.topk.ids".
+std::map<std::string, std::map<std::string, std::string>> array_groups(const CaptureList& captures);
 
 }  // namespace librarian::ingest

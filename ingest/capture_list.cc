@@ -19,18 +19,24 @@ CaptureShape capture_shape(const gpu_exec::ModelSpec& model) {
   shape.final_norm = model.final_norm;
   shape.vocab_size = model.vocab_size;
   for (std::int32_t layer = 0; layer < shape.layer_count; ++layer) {
-    if (model.layers[static_cast<std::size_t>(layer)].residual == gpu_exec::Residual::parallel) {
+    const gpu_exec::LayerSpec& spec = model.layers[static_cast<std::size_t>(layer)];
+    if (spec.residual == gpu_exec::Residual::parallel) {
       shape.without_mid.push_back(layer);
+    }
+    if (spec.moe.experts != 0) {
+      shape.routers[layer] = spec.moe.top_k;
     }
   }
   return shape;
 }
 
 std::string capture_array_name(std::int32_t layer, CapturePoint point) {
-  const char* name = point == CapturePoint::attn_out    ? "attn_out"
-                     : point == CapturePoint::resid_mid ? "resid_mid"
-                     : point == CapturePoint::mlp_out   ? "mlp_out"
-                                                        : "resid_post";
+  const char* name = point == CapturePoint::attn_out         ? "attn_out"
+                     : point == CapturePoint::resid_mid      ? "resid_mid"
+                     : point == CapturePoint::router_ids     ? "router.ids"
+                     : point == CapturePoint::router_weights ? "router.weights"
+                     : point == CapturePoint::mlp_out        ? "mlp_out"
+                                                             : "resid_post";
   return "blocks." + std::to_string(layer) + "." + name;
 }
 
@@ -132,7 +138,9 @@ CaptureNotations capture_notations(const std::string& canonical, const CaptureSh
     } else if (point == "resid_post") {
       numbered(layer + 1);
     }
-    names.transformer_lens = canonical.substr(0, dot + 1) + "hook_" + point;
+    if (point != kRouter) {
+      names.transformer_lens = canonical.substr(0, dot + 1) + "hook_" + point;
+    }
   }
   return names;
 }

@@ -22,11 +22,14 @@ struct CaptureShape {
   bool final_norm = true;                   ///< Else there is no final.post_norm.
   std::vector<std::int32_t> without_mid{};  ///< Layers without resid_mid: parallel ones. Sorted.
   std::uint32_t vocab_size = 0;             ///< Bounds k of logits.topk; 0: unknown.
+  std::map<std::int32_t, std::uint32_t> routers{};  ///< Layers with experts -> experts of a token.
 };
 CaptureShape capture_shape(const gpu_exec::ModelSpec& model);
 
 /// The capture that is a group of arrays, and its arrays by their short names.
 inline constexpr const char* kLogitsTopk = "logits.topk";
+/// Behind "blocks.N.": the other such capture.
+inline constexpr const char* kRouter = "router";
 
 /// Captures of one job, resolved for a model of a given depth.
 struct CaptureList {
@@ -41,6 +44,8 @@ struct CaptureList {
   /// Array -> how it is kept; arrays that are kept whole and exactly are not here.
   std::map<std::string, ArrayOptions> options;
   std::optional<LogitsTopk> logits;
+  /// Layers whose router's choices are kept -> experts of a token.
+  std::map<std::int32_t, std::uint32_t> routers;
 
   /// Last step that anything needs: -1 only the embedding, L also the final norm or the head.
   std::int32_t last_layer() const;
@@ -63,11 +68,12 @@ std::string capture_array_name(std::int32_t layer, gpu_exec::CapturePoint point)
 
 /// Parses capture arguments, each with one or more captures separated by commas outside brackets.
 ///   NAME[@LAYERS][(key=value,...)]
-///   NAME    embed, resid_pre, resid_mid, resid_post, attn_out, mlp_out, final.pre_norm,
+///   NAME    embed, resid_pre, resid_mid, resid_post, attn_out, router, mlp_out, final.pre_norm,
 ///           final.post_norm; blocks.N.NAME; hf:i, vllm:i; TransformerLens' hook names;
 ///           logits.topk; eagle3 and dflash:k, the layers that those drafts are trained on
 ///   LAYERS  all (the default), 12, -1, [0,8,-1], 0..3 (inclusive), every:8, spread:8
-///   key     positions, keep_mantissa_bits, dtype; of logits.topk: k, positions
+///   key     positions, keep_mantissa_bits, dtype; of router: positions; of logits.topk: k,
+///           positions. `router` without layers, or with all: of those that have one.
 /// @error invalid_argument  Quotes the part that is wrong and says what is allowed; names both
 ///                          captures where one tensor is asked for in two ways.
 Result<CaptureList> parse_captures(const std::vector<std::string>& arguments,

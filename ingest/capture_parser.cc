@@ -11,9 +11,9 @@ namespace {
 using gpu_exec::CapturePoint;
 
 /// Order within a layer is the order of computation; it is also the canonical order.
-enum class Point : std::uint8_t { resid_pre, attn_out, resid_mid, mlp_out, resid_post };
-constexpr std::array<const char*, 5> kPointNames{"resid_pre", "attn_out", "resid_mid", "mlp_out",
-                                                 "resid_post"};
+enum class Point : std::uint8_t { resid_pre, attn_out, resid_mid, router, mlp_out, resid_post };
+constexpr std::array<const char*, 6> kPointNames{"resid_pre", "attn_out", "resid_mid",
+                                                 kRouter,     "mlp_out",  "resid_post"};
 
 /// A capture as a place in the computation; sorts in that order.
 struct Place {
@@ -80,8 +80,13 @@ class Parser {
     if (const std::optional<Point> point = parse_point(name)) {
       LIB_TRY(const std::vector<std::int32_t> indices,
               parse_layers(text, written.layers.value_or("all"), layer_count_));
+      const bool all = written.layers.value_or("all") == "all";
       for (const std::int32_t layer : indices) {
-        LIB_TRY_VOID(insert(text, {layer, *point}));
+        // Models with experts begin with layers that have none.
+        if (*point != Point::router || !all || shape_.routers.empty() ||
+            shape_.routers.contains(layer)) {
+          LIB_TRY_VOID(insert(text, {layer, *point}));
+        }
       }
       return {};
     }
@@ -101,10 +106,14 @@ class Parser {
         list.embed = true;
       } else if (home.layer > layer_count_) {
         list.final_norm = true;
+      } else if (home.point == Point::router) {
+        list.layers[static_cast<std::size_t>(home.layer)].insert(
+            {CapturePoint::router_ids, CapturePoint::router_weights});
+        list.routers[home.layer] = shape_.routers.at(home.layer);
       } else {
-        static constexpr std::array kCapturePoints{CapturePoint::resid_post /* never */,
-                                                   CapturePoint::attn_out, CapturePoint::resid_mid,
-                                                   CapturePoint::mlp_out, CapturePoint::resid_post};
+        static constexpr std::array kCapturePoints{
+            CapturePoint::resid_post /* never */, CapturePoint::attn_out, CapturePoint::resid_mid,
+            CapturePoint::router_ids /* above */, CapturePoint::mlp_out,  CapturePoint::resid_post};
         list.layers[static_cast<std::size_t>(home.layer)].insert(
             kCapturePoints[static_cast<std::size_t>(home.point)]);
       }
@@ -162,6 +171,17 @@ class Parser {
       return wrong_capture(text, "layer " + std::to_string(place.layer) +
                                      " adds attention and MLP in one step: it has no resid_mid");
     }
+    if (place.point == Point::router) {
+      if (!shape_.routers.contains(place.layer)) {
+        return wrong_capture(text, "layer " + std::to_string(place.layer) +
+                                       " has no mixture of experts, so no router");
+      }
+      if (options_.lossy()) {
+        return wrong_capture(text,
+                             "a router's choices are kept as they are; it takes positions "
+                             "only");
+      }
+    }
     if (place == post_norm() && !shape_.final_norm) {
       return wrong_capture(text,
                            "this model has no norm after its last layer; its last state is "
@@ -198,7 +218,7 @@ class Parser {
     }
     return wrong_capture(
         text,
-        "no such capture; there are embed, resid_pre, resid_mid, resid_post, attn_out, "
+        "no such capture; there are embed, resid_pre, resid_mid, resid_post, attn_out, router, "
         "mlp_out, final.pre_norm, final.post_norm, logits.topk, hf:i, vllm:i, eagle3, dflash:k");
   }
 
@@ -230,7 +250,7 @@ class Parser {
     if (!layer || !point) {
       return wrong_capture(text,
                            "write blocks.N.NAME with NAME one of resid_pre, resid_mid, resid_post, "
-                           "attn_out, mlp_out");
+                           "attn_out, router, mlp_out");
     }
     LIB_TRY(const std::int32_t index, layer_index(text, *layer, layer_count_));
     return insert(text, {index, *point});

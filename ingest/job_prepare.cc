@@ -143,6 +143,15 @@ Result<void> PreparedJob::prepare(const std::stop_token& stop) {
                                            format_count(learned) + " positions; --max-length " +
                                            std::to_string(learned) + " cuts it");
   }
+  const std::uint32_t tokens_max = checkpoint_->config().sample_tokens_max;
+  if (tokens_max != 0 && tokens_.longest_sample() > tokens_max) {
+    return Error(ErrorCode::bad_input,
+                 options_.tokens + ": the longest sample has " +
+                     format_count(tokens_.longest_sample()) + " tokens, and beyond " +
+                     format_count(tokens_max) + " this model needs " +
+                     checkpoint_->config().samples_need + ", which is not built in; --max-length " +
+                     std::to_string(tokens_max) + " cuts it");
+  }
   const std::uint32_t positions = checkpoint_->spec().max_positions;
   if (embedding.positions == 0 && positions != 0 && tokens_.longest_sample() > positions) {
     warnings_.push_back("the longest sample has " + format_count(tokens_.longest_sample()) +
@@ -252,6 +261,20 @@ Result<void> PreparedJob::plan() {
   memory.block_tokens = options_.block_tokens;
   memory.state = options_.state;
   memory.threads = threads_;
+  memory.blocks_max =
+      [this, known = std::map<std::uint64_t, std::uint64_t>()](std::uint64_t block_tokens) mutable {
+        std::uint64_t& most = known[block_tokens];
+        if (most != 0) {
+          return most;
+        }
+        most = 1;
+        for (const activation_store::PartRange& part : parts_) {
+          const std::span<const std::int64_t> offsets =
+              std::span(tokens_.offsets).subspan(part.first_sample, part.samples + 1);
+          most = std::max<std::uint64_t>(most, plan_blocks(offsets, block_tokens).size());
+        }
+        return most;
+      };
   memory.logit_rows_max = logit_rows_max_;
   LIB_TRY(memory_, plan_memory(memory));
   LIB_TRY(device_plan_, plan_device(*checkpoint_, captures_, parts_, memory_, *device_));

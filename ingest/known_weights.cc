@@ -29,8 +29,10 @@ Result<WeightDigests> read_weights_file(FileSystem& files, const std::string& pa
 
 std::string weights_file_text(const WeightDigests& digests) {
   Json tensors = Json::object();
+  // The names differ, and a look-up of each takes as long as there are tensors.
+  auto& members = tensors.get_ref<Json::object_t&>();
   for (const auto& [name, xxh3] : digests) {
-    tensors[name] = xxh3;
+    members.Json::object_t::Container::emplace_back(name, xxh3);
   }
   return activation_store::seal_json({{kDigestsKey, tensors}});
 }

@@ -22,6 +22,30 @@ double keys_seen(const gpu_exec::AttentionSpec& attention, double length) {
   return window * (window + 1) / 2 + (length - window) * window;
 }
 
+/// Of what each token is multiplied with. Keys and values that are expanded again for the blocks of
+/// a long sample do not count.
+double attention_parameters(const gpu_exec::AttentionSpec& attention, double hidden) {
+  const double heads = attention.heads;
+  const gpu_exec::LatentSpec& latent = attention.latent;
+  const double out = hidden * heads * attention.value_dim();
+  if (latent.kv_rank == 0) {
+    return out + hidden * attention.head_dim * (heads + 2.0 * attention.kv_heads);
+  }
+  const double queries = heads * attention.head_dim;
+  const double q = latent.q_rank == 0 ? hidden * queries : (hidden + queries) * latent.q_rank;
+  const double kv = hidden * (latent.kv_rank + latent.rope_dim) +
+                    heads * (latent.nope_dim + latent.value_dim) * latent.kv_rank;
+  return out + q + kv;
+}
+
+double mlp_parameters(const gpu_exec::LayerSpec& layer, double hidden) {
+  const gpu_exec::MoeSpec& moe = layer.moe;
+  if (moe.experts == 0) {
+    return (layer.mlp.gated ? 3 : 2) * hidden * layer.mlp.width;
+  }
+  return hidden * moe.experts + 3 * hidden * (moe.top_k * double{1} * moe.width + moe.shared_width);
+}
+
 }  // namespace
 
 double layer_flops(const gpu_exec::ModelSpec& model, std::uint32_t layer,
@@ -29,16 +53,15 @@ double layer_flops(const gpu_exec::ModelSpec& model, std::uint32_t layer,
   const gpu_exec::LayerSpec& spec = model.layers[layer];
   const double hidden = model.hidden_size;
   const double query_width = static_cast<double>(spec.attention.heads) * spec.attention.head_dim;
-  const double key_width = static_cast<double>(spec.attention.kv_heads) * spec.attention.head_dim;
-  const double mlp_matrices = spec.mlp.gated ? 3 : 2;
+  const double value_width = static_cast<double>(spec.attention.heads) * spec.attention.value_dim();
   const double parameters =
-      hidden * (2 * query_width + 2 * key_width) + mlp_matrices * hidden * spec.mlp.width;
+      attention_parameters(spec.attention, hidden) + mlp_parameters(spec, hidden);
   double key_visits = 0;
   for (std::size_t i = 0; i + 1 < offsets.size(); ++i) {
     key_visits += keys_seen(spec.attention, static_cast<double>(offsets[i + 1] - offsets[i]));
   }
   const auto tokens = static_cast<double>(offsets.back() - offsets.front());
-  return 2 * parameters * tokens + 4 * query_width * key_visits;
+  return 2 * parameters * tokens + 2 * (query_width + value_width) * key_visits;
 }
 
 }  // namespace librarian::ingest

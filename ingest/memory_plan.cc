@@ -23,6 +23,8 @@ constexpr std::uint64_t kBlockChoices[] = {2048, 1024, 512, 256, 128, 64, 32, 16
 // For devices that multiply many rows at a time, whatever there is: fewer rows would cost the same.
 constexpr std::uint64_t kUnitsOfRows[] = {4, 2, 1};
 constexpr std::uint64_t kEfficientBlock = 256;
+// Weights on their way to stages: more than a fast connection holds in flight.
+constexpr std::uint64_t kStreamAheadBytes = 128U << 20U;
 constexpr std::uint64_t kBytesPerTensorEntry = 512;
 constexpr std::uint64_t kBytesPerFileRecord = 256;
 
@@ -37,7 +39,7 @@ std::uint64_t largest_layer_bytes(const weightmap::Checkpoint& checkpoint) {
     for (const weightmap::WeightTensor& tensor : checkpoint.layer(layer).tensors) {
       // The head goes tile by tile: one arrives while the one before is taken.
       const std::uint64_t most =
-          tensor.role == gpu_exec::WeightRole::head
+          tensor.key.role == gpu_exec::WeightRole::head
               ? 2 * gpu_exec::kVocabularyTile * tensor.columns * gpu_exec::dtype_bytes(tensor.dtype)
               : ~std::uint64_t{0};
       bytes += weightmap::HostRing::slot_bytes(std::min(tensor.bytes.size(), most));
@@ -100,7 +102,8 @@ std::uint64_t table_bytes(const MemoryInputs& in) {
          tensors * kBytesPerTensorEntry + files * kBytesPerFileRecord;
 }
 
-gpu_exec::ExecutorOptions executor_options(const MemoryInputs& in, std::uint64_t block_tokens) {
+gpu_exec::ExecutorOptions executor_options(const MemoryInputs& in, std::uint64_t block_tokens,
+                                           bool streamed) {
   gpu_exec::ExecutorOptions options;
   options.dtype = in.dtype;
   options.weight_dtype_max = in.checkpoint->widest_dtype();
@@ -111,15 +114,15 @@ gpu_exec::ExecutorOptions executor_options(const MemoryInputs& in, std::uint64_t
   options.quantised = in.checkpoint->quantised();
   options.block_rows_max = block_tokens;
   options.sample_rows_max = in.sample_tokens_max;
-  // Two blocks that follow one another hold more than one block together, or they would be one.
-  options.blocks_max = 2 * in.part_tokens_max / block_tokens + 1;
+  options.streamed = streamed;
+  options.blocks_max = in.blocks_max(block_tokens);
   options.captures_max = in.captures->arrays_per_layer_max();
   return options;
 }
 
 gpu_exec::DType head_dtype(const weightmap::Checkpoint& checkpoint) {
   for (const weightmap::WeightTensor& tensor : checkpoint.layer(checkpoint.layer_count()).tensors) {
-    if (tensor.role == gpu_exec::WeightRole::head) {
+    if (tensor.key.role == gpu_exec::WeightRole::head) {
       return tensor.dtype;
     }
   }
@@ -177,16 +180,26 @@ Result<void> plan_head(const MemoryInputs& in, std::uint64_t block_rows, MemoryP
   return {};
 }
 
+/// What a plan is made for besides its blocks.
+struct Choice {
+  bool whole_layer = false;  ///< The ring holds one, or of streamed layers so much that fetching
+                             ///< does not wait.
+  bool state_in_memory = false;
+  bool streamed = false;
+  std::uint64_t slots = 0;  ///< Of the encoder.
+};
+
 /// @error does_not_fit  the device is too small.
-Result<MemoryPlan> plan_with(const MemoryInputs& in, std::uint64_t block_tokens, bool whole_layer,
-                             bool state_in_memory, std::uint64_t slots) {
+Result<MemoryPlan> plan_with(const MemoryInputs& in, std::uint64_t block_tokens,
+                             const Choice& choice) {
+  const auto [whole_layer, state_in_memory, streamed, slots] = choice;
   MemoryPlan plan;
   plan.limit_bytes = in.limit_bytes;
   plan.block_tokens = block_tokens;
   plan.state_in_memory = state_in_memory;
   plan.whole_layer_prefetch = whole_layer;
 
-  plan.executor = executor_options(in, block_tokens);
+  plan.executor = executor_options(in, block_tokens, streamed);
   const std::uint64_t block_rows = std::min(block_tokens, in.part_tokens_max);
   if (in.captures->logits) {
     LIB_TRY_VOID(plan_head(in, block_rows, plan));
@@ -206,9 +219,10 @@ Result<MemoryPlan> plan_with(const MemoryInputs& in, std::uint64_t block_tokens,
       weightmap::largest_piece_bytes(*in.checkpoint, kTablePieceBytes) + kKiB;
   const std::uint64_t layer = largest_layer_bytes(*in.checkpoint);
   // Weights that come in stages stay until their layer has run.
-  const std::uint64_t kept = executor.staged ? layer : 0;
+  const std::uint64_t kept = executor.staged && !executor.streamed ? layer : 0;
+  const std::uint64_t ahead = streamed ? std::min(layer, kStreamAheadBytes) : layer;
   // A slot that wraps around leaves at most one piece unused.
-  plan.ring_bytes = kept + (whole_layer ? std::max(layer, 2 * kTablePieceBytes) + piece : piece);
+  plan.ring_bytes = kept + (whole_layer ? std::max(ahead, 2 * kTablePieceBytes) + piece : piece);
 
   ResidualStateOptions state;
   state.rows = in.part_tokens_max;
@@ -232,6 +246,55 @@ Result<MemoryPlan> plan_with(const MemoryInputs& in, std::uint64_t block_tokens,
   plan.total_bytes = plan.packed_weight_bytes + plan.workspace_bytes + plan.ring_bytes +
                      plan.state_bytes + plan.encode_bytes + plan.table_bytes + plan.logits_bytes;
   return plan;
+}
+
+/// The best of several blocks; nothing if none is within the limit.
+std::optional<MemoryPlan> best_plan(const MemoryInputs& in, std::span<const std::uint64_t> blocks,
+                                    const Choice& choice) {
+  if (in.state == (choice.state_in_memory ? StateMode::disk : StateMode::memory)) {
+    return std::nullopt;
+  }
+  std::optional<MemoryPlan> best;
+  for (const std::uint64_t block : blocks) {
+    Result<MemoryPlan> plan = plan_with(in, block, choice);
+    if (!plan || plan->total_bytes > in.limit_bytes) {
+      continue;
+    }
+    if (choice.streamed) {
+      // What is left lets weights come while a stage computes.
+      const std::uint64_t more =
+          std::min(in.limit_bytes - plan->total_bytes,
+                   kStreamAheadBytes - std::min(kStreamAheadBytes, plan->ring_bytes));
+      plan->ring_bytes += more;
+      plan->total_bytes += more;
+    }
+    if (!plan->executor_memory.staged || choice.streamed) {
+      return *std::move(plan);
+    }
+    // With stages it is the rows that meet one which count, and smaller blocks leave more room.
+    if (!best || plan->executor_memory.rows_together > best->executor_memory.rows_together) {
+      best = *std::move(plan);
+    }
+  }
+  return best;
+}
+
+/// The plan that takes the least.   @error does_not_fit  the device is too small.
+Result<MemoryPlan> least_plan(const MemoryInputs& in, std::uint64_t block, std::uint64_t slots) {
+  Result<MemoryPlan> least = Error(ErrorCode::does_not_fit, "no plan");
+  for (const bool streamed : {false, true}) {
+    // A small part's rows can take less than the buffers that a state on disk needs.
+    for (const bool state_in_memory : {false, true}) {
+      if (in.state == (state_in_memory ? StateMode::disk : StateMode::memory)) {
+        continue;
+      }
+      Result<MemoryPlan> plan = plan_with(in, block, {false, state_in_memory, streamed, slots});
+      if ((!least && !streamed) || (plan && (!least || plan->total_bytes < least->total_bytes))) {
+        least = std::move(plan);
+      }
+    }
+  }
+  return least;
 }
 
 /// Whether some layer's attention looks ahead, so that no sample may be cut into tiles.
@@ -283,44 +346,22 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
   }
   // Small blocks slow every layer down, so they come after everything else was tried.
   for (const std::uint64_t efficient : {kEfficientBlock, std::uint64_t{0}}) {
-    for (const bool whole_layer : {true, false}) {
-      for (const bool state_in_memory : {true, false}) {
-        if ((state_in_memory && in.state == StateMode::disk) ||
-            (!state_in_memory && in.state == StateMode::memory)) {
-          continue;
-        }
-        std::optional<MemoryPlan> best;
-        for (const std::uint64_t block : blocks) {
-          if (block < std::min(efficient, blocks.front())) {
-            continue;
+    std::vector<std::uint64_t> tried = blocks;
+    std::erase_if(tried,
+                  [&](std::uint64_t block) { return block < std::min(efficient, blocks.front()); });
+    for (const bool streamed : {false, true}) {
+      for (const bool whole_layer : {true, false}) {
+        for (const bool state_in_memory : {true, false}) {
+          const Choice choice{whole_layer, state_in_memory, streamed,
+                              whole_layer ? slots : slots_min};
+          if (const std::optional<MemoryPlan> best = best_plan(in, tried, choice)) {
+            return *best;
           }
-          Result<MemoryPlan> plan =
-              plan_with(in, block, whole_layer, state_in_memory, whole_layer ? slots : slots_min);
-          if (!plan || plan->total_bytes > in.limit_bytes) {
-            continue;
-          }
-          if (!plan->executor_memory.staged) {
-            return plan;
-          }
-          // With stages it is the rows that meet one which count, and smaller blocks leave more
-          // room.
-          if (!best || plan->executor_memory.rows_together > best->executor_memory.rows_together) {
-            best = *std::move(plan);
-          }
-        }
-        if (best) {
-          return *best;
         }
       }
     }
   }
-  LIB_TRY(MemoryPlan least,
-          plan_with(in, blocks.back(), false, in.state == StateMode::memory, slots_min));
-  if (in.state == StateMode::automatic) {
-    // A small part's rows can take less than the buffers that a state on disk needs.
-    LIB_TRY(const MemoryPlan other, plan_with(in, blocks.back(), false, true, slots_min));
-    least = other.total_bytes < least.total_bytes ? other : least;
-  }
+  LIB_TRY(const MemoryPlan least, least_plan(in, blocks.back(), slots_min));
   std::string advice;
   if (in.state == StateMode::memory) {
     advice += ", or leave out --state memory";

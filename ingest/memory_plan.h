@@ -2,6 +2,7 @@
 /// Host memory of a job as a number, before the first byte of it is allocated. Pure arithmetic.
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,8 @@ struct MemoryInputs {
   std::uint64_t kept_row_bytes = 0;     ///< Lists of rows that arrays of the largest part keep.
   std::uint64_t limit_bytes = 0;        ///< --host-memory.
   std::uint64_t block_tokens = 0;       ///< 0: auto.
+  /// Most blocks of one part, for a number of tokens per block.
+  std::function<std::uint64_t(std::uint64_t block_tokens)> blocks_max;
   StateMode state = StateMode::automatic;
   int threads = 1;
   std::uint64_t logit_rows_max = 0;  ///< Rows that logits.topk keeps of one part, at most.

@@ -94,9 +94,7 @@ Result<void> PartRun::publish(const std::stop_token& stop) {
   part.hidden_size = context_.checkpoint.spec().hidden_size;
   part.captures = context_.captures.requested;
   part.aliases = context_.captures.aliases;
-  if (context_.captures.logits) {
-    part.groups[kLogitsTopk] = logits_group();
-  }
+  part.groups = array_groups(context_.captures);
   part.device_kind = context_.device_kind;
   part.products = context_.products;
   part.zstd_version = activation_store::zstd_version();

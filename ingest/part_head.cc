@@ -42,7 +42,7 @@ class PartRun::HeadStep {
   /// A piece of the step's weights.
   Result<void> take(const weightmap::ArrivedPiece& piece) {
     gpu_exec::LayerExecutor& executor = tools_.executor;
-    const WeightRole role = piece.tensor->role;
+    const WeightRole role = piece.tensor->key.role;
     const bool of_head = role == WeightRole::head || role == WeightRole::head_bias;
     LIB_TRY(const gpu_exec::Ticket loaded,
             of_head ? executor.load_head(role, piece.tensor->dtype, piece.bytes)

@@ -47,6 +47,9 @@ class PartRun::BlockIo final : public gpu_exec::LayerIo {
                                      run_.range_.tokens);
     return {};
   }
+  Result<void> load_stage(std::uint32_t order_end) override {
+    return loader_.load_stage(order_end, work_.times, stop_);
+  }
   Result<void> idle() override {
     // The head comes tile by tile, to where this layer's weights are.
     const bool head_is_next = run_.context_.captures.logits.has_value() &&
@@ -187,7 +190,9 @@ Result<void> PartRun::open_writers(const PartTools& tools, LayerWork& work) {
       LIB_TRY(scales, open_writer(tools, arrays[++i]));
     }
     const auto kept = kept_rows_.find(array.positions.rows_name());
-    work.outputs.emplace_back(array, context_.dtype, std::move(writer), std::move(scales),
+    const gpu_exec::DType rows_type =
+        array.rows_as_stored ? gpu_exec::DType::f32 : context_.dtype;  // Or i32: as wide.
+    work.outputs.emplace_back(array, rows_type, std::move(writer), std::move(scales),
                               kept == kept_rows_.end() ? nullptr : &kept->second);
   }
   return {};
@@ -269,8 +274,8 @@ Result<void> PartRun::run_embedding(const PartTools& tools, LayerWork& work,
                                  context_.tokens.longest_sample());
   const std::vector<std::uint32_t> positions = row_positions();
   const auto gather = [&](const weightmap::ArrivedPiece& piece) -> Result<void> {
-    if (piece.tensor->role != gpu_exec::WeightRole::embedding) {
-      return stage.load(piece.tensor->role, piece.tensor->dtype, piece.bytes);
+    if (piece.tensor->key.role != gpu_exec::WeightRole::embedding) {
+      return stage.load(piece.tensor->key.role, piece.tensor->dtype, piece.bytes);
     }
     const gpu_exec::DType table_type = piece.tensor->dtype;
     const std::uint64_t table_row = hidden * gpu_exec::dtype_bytes(table_type);
@@ -301,7 +306,12 @@ Result<void> PartRun::run_embedding(const PartTools& tools, LayerWork& work,
 
 Result<void> PartRun::run_layer(const PartTools& tools, WeightLoader& loader, LayerWork& work,
                                 const std::stop_token& stop) {
-  LIB_TRY(work.weights, loader.load(work.layer, work.times, stop));
+  const bool streams = tools.executor.streams();
+  if (streams) {
+    LIB_TRY_VOID(loader.begin_stages(work.layer, work.times, stop));
+  } else {
+    LIB_TRY(work.weights, loader.load(work.layer, work.times, stop));
+  }
   const bool needed = work.layer < last_layer_;
   LIB_TRY_VOID(state_->begin_layer(work.layer, covering_array(work.layer), needed));
   std::vector<gpu_exec::Block> blocks;
@@ -309,13 +319,20 @@ Result<void> PartRun::run_layer(const PartTools& tools, WeightLoader& loader, La
     blocks.push_back({block.segments, block.rows});
   }
   BlockIo io(*this, loader, work, stop);
-  const Duration waited_before = work.times.capture_wait;
+  // Stages are loaded inside of run().
+  const auto elsewhere = [&work] {
+    return work.times.capture_wait + work.times.fetch_wait + work.times.load_busy;
+  };
+  const Duration elsewhere_before = elsewhere();
   {
     const Stopwatch watch(context_.clock, work.times.compute_busy);
     LIB_TRY_VOID(tools.executor.run(blocks, io, stop));
   }
+  work.times.compute_busy -= elsewhere() - elsewhere_before;
+  if (streams) {
+    LIB_TRY(work.weights, loader.end_stages(stop));
+  }
   loader.layer_done();
-  work.times.compute_busy -= work.times.capture_wait - waited_before;
   const Stopwatch watch(context_.clock, work.times.commit_wait);
   LIB_TRY(work.place, state_->end_layer(needed && durable_state_due()));
   return {};

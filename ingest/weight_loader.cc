@@ -1,6 +1,7 @@
 #include "ingest/weight_loader.h"
 
 #include <chrono>
+#include <string_view>
 #include <utility>
 
 #include "ingest/stopwatch.h"
@@ -40,7 +41,7 @@ Result<void> WeightLoader::take(const weightmap::ArrivedPiece& piece) {
   LIB_CHECK(piece.offset == 0 && piece.bytes.size() == piece.tensor->bytes.size());
   LIB_TRY(const gpu_exec::Ticket done,
           piece.tensor->suffix.empty()
-              ? executor_.load(piece.tensor->role, piece.tensor->dtype, piece.bytes)
+              ? executor_.load(piece.tensor->key, piece.tensor->dtype, piece.bytes)
               : take_quantised(piece));
   pieces_.push_back(done);
   return executor_.keeps_tensors() ? Result<void>() : give_back_reached();
@@ -50,7 +51,7 @@ Result<void> WeightLoader::take(const weightmap::ArrivedPiece& piece) {
 Result<gpu_exec::Ticket> WeightLoader::take_quantised(const weightmap::ArrivedPiece& piece) {
   const weightmap::WeightTensor& tensor = *piece.tensor;
   const weightmap::LayerPlan& plan = checkpoint_.layer(*layer_);
-  auto& tables = tables_[tensor.role];
+  auto& tables = tables_[tensor.key];
   if (!plan.is_codes(tensor)) {
     tables[tensor.suffix].assign(piece.bytes.begin(), piece.bytes.end());
     return gpu_exec::Ticket{};
@@ -59,11 +60,14 @@ Result<gpu_exec::Ticket> WeightLoader::take_quantised(const weightmap::ArrivedPi
   for (const auto& [suffix, table] : tables) {
     bytes[suffix] = table;
   }
-  const std::string module = checkpoint_.files()[tensor.file].name + ": " +
-                             tensor.name.substr(0, tensor.name.size() - tensor.suffix.size() - 1);
+  std::string_view name(tensor.name);
+  if (name.ends_with(tensor.suffix)) {
+    name.remove_suffix(tensor.suffix.size() + 1);
+  }
+  const std::string module = checkpoint_.files()[tensor.file].name + ": " + std::string(name);
   LIB_TRY(const gpu_exec::QuantisedMatrix matrix,
-          weightmap::bind_quantised(plan.quantised.at(tensor.role), bytes, module));
-  return executor_.load(tensor.role, matrix);
+          weightmap::bind_quantised(plan.quantised.at(tensor.key), bytes, module));
+  return executor_.load(tensor.key, matrix);
 }
 
 Result<void> WeightLoader::give_back_reached() {
@@ -101,16 +105,7 @@ Result<std::map<std::string, std::string>> WeightLoader::load(std::int32_t layer
     std::optional<weightmap::ArrivedPiece> piece;
     {
       const Stopwatch watch(clock_, times.fetch_wait);
-      // Pieces that are still being uploaded hold the memory that the next ones need.
-      LIB_TRY(piece, lease_->next_if_there());
-      while (!piece && !lease_->complete() && !pieces_.empty() && !executor_.keeps_tensors()) {
-        LIB_TRY_VOID(give_back_reached());
-        clock_.sleep_for(kPollInterval, stop);
-        LIB_TRY(piece, lease_->next_if_there());
-      }
-      if (!piece) {
-        LIB_TRY(piece, lease_->next(stop));
-      }
+      LIB_TRY(piece, next_piece(stop));
     }
     if (!piece) {
       break;
@@ -118,11 +113,60 @@ Result<std::map<std::string, std::string>> WeightLoader::load(std::int32_t layer
     const Stopwatch watch(clock_, times.load_busy);
     LIB_TRY_VOID(take(*piece));
   }
+  return digests();
+}
+
+/// Nothing: the layer is complete.
+Result<std::optional<weightmap::ArrivedPiece>> WeightLoader::next_piece(
+    const std::stop_token& stop) {
+  // Pieces that are still being uploaded hold the memory that the next ones need.
+  LIB_TRY(std::optional<weightmap::ArrivedPiece> piece, lease_->next_if_there());
+  while (!piece && !lease_->complete() && !pieces_.empty() && !executor_.keeps_tensors()) {
+    LIB_TRY_VOID(give_back_reached());
+    clock_.sleep_for(kPollInterval, stop);
+    LIB_TRY(piece, lease_->next_if_there());
+  }
+  return piece ? piece : lease_->next(stop);
+}
+
+std::map<std::string, std::string> WeightLoader::digests() {
   std::map<std::string, std::string> digests;
   for (weightmap::TensorDigest& digest : lease_->take_digests()) {
     digests[digest.name] = digest.xxh3.hex();
   }
   return digests;
+}
+
+Result<void> WeightLoader::begin_stages(std::int32_t layer, LayerTimes& times,
+                                        const std::stop_token& stop) {
+  const Stopwatch watch(clock_, times.load_busy);
+  LIB_TRY_VOID(end_lease(stop));
+  tensors_taken_ = 0;
+  return begin(layer);
+}
+
+Result<void> WeightLoader::load_stage(std::uint32_t order_end, LayerTimes& times,
+                                      const std::stop_token& stop) {
+  const weightmap::LayerPlan& plan = checkpoint_.layer(*layer_);
+  for (; tensors_taken_ < plan.tensors.size() &&
+         plan.turn_of(plan.tensors[tensors_taken_]) < order_end;
+       ++tensors_taken_) {
+    std::optional<weightmap::ArrivedPiece> piece;
+    {
+      const Stopwatch watch(clock_, times.fetch_wait);
+      LIB_TRY(piece, next_piece(stop));
+    }
+    const Stopwatch watch(clock_, times.load_busy);
+    LIB_TRY_VOID(take(*piece));
+  }
+  return {};
+}
+
+Result<std::map<std::string, std::string>> WeightLoader::end_stages(const std::stop_token& stop) {
+  LIB_CHECK(lease_->complete());
+  std::map<std::string, std::string> all = digests();
+  LIB_TRY_VOID(end_lease(stop));
+  return all;
 }
 
 Result<void> WeightLoader::load_ahead(std::int32_t layer) {

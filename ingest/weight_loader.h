@@ -36,6 +36,12 @@ class WeightLoader {
   /// @return  XXH3-128 of each of its tensors, by name.
   Result<std::map<std::string, std::string>> load(std::int32_t layer, LayerTimes& times,
                                                   const std::stop_token& stop);
+  /// For an executor that streams(): begins a layer without loading anything, loads its next
+  /// tensors whose stage_order() is below `order_end`, and ends it when all were loaded.
+  Result<void> begin_stages(std::int32_t layer, LayerTimes& times, const std::stop_token& stop);
+  Result<void> load_stage(std::uint32_t order_end, LayerTimes& times, const std::stop_token& stop);
+  /// @return  As load().
+  Result<std::map<std::string, std::string>> end_stages(const std::stop_token& stop);
   /// Loads what has arrived of `layer`, the one after the layer that runs, if the executor can take
   /// it now. Does not wait.
   Result<void> load_ahead(std::int32_t layer);
@@ -47,6 +53,8 @@ class WeightLoader {
 
  private:
   Result<void> begin(std::int32_t layer);
+  Result<std::optional<weightmap::ArrivedPiece>> next_piece(const std::stop_token& stop);
+  std::map<std::string, std::string> digests();
   Result<void> take(const weightmap::ArrivedPiece& piece);
   Result<gpu_exec::Ticket> take_quantised(const weightmap::ArrivedPiece& piece);
   Result<void> give_back_reached();
@@ -58,9 +66,10 @@ class WeightLoader {
   std::function<Result<void>(std::int32_t)> on_begun_;
   std::optional<std::int32_t> layer_;  ///< Whose lease it is.
   std::optional<weightmap::Lease> lease_;
+  std::size_t tensors_taken_ = 0;        ///< Of the layer, where it comes in stages.
   std::deque<gpu_exec::Ticket> pieces_;  ///< Taken and not given back, oldest first.
   /// Scales and the like of the layer's quantised matrices, by suffix, until it has run.
-  std::map<gpu_exec::WeightRole, std::map<std::string, std::vector<std::byte>>> tables_;
+  std::map<gpu_exec::WeightKey, std::map<std::string, std::vector<std::byte>>> tables_;
 };
 
 }  // namespace librarian::ingest

@@ -12,6 +12,7 @@ namespace {
 using gpu_exec::AttentionSpec;
 
 constexpr std::uint32_t kHeadsMax = 4096;
+constexpr std::uint32_t kRankMax = 1U << 20U;
 constexpr std::uint32_t kLayersMax = 4096;
 constexpr std::uint32_t kPositionsMax = 1U << 30U;
 
@@ -104,10 +105,64 @@ Result<std::vector<bool>> read_pattern(ConfigReader& config, const WindowForm& f
   return listed;
 }
 
+/// Multi-head latent attention.
+Result<AttentionSpec> read_latent(ConfigReader& config, const Family& family) {
+  const LatentForm& form = family.latent;
+  AttentionSpec attention;
+  gpu_exec::LatentSpec& latent = attention.latent;
+  LIB_TRY(attention.heads, config.size("num_attention_heads", 1, kHeadsMax, family.sizes.heads));
+  LIB_TRY(attention.kv_heads, config.count("num_key_value_heads", 1, kHeadsMax, attention.heads));
+  if (attention.kv_heads != attention.heads) {
+    return config.refuse("num_key_value_heads",
+                         "is not num_attention_heads, and latent attention makes keys and values "
+                         "for each head");
+  }
+  LIB_TRY(latent.kv_rank, config.count("kv_lora_rank", 1, kRankMax, form.kv_rank));
+  if (!config.is_null("q_lora_rank")) {
+    LIB_TRY(latent.q_rank, config.count("q_lora_rank", 1, kRankMax, form.q_rank));
+  }
+  LIB_TRY(latent.nope_dim,
+          config.count("qk_nope_head_dim", 1, gpu_exec::kHeadDimMax - 2, form.nope_dim));
+  LIB_TRY(latent.rope_dim, config.count("qk_rope_head_dim", 2,
+                                        gpu_exec::kHeadDimMax - latent.nope_dim, form.rope_dim));
+  LIB_TRY(latent.value_dim, config.count("v_head_dim", 1, gpu_exec::kHeadDimMax, form.value_dim));
+  if (latent.rope_dim % 2 != 0) {
+    return config.refuse("qk_rope_head_dim", "is odd; rotary embedding turns pairs");
+  }
+  attention.head_dim = latent.nope_dim + latent.rope_dim;
+  config.ignore("head_dim");     // Written besides, as either of
+  config.ignore("qk_head_dim");  // the above.
+  attention.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(attention.head_dim)));
+  LIB_TRY(latent.bias, config.flag("attention_bias", false));
+  attention.out_bias = latent.bias;
+  return attention;
+}
+
+/// layer_types, else the layers that turn.
+Result<void> read_chunks(ConfigReader& config, std::vector<LayerKind>& kinds) {
+  constexpr const char* kSize = "attention_chunk_size";
+  constexpr std::uint32_t kUsualSize = 8192;
+  const Json& types = config.raw("layer_types");
+  if (!types.is_null() && (!types.is_array() || types.size() != kinds.size())) {
+    return config.refuse("layer_types", "is not a list of one entry per layer");
+  }
+  LIB_TRY(const std::uint32_t size, config.count(kSize, 1, kPositionsMax, kUsualSize));
+  for (std::size_t layer = 0; layer < kinds.size(); ++layer) {
+    const bool chunked = types.is_null() ? kinds[layer].rope : types[layer] == "chunked_attention";
+    if (!types.is_null() && !chunked && types[layer] != "full_attention") {
+      return config.refuse("layer_types", "has " + types[layer].dump(-1, ' ', true).substr(0, 64) +
+                                              "; built in: full_attention, chunked_attention");
+    }
+    kinds[layer].chunk = chunked ? size : 0;
+  }
+  return {};
+}
+
 /// no_rope_layers, a list of 1 (turns) and 0, else all but every interval-th layer turn.
 Result<void> read_no_rope_layers(ConfigReader& config, std::vector<LayerKind>& kinds) {
   LIB_TRY(const std::uint32_t interval, config.count("no_rope_layer_interval", 1, kLayersMax, 4U));
-  const bool listed = config.has("no_rope_layers");
+  const Json& list = config.raw("no_rope_layers");
+  const bool listed = !list.is_null() && !(list.is_array() && list.empty());
   std::vector<double> turns;
   if (listed) {
     LIB_TRY(turns, config.numbers("no_rope_layers", kinds.size(), 0, 1));
@@ -156,6 +211,9 @@ Result<bool> read_flag(ConfigReader& config, const FlagKey& flag) {
 Result<AttentionSpec> read_attention(ConfigReader& config, const Family& family,
                                      std::uint32_t hidden) {
   const AttentionForm& form = family.attention;
+  if (family.latent.kv_rank != 0) {
+    return read_latent(config, family);
+  }
   AttentionSpec attention;
   LIB_TRY_VOID(read_heads(config, family, hidden, attention));
   LIB_TRY(const double scale, read_scale(config, form.scale, attention.head_dim));
@@ -163,15 +221,35 @@ Result<AttentionSpec> read_attention(ConfigReader& config, const Family& family,
   attention.storage = form.storage;
   LIB_TRY(attention.qkv_bias, read_flag(config, form.qkv_bias));
   LIB_TRY(attention.out_bias, read_flag(config, form.out_bias));
-  LIB_TRY(const bool qk_norm, read_flag(config, {form.qk_norm_key, form.qk_norm_key == nullptr}));
+  LIB_TRY(const bool qk_norm, read_flag(config, {form.qk_norm_key, form.qk_norm_key == nullptr ||
+                                                                       form.qk_norm_default}));
   attention.qk_norm = qk_norm ? form.qk_norm : gpu_exec::QkNorm::none;
+  attention.qk_norm_after_rope = qk_norm && form.qk_norm_after_rope;
   attention.causal = form.causal;
+  attention.sinks = form.sinks;
   attention.alibi = form.alibi;
   if (form.softcap.key != nullptr && !config.is_null(form.softcap.key)) {
     LIB_TRY(const double softcap, config.number(form.softcap.key, 0, 1e9, form.softcap.value));
     attention.softcap = static_cast<float>(softcap);
   }
   return attention;
+}
+
+Result<void> read_nope_temperature(ConfigReader& config, AttentionSpec& attention) {
+  // Early writers put a number here, which counts as true.
+  const Json& tuning = config.raw("attn_temperature_tuning");
+  const bool off = tuning == false || tuning == 0;
+  if (!tuning.is_null() && !tuning.is_boolean() && !tuning.is_number()) {
+    return config.refuse("attn_temperature_tuning", "is neither true nor false");
+  }
+  LIB_TRY(const double beta, config.number("attn_scale", 0, 1e6, 0.1));
+  LIB_TRY(const std::uint32_t original, config.count("floor_scale", 1, kPositionsMax, 8192U));
+  if (!off) {
+    attention.temperature_beta = static_cast<float>(beta);
+    attention.temperature_original = original;
+    attention.temperature_offset = 1;
+  }
+  return {};
 }
 
 Result<std::vector<LayerKind>> read_layer_kinds(ConfigReader& config, const Family& family,
@@ -182,6 +260,10 @@ Result<std::vector<LayerKind>> read_layer_kinds(ConfigReader& config, const Fami
     LIB_TRY_VOID(read_no_rope_layers(config, kinds));
   }
   if (form.rule == WindowRule::none) {
+    return kinds;
+  }
+  if (form.rule == WindowRule::chunks) {
+    LIB_TRY_VOID(read_chunks(config, kinds));
     return kinds;
   }
   // A null means no window; an absent key means the family's default.

@@ -19,11 +19,15 @@ Result<gpu_exec::AttentionSpec> read_attention(ConfigReader& config, const Famil
 /// What sets one layer's attention apart.
 struct LayerKind {
   std::uint32_t window = 0;
+  std::uint32_t chunk = 0;
   bool local = false;  ///< Turns by the second rope of a family that has two.
   bool rope = true;
 };
 Result<std::vector<LayerKind>> read_layer_kinds(ConfigReader& config, const Family& family,
                                                 std::uint32_t layers);
+
+/// Gives layers without rope their temperature, of a family whose config.json has it.
+Result<void> read_nope_temperature(ConfigReader& config, gpu_exec::AttentionSpec& attention);
 
 /// The value of a flag whose key depends on the family.
 Result<bool> read_flag(ConfigReader& config, const FlagKey& flag);

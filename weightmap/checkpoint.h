@@ -1,6 +1,7 @@
 #pragma once
 /// A model directory, local or remote, understood and checked: what each byte of it means.
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "weightmap/found_tensors.h"
 #include "weightmap/model_config.h"
 #include "weightmap/quantisation.h"
 #include "weightmap/remote/fetcher.h"
@@ -29,8 +31,8 @@ struct WeightFile {
 
 /// Where one tensor that the model uses lies.
 struct WeightTensor {
-  gpu_exec::WeightRole role{};
-  std::string name;
+  gpu_exec::WeightKey key{};
+  std::string name;  ///< "NAME[3]": an expert's part of the tensor that holds all experts'.
   gpu_exec::DType dtype{};
   std::uint32_t file = 0;  ///< Index into Checkpoint::files.
   remote::ByteRange bytes;
@@ -51,19 +53,23 @@ struct StoredTensor {
 /// Layers are numbered as in the journal: -1 is the embedding, 0..L-1 the layers, L what follows.
 inline constexpr std::int32_t kEmbeddingLayer = -1;
 
-/// What one step of a pass needs, in the order it is fetched: as it lies in the files, except that
-/// the embedding table comes behind everything else of its step.
+/// What one step of a pass needs, in the order it is fetched: what the layer uses first, and within
+/// that as it lies in the files, except that the embedding table comes behind everything else of
+/// its step.
 struct LayerPlan {
   std::int32_t layer = kEmbeddingLayer;
   std::vector<WeightTensor> tensors;
   std::uint64_t bytes = 0;  ///< Sum over tensors.
-  /// Matrices that are quantised. Their codes come behind all else, which is small.
-  std::map<gpu_exec::WeightRole, QuantisedModule> quantised{};
+  /// Matrices that are quantised. Their codes come behind their other tensors, which are small.
+  std::map<gpu_exec::WeightKey, QuantisedModule> quantised{};
 
   bool is_codes(const WeightTensor& tensor) const {
     return !tensor.suffix.empty() &&
-           quantised.at(tensor.role).tables.at(tensor.suffix) == QuantTable::codes;
+           quantised.at(tensor.key).tables.at(tensor.suffix) == QuantTable::codes;
   }
+  /// gpu_exec::stage_order() of the first stage that a tensor comes for. What matrices of the MLP
+  /// or of experts need besides is small, and comes with the first of them.
+  std::uint32_t turn_of(const WeightTensor& tensor) const;
   /// What is kept of quantised matrices until their codes come: bytes of all their other tensors.
   std::uint64_t table_bytes() const;
 };
@@ -88,7 +94,7 @@ class Checkpoint {
   const std::string& index_sha256() const { return index_sha256_; }
   /// config.json's type, else the type that most weight bytes have.
   gpu_exec::DType dtype() const;
-  /// Widest type among the weights.
+  /// Widest type among the matrices.
   gpu_exec::DType widest_dtype() const { return widest_dtype_; }
   /// Whether any matrix of a layer is quantised: it is decoded to the type of the computation.
   bool quantised() const { return quantised_; }
@@ -117,9 +123,12 @@ class Checkpoint {
   bool is_tied_head(const NamedTensor& named, const std::vector<std::uint64_t>& shape) const;
   const gpu_exec::LayerSpec& layer_spec(std::int32_t layer) const;
   std::vector<gpu_exec::WeightRole> roles_of(std::int32_t layer) const;
+  std::vector<gpu_exec::WeightKey> keys_of(std::int32_t layer) const;
+  std::uint32_t experts_of(std::int32_t layer) const;
   Result<void> add_head_tensor(gpu_exec::WeightRole role);
-  Result<std::vector<bool>> plan_quantised(
-      std::span<const std::pair<std::uint32_t, TensorInfo>> tensors, std::string_view prefix);
+  Result<void> plan_module(const std::string& module, std::span<const FoundTensor* const> tensors);
+  Result<std::vector<bool>> plan_quantised(std::span<FoundTensor> tensors, std::string_view prefix);
+  Result<void> plan_plain(FoundTensor& tensor, std::string_view where);
   Result<void> plan_layers(std::vector<std::pair<std::uint32_t, TensorInfo>> tensors);
 
   remote::Uri directory_;
@@ -129,6 +138,7 @@ class Checkpoint {
   std::vector<WeightFile> files_;
   std::vector<LayerPlan> layers_;  // [0] is the embedding
   std::vector<StoredTensor> skeleton_;
+  std::array<std::uint64_t, 3> bytes_of_dtype_{};
   gpu_exec::DType widest_dtype_ = gpu_exec::DType::bf16;
   gpu_exec::DType commonest_dtype_ = gpu_exec::DType::bf16;
   bool quantised_ = false;

@@ -199,33 +199,16 @@ constexpr std::array kWrappers{
     Wrapper{"gemma3", "gemma3_text"}, Wrapper{"mistral3", "mistral"},
     Wrapper{"llava", "llama"},        Wrapper{"llava_next", "llama"},
     Wrapper{"aya_vision", "cohere2"}, Wrapper{"internvl", "qwen2"},
+    Wrapper{"llama4", "llama4_text"}, Wrapper{"kimi_k25", "kimi_k2"},
 };
 
-constexpr const char* kExperts = "mixtures of experts";
 constexpr const char* kDelta = "gated delta net layers";
 constexpr const char* kStateSpace = "state space layers";
-constexpr const char* kLatent = "multi-head latent attention and mixtures of experts";
 constexpr std::array kUnsupported{
     UnsupportedFamily{"apertus", "an activation with trained parameters (xielu)"},
-    UnsupportedFamily{"mixtral", kExperts},
-    UnsupportedFamily{"qwen2_moe", kExperts},
-    UnsupportedFamily{"qwen3_moe", kExperts},
-    UnsupportedFamily{"gpt_oss", kExperts},
-    UnsupportedFamily{"olmoe", kExperts},
-    UnsupportedFamily{"phimoe", kExperts},
-    UnsupportedFamily{"granitemoe", kExperts},
-    UnsupportedFamily{"glm4_moe", kExperts},
-    UnsupportedFamily{"ernie4_5_moe", kExperts},
-    UnsupportedFamily{"minimax_m2", kExperts},
-    UnsupportedFamily{"hunyuan_v1_moe", kExperts},
-    UnsupportedFamily{"dbrx", kExperts},
-    UnsupportedFamily{"llama4", kExperts},
-    UnsupportedFamily{"llama4_text", kExperts},
-    UnsupportedFamily{"deepseek_v2", kLatent},
-    UnsupportedFamily{"deepseek_v3", kLatent},
-    UnsupportedFamily{"deepseek_v32", kLatent},
-    UnsupportedFamily{"glm_moe_dsa", kLatent},
-    UnsupportedFamily{"kimi_k25", kLatent},
+    UnsupportedFamily{"olmoe", "q and k that are clipped before the norm over all heads"},
+    UnsupportedFamily{"phimoe", "a router that samples one expert after the other"},
+    UnsupportedFamily{"dbrx", "q, k and v that are clipped"},
     UnsupportedFamily{"qwen3_next", kDelta},
     UnsupportedFamily{"qwen3_5", kDelta},
     UnsupportedFamily{"qwen3_5_moe", kDelta},
@@ -245,7 +228,7 @@ constexpr std::array kUnsupported{
 std::vector<const Family*> families() {
   std::vector<const Family*> all;
   for (const std::span<const Family> rows :
-       {std::span<const Family>(kRmsNormFamilies), layer_norm_families()}) {
+       {std::span<const Family>(kRmsNormFamilies), moe_families(), layer_norm_families()}) {
     for (const Family& row : rows) {
       all.push_back(&row);
     }

@@ -74,6 +74,7 @@ enum class WindowRule : std::uint8_t {
   upper_layers,  ///< use_sliding_window, from layer max_window_layers on; layer_types overrides.
   layer_types,   ///< layer_types, else all but every `pattern`-th layer.
   rope_less,     ///< use_sliding_window, on layers without rotary embedding; layer_types overrides.
+  chunks,        ///< attention_chunk_size, on layers with rotary embedding.
 };
 struct WindowForm {
   WindowRule rule = WindowRule::none;
@@ -103,11 +104,77 @@ struct RopeForm {
   double local_theta = 10000.0;
   bool partial = false;           ///< May turn a part of each head only;
   double part = 1.0;              ///< this much of it if the key is absent.
+  bool part_by_dim = false;       ///< `rotary_dim` says how much, if it is there.
+  bool alpha = false;             ///< "dynamic" may have `alpha`, which stretches theta.
   bool scaling = true;            ///< Honours `rope_scaling` of transformers 4.
   bool temperature = false;       ///< Needs `llama_4_scaling_beta`.
   std::uint32_t original = 0;     ///< `original_max_position_embeddings` if absent; 0: no such key.
   bool longrope_aliases = false;  ///< "su" and "yarn" mean "longrope".
   const char* absent = nullptr;   ///< `rope_parameters` when there are none, JSON.
+};
+
+/// Multi-head latent attention: values of absent keys. A null `q_lora_rank` means that queries have
+/// no latent.
+struct LatentForm {
+  std::uint32_t kv_rank = 0;  ///< 0: the family has ordinary attention.
+  std::uint32_t q_rank = 0;
+  std::uint32_t nope_dim = 0;
+  std::uint32_t rope_dim = 0;
+  std::uint32_t value_dim = 0;
+  bool interleave_key = false;  ///< `rope_interleave`: pairs turn unless it is false.
+  bool yarn_scale = false;      ///< Scores are multiplied by yarn's mscale_all_dim squared.
+  /// `index_topk`: of longer samples a trained index chooses the keys that are seen, which is not
+  /// built in. 0: no such key.
+  std::uint32_t index_topk = 0;
+};
+
+/// Which layers have experts.
+enum class SparseRule : std::uint8_t {
+  all,
+  after_dense,  ///< From `first_k_dense_replace` on; `mlp_layer_types` overrides.
+  step,         ///< Every `decoder_sparse_step`-th that is not in `mlp_only_layers`.
+  listed,       ///< `moe_layers`, else every `interleave_moe_layer_step`-th.
+  range,        ///< Every `moe_layer_interval`-th of moe_layer_start_index..moe_layer_end_index.
+};
+/// The width of the shared expert.
+enum class SharedRule : std::uint8_t {
+  none,
+  own_key,  ///< shared_expert_intermediate_size
+  counted,  ///< n_shared_experts times an expert's; null or 0: none.
+  same,     ///< An expert's.
+};
+/// Groups of experts, of which a token sees some.
+enum class GroupRule : std::uint8_t {
+  none,
+  always,     ///< n_group, topk_group
+  by_method,  ///< The same if topk_method is "group_limited_greedy", ranked by the best.
+};
+/// A mixture of experts in the MLP's place. Numbers are values of absent keys.
+struct MoeForm {
+  std::uint32_t experts = 0;  ///< num_experts; 0: the family has none.
+  std::uint32_t top_k = 0;    ///< num_experts_per_tok
+  std::uint32_t width = 0;    ///< moe_intermediate_size; 0: no such key, it is intermediate_size.
+  SparseRule layers = SparseRule::all;
+  std::uint32_t dense_layers = 0;         ///< first_k_dense_replace
+  const char* dense_width_key = nullptr;  ///< Width of layers without experts, if it is another.
+  std::uint32_t dense_width = 0;
+  gpu_exec::ExpertStorage storage = gpu_exec::ExpertStorage::separate;
+  bool fused = false;
+  bool interleaved = false;
+  bool bias = false;     ///< Of experts and router.
+  bool clamped = false;  ///< Activation::clamped_swish, whatever `hidden_act` says.
+  gpu_exec::RouterScore score = gpu_exec::RouterScore::softmax;
+  bool select_bias = false;
+  GroupRule groups = GroupRule::none;
+  std::uint32_t group_count = 1;  ///< n_group
+  std::uint32_t top_groups = 1;   ///< topk_group
+  FlagKey renormalise{nullptr, true};
+  NumberKey renormalise_floor{};
+  NumberKey multiplier{nullptr, 1.0};
+  bool input_scaled = false;
+  SharedRule shared = SharedRule::none;
+  std::uint32_t shared_default = 0;  ///< Of the key that `shared` names.
+  bool shared_gate = false;
 };
 
 enum class ScaleRule : std::uint8_t {
@@ -122,11 +189,16 @@ struct AttentionForm {
   FlagKey qkv_bias{};
   FlagKey out_bias{};
   gpu_exec::QkNorm qk_norm = gpu_exec::QkNorm::none;
-  const char* qk_norm_key = nullptr;  ///< Must be true for qk_norm; absent is false.
+  bool qk_norm_after_rope = false;
+  const char* qk_norm_key = nullptr;  ///< Must be true for qk_norm;
+  bool qk_norm_default = false;       ///< this if it is absent.
   ScaleRule scale = ScaleRule::head_dim;
   NumberKey softcap{};
   bool causal = true;
   bool alibi = false;
+  bool sinks = false;
+  /// Layers without rope: attn_temperature_tuning, attn_scale and floor_scale are keys.
+  bool nope_temperature = false;
 };
 struct MlpForm {
   bool gated = true;
@@ -171,6 +243,10 @@ struct Family {
   MlpForm mlp{};
   EmbeddingForm embedding{};
   HeadForm head{};
+  LatentForm latent{};
+  MoeForm moe{};
+  /// `num_nextn_predict_layers` stand behind the last layer.
+  bool next_token_layers = false;
   std::span<const KeyAlias> aliases{};
   std::span<const FixedKey> fixed{};
   std::span<const char* const> harmless{};
@@ -181,8 +257,9 @@ struct Family {
 
 /// All that are built in.
 std::vector<const Family*> families();
-/// Those of families_layer_norm.cc.
+/// Those of families_layer_norm.cc and families_moe.cc.
 std::span<const Family> layer_norm_families();
+std::span<const Family> moe_families();
 /// Null if it is not built in.
 const Family* find_family(std::string_view model_type);
 

@@ -20,6 +20,15 @@ extern const TensorNames kBloomNames;
 extern const TensorNames kGpt2Names;
 extern const TensorNames kOptNames;
 extern const TensorNames kBertNames;
+// With experts: family_names_moe.cc.
+extern const TensorNames kExpertNames;  ///< qwen2_moe, qwen3_moe, glm4_moe: llama's, mlp.experts.N.
+extern const TensorNames kMixtralNames;  ///< Also minimax_m2.
+extern const TensorNames kGptOssNames;
+extern const TensorNames kGraniteMoeNames;
+extern const TensorNames kErnieMoeNames;
+extern const TensorNames kHunyuanMoeNames;
+extern const TensorNames kLlama4Names;
+extern const TensorNames kLatentNames;  ///< deepseek, kimi, glm4_moe_lite, glm_moe_dsa.
 // NOLINTEND(readability-identifier-naming)
 
 }  // namespace librarian::weightmap

@@ -9,6 +9,7 @@
 #include "weightmap/config_keys.h"
 #include "weightmap/config_reader.h"
 #include "weightmap/family.h"
+#include "weightmap/moe_config.h"
 #include "weightmap/rope_config.h"
 
 namespace librarian::weightmap {
@@ -236,19 +237,60 @@ Result<ModelConfig> read_config(ConfigReader& config, const Family& family, Dial
   if (family.adjust != nullptr) {
     LIB_TRY_VOID(family.adjust(config, spec, layer));
   }
+  const bool is_latent = family.latent.kv_rank != 0;
+  RopeForm rope_form = family.rope;
+  if (family.latent.interleave_key) {
+    LIB_TRY(const bool pairs, config.flag("rope_interleave", true));
+    rope_form.style = pairs ? gpu_exec::RopeStyle::pairs : gpu_exec::RopeStyle::halves;
+  }
   LIB_TRY(const RopeConfig rope,
-          read_rope(config, family.rope, dialect, layer.attention.head_dim, spec.max_positions));
+          read_rope(config, rope_form, dialect,
+                    is_latent ? layer.attention.latent.rope_dim : layer.attention.head_dim,
+                    spec.max_positions));
   result.rope_type = rope.type;
+  if (family.latent.yarn_scale) {
+    layer.attention.scale *= static_cast<float>(rope.score_multiplier);
+  } else if (is_latent && rope.score_multiplier != 1) {
+    config.warn("mscale_all_dim", "is in the rope's settings, and transformers' own '" +
+                                      result.model_type +
+                                      "' does not multiply scores by its square, so neither is "
+                                      "it done here");
+  }
   layer.attention.temperature_beta = static_cast<float>(rope.temperature_beta);
   layer.attention.temperature_original = rope.temperature_original;
   LIB_TRY(const std::vector<LayerKind> kinds, read_layer_kinds(config, family, layers));
-  for (const LayerKind& kind : kinds) {
-    spec.layers.push_back(layer);
-    gpu_exec::AttentionSpec& attention = spec.layers.back().attention;
-    attention.window = kind.window;
-    if (kind.rope) {
-      attention.rope = kind.local ? rope.local : rope.spec;
+  MoeConfig moe;
+  if (family.moe.experts != 0) {
+    LIB_TRY(moe, read_moe(config, family, layer.mlp, layers));
+  }
+  gpu_exec::AttentionSpec nope = layer.attention;
+  nope.qk_norm = nope.qk_norm == gpu_exec::QkNorm::unit ? gpu_exec::QkNorm::none : nope.qk_norm;
+  if (family.attention.nope_temperature) {
+    LIB_TRY_VOID(read_nope_temperature(config, nope));
+  }
+  for (std::size_t i = 0; i < kinds.size(); ++i) {
+    LayerSpec& made = spec.layers.emplace_back(layer);
+    if (kinds[i].rope) {
+      made.attention.rope = kinds[i].local ? rope.local : rope.spec;
+    } else {
+      made.attention = nope;
     }
+    made.attention.window = kinds[i].window;
+    made.attention.chunk = kinds[i].chunk;
+    if (!moe.layers.empty()) {
+      made.mlp = moe.layers[i] ? moe.experts : moe.mlp;
+      made.moe = moe.layers[i] ? moe.moe : gpu_exec::MoeSpec();
+    }
+  }
+  if (family.next_token_layers) {
+    LIB_TRY(const std::uint32_t beyond,
+            config.count("num_nextn_predict_layers", 0, kLayersMax, 0U));
+    result.names.layers_beyond = static_cast<std::int32_t>(beyond);
+  }
+  if (family.latent.index_topk != 0) {
+    LIB_TRY(result.sample_tokens_max,
+            config.count("index_topk", 1, kPositionsMax, family.latent.index_topk));
+    result.samples_need = "an index that chooses the 'index_topk' keys each token sees";
   }
   LIB_TRY(result.dtype, read_dtype(config));
   LIB_TRY_VOID(check_common(config, family));

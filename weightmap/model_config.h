@@ -24,6 +24,10 @@ struct ModelConfig {
   /// `quantization_config`, of the whole document or of its text part.
   std::optional<Quantisation> quantisation;
   std::string rope_type;  ///< "none", "default", "linear", "dynamic", "llama3", "yarn", "longrope"
+  /// Longer samples need arithmetic that is not built in; 0: any length does. `samples_need` says
+  /// what.
+  std::uint32_t sample_tokens_max = 0;
+  std::string samples_need;
   /// What the user should know about how this config.json was read, one sentence each.
   std::vector<std::string> warnings;
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "weightmap/found_tensors.h"
 #include "weightmap/quantisation.h"
 
 namespace librarian::weightmap {
@@ -47,20 +48,17 @@ ModuleName split_module_name(std::string_view name) {
   return {name, {}};
 }
 
-QuantisedTensors find_quantised_modules(
-    std::span<const std::pair<std::uint32_t, TensorInfo>> tensors) {
+QuantisedTensors find_quantised_modules(std::span<const FoundTensor> tensors) {
   QuantisedTensors modules;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
-    const ModuleName split = split_module_name(tensors[i].second.name);
-    if (!split.suffix.empty()) {
-      modules[std::string(split.module)].push_back(i);
+    if (!tensors[i].suffix.empty()) {
+      modules[tensors[i].module].push_back(i);
     }
   }
   std::erase_if(modules, [&](const auto& entry) {
     std::vector<ModuleTensor> found;
     for (const std::size_t i : entry.second) {
-      const TensorInfo& tensor = tensors[i].second;
-      found.push_back({std::string(split_module_name(tensor.name).suffix), tensor.dtype, {}});
+      found.push_back({tensors[i].suffix, tensors[i].info.dtype, {}});
     }
     return !is_quantised(found);
   });

@@ -9,8 +9,6 @@
 #include <utility>
 #include <vector>
 
-#include "weightmap/safetensors_header.h"
-
 namespace librarian::weightmap {
 
 /// "a.q_proj.weight_scale" -> {"a.q_proj", "weight_scale"}; no suffix if the name is none that a
@@ -21,12 +19,13 @@ struct ModuleName {
 };
 ModuleName split_module_name(std::string_view name);
 
+struct FoundTensor;
+
 /// A module that is quantised: the places of its tensors in the list it was found in.
 using QuantisedTensors = std::map<std::string, std::vector<std::size_t>>;
 
-/// @param tensors  Of all files, with the file's number.
+/// @param tensors  Of all files.
 /// @return  Module name -> its tensors but the bias. Modules of plain tensors are not among them.
-QuantisedTensors find_quantised_modules(
-    std::span<const std::pair<std::uint32_t, TensorInfo>> tensors);
+QuantisedTensors find_quantised_modules(std::span<const FoundTensor> tensors);
 
 }  // namespace librarian::weightmap

@@ -11,11 +11,11 @@ std::vector<Piece> plan_pieces(const LayerPlan& layer, std::uint64_t table_piece
   for (std::uint32_t i = 0; i < layer.tensors.size(); ++i) {
     const WeightTensor& tensor = layer.tensors[i];
     std::uint64_t step = tensor.bytes.size();
-    if (tensor.role == gpu_exec::WeightRole::embedding) {
+    if (tensor.key.role == gpu_exec::WeightRole::embedding) {
       const std::uint64_t row_bytes = tensor.columns * gpu_exec::dtype_bytes(tensor.dtype);
       step = std::max<std::uint64_t>(table_piece_bytes / row_bytes, 1) * row_bytes;
     }
-    if (tensor.role == gpu_exec::WeightRole::head) {
+    if (tensor.key.role == gpu_exec::WeightRole::head) {
       step = gpu_exec::kVocabularyTile * tensor.columns * gpu_exec::dtype_bytes(tensor.dtype);
     }
     for (std::uint64_t at = tensor.bytes.begin; at < tensor.bytes.end; at += step) {

@@ -1,5 +1,6 @@
 #include "weightmap/rope_config.h"
 
+#include <cmath>
 #include <optional>
 
 #include "weightmap/rope_frequencies.h"
@@ -129,6 +130,18 @@ Result<void> read_dynamic(const Source& from, ConfigReader& scaling, gpu_exec::R
   if (rope.rotary_dim < 4) {
     return scaling.refuse("rope_type", "is 'dynamic', which needs at least 4 turning dimensions");
   }
+  if (from.form.alpha) {
+    LIB_TRY(const double alpha, scaling.number("alpha", 0, kFactorMax, 0.0));
+    for (const char* key : {"beta_fast", "beta_slow", "mscale", "mscale_all_dim"}) {
+      scaling.ignore(key);  // Of another type; written besides.
+    }
+    if (alpha != 0) {  // Nothing grows with the sample then, whatever the type's name says.
+      const double dim = rope.rotary_dim;
+      rope.inverse_frequency =
+          default_frequencies(rope.rotary_dim, from.theta * std::pow(alpha, dim / (dim - 2)));
+      return {};
+    }
+  }
   rope.dynamic_theta = from.theta;
   rope.short_rows_max = from.max_positions;
   return {};
@@ -167,7 +180,12 @@ Result<void> read_type(const Source& from, ConfigReader& scaling, const std::str
 /// Leading dimensions of a head that turn.
 Result<std::uint32_t> read_rotary_dim(const Source& from, ConfigReader& scaling) {
   constexpr const char* kPart = "partial_rotary_factor";
-  LIB_TRY(double part, from.config.number(kPart, 0, 1, from.form.part));
+  double fallback = from.form.part;
+  if (from.form.part_by_dim && from.config.has("rotary_dim")) {
+    LIB_TRY(const std::uint32_t dim, from.config.count("rotary_dim", 2, from.head_dim));
+    fallback = static_cast<double>(dim) / from.head_dim;
+  }
+  LIB_TRY(double part, from.config.number(kPart, 0, 1, fallback));
   if (from.new_style) {
     LIB_TRY(part, scaling.number(kPart, 0, 1, part));
   }
@@ -206,6 +224,12 @@ Result<RopeConfig> read_one(Source from, const Json& object) {
   rope.spec.style = from.form.style;
   LIB_TRY(rope.spec.rotary_dim, read_rotary_dim(from, scaling));
   LIB_TRY_VOID(read_type(from, scaling, type, rope.spec));
+  if (type == "yarn") {
+    LIB_TRY(const double mscale_all, scaling.number("mscale_all_dim", 0, kFactorMax, 0.0));
+    LIB_TRY(const double factor, scaling.number("factor", 1e-6, kFactorMax, 1.0));
+    const double mscale = mscale_all == 0 ? 1.0 : yarn_multiplier(factor, mscale_all);
+    rope.score_multiplier = mscale * mscale;
+  }
   if (from.form.temperature) {
     scaling.ignore("max_position_embeddings");
     LIB_TRY(rope.temperature_beta, scaling.number("llama_4_scaling_beta", 0, kFactorMax));

@@ -20,6 +20,8 @@ struct RopeConfig {
   gpu_exec::RopeSpec local;  ///< Of layers with a window; the same unless the family has two.
   double temperature_beta = 0;
   std::uint32_t temperature_original = 0;
+  /// What some families multiply scores by where "yarn" has mscale_all_dim.
+  double score_multiplier = 1;
 };
 
 /// Reads `rope_parameters`, or `rope_theta` with `rope_scaling`, and what belongs to them.

@@ -9,6 +9,7 @@
 namespace librarian::weightmap {
 namespace {
 
+using gpu_exec::WeightKey;
 using gpu_exec::WeightRole;
 
 /// Before the text model's own prefix in checkpoints of a larger model, newest writer first.
@@ -44,8 +45,32 @@ const RoleName* find_name(std::span<const RoleName> rows, std::string_view name)
   return found == rows.end() ? nullptr : &*found;
 }
 
-bool listed(std::span<const std::string_view> rows, std::string_view name) {
-  return std::find(rows.begin(), rows.end(), name) != rows.end();
+/// A number without leading zeros that `text` begins with, and its length; 0: none.
+template <typename T>
+std::size_t read_number(std::string_view text, T& number) {
+  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), number);
+  const auto digits = static_cast<std::size_t>(end - text.data());
+  const bool good = status == std::errc() && text.front() != '-' && (digits == 1 || text[0] != '0');
+  return good ? digits : 0;
+}
+
+constexpr std::string_view kExpert = "{}";
+
+/// The row of one expert's tensor whose name is `name`, and the expert's number.
+const RoleName* find_expert_name(std::span<const RoleName> rows, std::string_view name,
+                                 std::uint32_t& expert) {
+  for (const RoleName& row : rows) {
+    const std::size_t at = row.name.find(kExpert);
+    if (at == std::string_view::npos || !name.starts_with(row.name.substr(0, at))) {
+      continue;
+    }
+    const std::string_view rest = name.substr(at);
+    const std::size_t digits = read_number(rest, expert);
+    if (digits != 0 && rest.substr(digits) == row.name.substr(at + kExpert.size())) {
+      return &row;
+    }
+  }
+  return nullptr;
 }
 
 /// `rows` hold whole names, and starts of names that end in a dot.
@@ -56,7 +81,12 @@ bool covered(std::span<const std::string_view> rows, std::string_view name) {
 }
 
 bool is_buffer(std::string_view name) {
-  return name.ends_with("rotary_emb.inv_freq") || name.ends_with(".masked_bias");
+  static constexpr std::array<std::string_view, 6> kEndings{
+      "rotary_emb.inv_freq", ".masked_bias",
+      // Of the cache of keys and values that servers keep.
+      ".k_scale", ".v_scale", ".kv_scale", ".q_scale"};
+  return std::any_of(kEndings.begin(), kEndings.end(),
+                     [&](std::string_view ending) { return name.ends_with(ending); });
 }
 
 bool is_final(WeightRole role) {
@@ -65,11 +95,8 @@ bool is_final(WeightRole role) {
 
 /// The number at the start of `name`, which a dot must follow, and the length of both; 0: none.
 std::size_t read_layer(std::string_view name, std::int32_t& layer) {
-  const auto [end, status] = std::from_chars(name.data(), name.data() + name.size(), layer);
-  const auto digits = static_cast<std::size_t>(end - name.data());
-  const bool good = status == std::errc() && layer >= 0 && digits < name.size() &&
-                    name[digits] == '.' && (digits == 1 || name.front() != '0');
-  return good ? digits + 1 : 0;
+  const std::size_t digits = read_number(name, layer);
+  return digits != 0 && digits < name.size() && name[digits] == '.' ? digits + 1 : 0;
 }
 
 }  // namespace
@@ -109,7 +136,7 @@ NamedTensor classify_tensor(std::string_view name, const NameScheme& scheme,
   if (const RoleName* row = find_name(family.outside, name)) {
     return {Kind::weight, is_final(row->role) ? layers : -1, row->role};
   }
-  if (listed(family.buffers_outside, name)) {
+  if (covered(family.buffers_outside, name)) {
     return {Kind::unused, 0, {}};
   }
   if (!name.starts_with(family.layers)) {
@@ -118,14 +145,24 @@ NamedTensor classify_tensor(std::string_view name, const NameScheme& scheme,
   name.remove_prefix(family.layers.size());
   std::int32_t layer = -1;
   const std::size_t digits = read_layer(name, layer);
+  if (digits != 0 && layer >= layers && layer < layers + scheme.layers_beyond) {
+    return {Kind::unused, 0, {}};
+  }
   if (digits == 0 || layer >= layers) {
     return {};  // A layer beyond: config.json is of another model.
   }
   name.remove_prefix(digits);
-  if (const RoleName* row = find_name(family.inside, name)) {
-    return {Kind::weight, layer, row->role};
+  if (name.find(kExpert) != std::string_view::npos) {
+    return {};  // It stands for a number in our tables only.
   }
-  if (listed(family.buffers_inside, name)) {
+  if (const RoleName* row = find_name(family.inside, name)) {
+    return {Kind::weight, layer, row->role, gpu_exec::is_expert_role(row->role)};
+  }
+  std::uint32_t expert = 0;
+  if (const RoleName* row = find_expert_name(family.inside, name, expert)) {
+    return {Kind::weight, layer, WeightKey(row->role, expert)};
+  }
+  if (covered(family.buffers_inside, name)) {
     return {Kind::unused, 0, {}};
   }
   return {};
@@ -145,15 +182,26 @@ bool is_head_name(std::string_view name, const NameScheme& scheme, WeightRole ro
 }
 
 std::string tensor_name(const NameScheme& scheme, std::string_view prefix, std::int32_t layer,
-                        WeightRole role) {
+                        const WeightKey& key) {
   const TensorNames& family = *scheme.family;
   std::string name(prefix);
-  if (const RoleName* row = find_role(family.outside, role)) {
+  if (const RoleName* row = find_role(family.outside, key.role)) {
     return name.append(row->name);
   }
-  const RoleName* row = find_role(family.inside, role);
+  const RoleName* row = find_role(family.inside, key.role);
   LIB_CHECK(row != nullptr);
-  return name.append(family.layers).append(std::to_string(layer)).append(".").append(row->name);
+  name.append(family.layers).append(std::to_string(layer)).append(".");
+  if (!gpu_exec::is_expert_role(key.role)) {
+    return name.append(row->name);
+  }
+  const std::string expert = std::to_string(key.expert);
+  const std::size_t at = row->name.find(kExpert);
+  if (at == std::string_view::npos) {
+    return name.append(row->name).append("[").append(expert).append("]");
+  }
+  return name.append(row->name.substr(0, at))
+      .append(expert)
+      .append(row->name.substr(at + kExpert.size()));
 }
 
 }  // namespace librarian::weightmap

@@ -11,6 +11,8 @@
 
 namespace librarian::weightmap {
 
+/// `name` of a tensor that each expert has holds "{}" for the expert's number; without it, that of
+/// such a role is the one tensor of all experts.
 struct RoleName {
   gpu_exec::WeightRole role;
   std::string_view name;
@@ -24,8 +26,8 @@ struct TensorNames {
   std::string_view layers;            ///< Before a layer's number, which a dot follows.
   std::span<const RoleName> outside;  ///< Of embedding_roles() and final_roles().
   std::span<const RoleName> inside;   ///< Of weight_roles(), after the number's dot.
-  /// Known and not needed by the layers: heads (without prefix; all names below one that ends in a
-  /// dot), and buffers with the prefix, outside and inside of layers.
+  /// Known and not needed by the layers: heads (without prefix), and buffers with the prefix,
+  /// outside and inside of layers; all names below one that ends in a dot.
   std::span<const std::string_view> heads;
   std::span<const std::string_view> buffers_outside;
   std::span<const std::string_view> buffers_inside;
@@ -38,6 +40,8 @@ struct TensorNames {
 struct NameScheme {
   const TensorNames* family = nullptr;
   bool multimodal = false;  ///< The text part of a larger model, whose other parts are not needed.
+  /// Layers behind the last that predict tokens further ahead: known and not needed.
+  std::int32_t layers_beyond = 0;
 };
 
 /// What a tensor is, from its name alone.
@@ -50,7 +54,8 @@ struct NamedTensor {
   };
   Kind kind = Kind::unknown;
   std::int32_t layer = 0;
-  gpu_exec::WeightRole role{};
+  gpu_exec::WeightKey key{};
+  bool all_experts = false;  ///< The tensor of all experts; `key` is that of the first.
 };
 
 /// What this checkpoint puts before its names: the prefix under which one of `names` is the token
@@ -58,7 +63,7 @@ struct NamedTensor {
 std::string base_prefix(const NameScheme& scheme, std::span<const std::string_view> names);
 
 /// @param prefix  base_prefix() of the checkpoint.
-/// @param layers  Number of layers; a tensor of a layer beyond is unknown.
+/// @param layers  Number of layers; a tensor of a layer beyond is unknown, but for layers_beyond.
 NamedTensor classify_tensor(std::string_view name, const NameScheme& scheme,
                             std::string_view prefix, std::int32_t layers);
 
@@ -66,9 +71,9 @@ NamedTensor classify_tensor(std::string_view name, const NameScheme& scheme,
 /// spelling.
 bool is_head_name(std::string_view name, const NameScheme& scheme, gpu_exec::WeightRole role);
 
-/// The name that `role` must have; `layer` counts for roles of weight_roles() only, which the
-/// family must have.
+/// The name that `key` must have; `layer` counts for roles of weight_roles() only, which the family
+/// must have. An expert's part of the tensor of all is "NAME[3]".
 std::string tensor_name(const NameScheme& scheme, std::string_view prefix, std::int32_t layer,
-                        gpu_exec::WeightRole role);
+                        const gpu_exec::WeightKey& key);
 
 }  // namespace librarian::weightmap

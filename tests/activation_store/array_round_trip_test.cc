@@ -1,8 +1,12 @@
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
+
 #include "activation_store/array_reader.h"
 #include "activation_store/array_writer.h"
 #include "activation_store/blosc_chunk.h"
+#include "base/random.h"
 #include "tests/activation_store/store_fixtures.h"
 #include "tests/support/memory_file_system.h"
 
@@ -109,6 +113,63 @@ TEST(ArrayRoundTrip, ReadsEveryRangeOfRows) {
   EXPECT_EQ(reader->read_rows(28, 30, two).error().code(), ErrorCode::invalid_argument);
   EXPECT_EQ(reader->read_rows(1, 2, two).error().code(), ErrorCode::invalid_argument);
   EXPECT_EQ(reader->read_rows(2, 1, {}).error().code(), ErrorCode::invalid_argument);
+}
+
+/// A directory in memory, of the real file system: there files have views.
+class ArrayOnTmpfs : public ::testing::Test {
+ protected:
+  void SetUp() override { ASSERT_TRUE(posix_file_system().make_directory(part_)); }
+  void TearDown() override { std::filesystem::remove_all(part_); }
+  std::string array() const { return part_ + "/" + kName; }
+
+  const std::string part_ = "/dev/shm/librarian-array-" + random_hex(12);
+};
+
+// Goal: rows of wide chunks, which are decoded from views, are those written, and what is wrong
+// with a shard is an error as elsewhere.
+// Method: ranges within a chunk, over chunks, shards and more than one view holds, of an incomplete
+// last chunk; then a byte changed, and the file cut after its index was read.
+TEST_F(ArrayOnTmpfs, ReadsRangesFromViewsAndReportsDamage) {
+  FileSystem& files = posix_file_system();
+  for (const Codec codec : {Codec::none, Codec::zstd}) {
+    SCOPED_TRACE(static_cast<int>(codec));
+    const ArrayLayout layout{6000, 1024, StoredType::f32, codec, 256, 5120};
+    const auto rows = make_rows(layout, RowKind::noise, 3);
+    ASSERT_TRUE(write_array(files, part_, kName, layout, rows));
+    const auto reader = ArrayReader::open(files, array());
+    ASSERT_TRUE(reader) << reader.error().message();
+    const std::uint64_t row = row_bytes(layout);
+    const auto expect_rows = [&](std::uint64_t begin, std::uint64_t end) {
+      std::vector<std::byte> got((end - begin) * row);
+      const auto read = reader->read_rows(begin, end, got);
+      ASSERT_TRUE(read) << read.error().message();
+      EXPECT_TRUE(std::equal(got.begin(), got.end(),
+                             rows.begin() + static_cast<std::ptrdiff_t>(begin * row)))
+          << begin;
+    };
+    for (const auto& [begin, end] : {std::pair{0U, 6000U},
+                                     {3U, 4U},
+                                     {200U, 600U},
+                                     {255U, 257U},
+                                     {4000U, 5500U},
+                                     {5119U, 5121U},
+                                     {5999U, 6000U}}) {
+      expect_rows(begin, end);
+    }
+    const std::string shard = array() + "/c/0/0";
+    const auto error_of = [&](std::uint64_t begin, std::uint64_t end) {
+      std::vector<std::byte> got((end - begin) * row);
+      const auto read = reader->read_rows(begin, end, got);
+      return read ? std::string() : read.error().message();
+    };
+    std::fstream(shard, std::ios::in | std::ios::out | std::ios::binary).seekp(300'000).put('?');
+    EXPECT_EQ(error_of(0, 1), shard + ", chunk 0: its CRC32C does not fit");
+    expect_rows(600, 700);
+    std::filesystem::resize_file(shard, 3'000'000);
+    EXPECT_NE(error_of(600, 1000).find(", chunk 2: it: ends at byte 3000000"), std::string::npos)
+        << error_of(600, 1000);
+    std::filesystem::remove_all(array());
+  }
 }
 
 // Goal: the stored bytes are a function of the rows, not of how they came or were scheduled.

@@ -4,8 +4,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <memory>
+#include <vector>
 
 #include "base/random.h"
 #include "tests/support/memory_file_system.h"
@@ -159,6 +161,39 @@ TEST(PosixFileSystem, ReadsThroughALinkButNeverWritesThroughOne) {
   ASSERT_EQ(::mkfifo((root + "/pipe").c_str(), 0600), 0);
   EXPECT_EQ(posix_file_system().open(root + "/pipe").error().code(), ErrorCode::not_found);
   std::filesystem::remove_all(root);
+}
+
+// Goal: a view shows the bytes at any place, also after the file is closed and gone, and there is
+// none of bytes that the file does not have: touching those would end the program.
+// Method: on a tmpfs, which has views wherever these tests run.
+TEST(PosixFileSystem, ViewsBytesAtAnyPlaceAndNoneBehindTheEnd) {
+  const std::string path = "/dev/shm/librarian-fs-" + random_hex(12);
+  std::string text;
+  for (unsigned i = 0; i < 20000; ++i) {
+    text += static_cast<char>((i * 2654435761U) >> 13U);
+  }
+  auto file = posix_file_system().create(path);
+  ASSERT_TRUE(file) << file.error().message();
+  ASSERT_TRUE((*file)->append(bytes_of(text)));
+  std::vector<FileView> views;
+  const std::vector<std::pair<std::uint64_t, std::uint64_t>> places = {
+      {0, 20000}, {1, 1}, {4095, 2}, {4096, 8192}, {8191, 11809}, {19999, 1}};
+  for (const auto& [offset, size] : places) {
+    auto view = (*file)->view(offset, size);
+    ASSERT_TRUE(view) << offset;
+    views.push_back(*std::move(view));
+  }
+  EXPECT_FALSE((*file)->view(0, 20001));
+  EXPECT_FALSE((*file)->view(20000, 1));
+  EXPECT_FALSE((*file)->view(40960, 4096));
+  EXPECT_FALSE((*file)->view(~std::uint64_t{0}, 2));
+  ASSERT_TRUE(posix_file_system().remove_file(path));
+  file->reset();
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    const auto wanted = bytes_of(text).subspan(places[i].first, places[i].second);
+    const auto got = views[i].bytes();
+    EXPECT_TRUE(std::equal(got.begin(), got.end(), wanted.begin(), wanted.end())) << i;
+  }
 }
 
 // Goal: the double forgets exactly what a power cut may take, or crash tests prove nothing.

@@ -11,6 +11,8 @@ Per family, under DIR/<family>/:
     model/                     config.json and weight files, as a published checkpoint looks
     tokens.safetensors         input_ids int32 [T], offsets int64 [samples + 1]
     golden_f32.safetensors     everything computed in float32 from the stored weights
+    router_f32.safetensors     of families with experts: blocks.L.router.ids, int32, and .weights,
+                               float32, [T, top_k]: the experts each token met, by number
     meta.json                  versions, sample lengths, seed; how far transformers is from these
                                numbers when it computes in the checkpoint's own 16-bit type; what
                                output_hidden_states[i] is; tensors that no capture depends on
@@ -37,14 +39,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import torch  # noqa: E402  (the environment above must be set first)
+import torch.overrides  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 TRANSFORMERS_MAJOR = int(transformers.__version__.split(".")[0])
+EAGER = dict(attn_implementation="eager")
+if TRANSFORMERS_MAJOR >= 5:
+    EAGER["experts_implementation"] = "eager"
 FIRST_TOKEN_ID = 3  # Below are pad, bos and eos.
 TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 NUDGE_MIN = 1e-4  # A tensor matters if nudging it moves a capture by more, relative to its size.
 VARIANT_ERROR_MAX = 1e-5
+MARGIN_MIN = 1e-4  # Between the last expert chosen and the next one, relative: f32 decides alike.
 
 # Keys that a config class does not know are left out. sqrt(48) is not a bf16 number, and an epsilon
 # of 1e-3 is large enough to be seen.
@@ -66,6 +73,20 @@ GEMMA3 = dict(
     head_dim=16, sliding_window=8, sliding_window_pattern=2,
     query_pre_attn_scalar=20, rope_theta=1e6, rope_local_base_freq=10000.0,
     rope_scaling=dict(rope_type="linear", factor=8.0), tie_word_embeddings=True)
+LOCAL = dict(num_local_experts=8, num_experts_per_tok=2, intermediate_size=12)
+EXPERTS = dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=12)
+ROUTED = dict(n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=12)
+LATENT = dict(ROUTED, num_key_value_heads=4, kv_lora_rank=16, qk_nope_head_dim=12,
+              qk_rope_head_dim=8, v_head_dim=10, first_k_dense_replace=1, num_hidden_layers=3)
+DEEPSEEK3 = dict(LATENT, q_lora_rank=20, n_shared_experts=1, n_group=4, topk_group=2,
+                 routed_scaling_factor=2.5,
+                 rope_scaling=dict(YARN, mscale=1.0, mscale_all_dim=0.8, beta_fast=32.0,
+                                   beta_slow=1.0))
+SIGMOID = dict(LATENT, q_lora_rank=20, n_shared_experts=1, n_group=1, topk_group=1,
+               routed_scaling_factor=1.8, rope_interleave=True)
+LLAMA4 = dict(LOCAL, head_dim=12, num_hidden_layers=3,
+              intermediate_size_mlp=20, num_experts_per_tok=1, moe_layers=[0, 2],
+              no_rope_layers=[1, 0, 1], attention_chunk_size=8, floor_scale=4, attn_scale=0.3)
 VISION = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
               image_size=8, patch_size=4)
 
@@ -97,6 +118,11 @@ LAYOUTS = {  # by model_type; those not here have the default
     "gpt2": Layout("h", "ln_f", "attn", "mlp", "ln_2"),
     "opt": Layout("decoder.layers", "decoder.final_layer_norm", mlp="fc2",
                   mid_input_of="final_layer_norm"),
+    "mixtral": Layout(mlp="block_sparse_moe" if TRANSFORMERS_MAJOR == 4 else "mlp"),
+    "granitemoe": Layout(mlp="block_sparse_moe"),
+    "llama4_text": Layout(mlp="feed_forward"),
+    "llama4": Layout("language_model.model.layers", "language_model.model.norm",
+                     mlp="feed_forward"),
     "bert": Layout("encoder.layer", "", "attention.output.dense", "output.dense", "intermediate"),
 }
 
@@ -114,6 +140,7 @@ class Family:
     dead: str = ""  # pattern of tensors inside the layers that cannot matter
     transformers: int = 4  # major version that makes it
     weight_file_bytes: int = 32_000  # several files each
+    wide: str = r"e_score_correction_bias$"  # pattern of tensors that are stored as float32
 
 
 def residual(config_class, config, **options):
@@ -195,6 +222,46 @@ FAMILIES = {
     "bloom": Family("BloomConfig", dict(num_attention_heads=6), auto_class="AutoModel",
                     weight_file_bytes=48_000),
     "opt": Family("OPTConfig", dict(tie_word_embeddings=True), dead=KEY_BIAS),
+    "mixtral": Family("MixtralConfig", dict(LOCAL, sliding_window=None)),
+    "qwen2_moe": Family("Qwen2MoeConfig", dict(
+        EXPERTS, num_experts_per_tok=3, shared_expert_intermediate_size=16, decoder_sparse_step=2,
+        norm_topk_prob=False)),
+    "qwen3_moe": Family("Qwen3MoeConfig", dict(
+        EXPERTS, head_dim=16, num_hidden_layers=3, norm_topk_prob=True, mlp_only_layers=[0])),
+    "gpt_oss": Family("GptOssConfig", dict(
+        {**LOCAL, "intermediate_size": 32}, **SLIDING_THEN_FULL, hidden_size=64, head_dim=16,
+        rope_theta=150000.0,
+        rope_scaling=dict(YARN, truncate=False, beta_fast=32.0, beta_slow=1.0))),
+    "granitemoe": Family("GraniteMoeConfig", dict(
+        LOCAL, embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.15,
+        logits_scaling=2.0)),
+    "ernie4_5_moe": Family("Ernie4_5_MoeConfig", dict(
+        num_hidden_layers=3, moe_num_experts=8, moe_k=3, moe_num_shared_experts=2,
+        moe_intermediate_size=12,
+        moe_layer_start_index=1, moe_layer_end_index=1, moe_layer_interval=1, moe_norm_min=0.55),
+        wide=r"e_score_correction_bias$|mlp\.gate\.weight$"),
+    "hunyuan_v1_moe": Family("HunYuanMoEV1Config", dict(
+        head_dim=16, moe_topk=2, num_experts=8), wide=r"gate\.wg\.weight$"),
+    "glm4_moe": Family("Glm4MoeConfig", dict(
+        ROUTED, head_dim=16, partial_rotary_factor=0.5, attention_bias=True, use_qk_norm=True,
+        n_shared_experts=1, first_k_dense_replace=1,
+        routed_scaling_factor=1.5)),
+    "deepseek_v2": Family("DeepseekV2Config", dict(
+        LATENT, q_lora_rank=None, n_shared_experts=2, topk_method="greedy",
+        routed_scaling_factor=1.5)),
+    "deepseek_v2_groups": residual("DeepseekV2Config", dict(
+        LATENT, q_lora_rank=20, n_shared_experts=1, topk_method="group_limited_greedy", n_group=4,
+        topk_group=2, routed_scaling_factor=4.0, attention_bias=True)),
+    "deepseek_v3": Family("DeepseekV3Config", DEEPSEEK3),
+    "llama4_text": Family("Llama4TextConfig", LLAMA4),
+    "minimax_m2": Family("MiniMaxM2Config", dict(
+        LOCAL, head_dim=16, num_experts_per_tok=3, rope_parameters=dict(
+            rope_type="default", rope_theta=5e6, partial_rotary_factor=0.5)), transformers=5),
+    "glm4_moe_lite": Family("Glm4MoeLiteConfig", dict(
+        SIGMOID, mlp_layer_types=["dense", "sparse", "sparse"]), transformers=5),
+    "glm_moe_dsa": Family("GlmMoeDsaConfig", dict(
+        SIGMOID, mlp_layer_types=["dense", "sparse", "sparse"], index_topk=64, index_n_heads=2,
+        index_head_dim=16), transformers=5, dead=r"\.indexer\."),
 }
 
 
@@ -232,7 +299,7 @@ def make_config(class_name, changes):
 
 def make_model(config, auto_class, seed):
     """A model with random weights."""
-    model = getattr(transformers, auto_class).from_config(config, attn_implementation="eager")
+    model = getattr(transformers, auto_class).from_config(config, **EAGER)
     draw_weights(model, seed)
     return model
 
@@ -248,12 +315,14 @@ def draw_weights(model, seed):
         kind = type(model.get_submodule(name.rpartition(".")[0])).__name__
         if "Norm" in kind and name.endswith("weight"):
             std, mean = 0.2, float(tensor.detach().mean())  # 0 where the norm multiplies by 1 + w.
-        elif tensor.dim() == 1:
+        elif tensor.dim() == 1 or name.endswith("_bias"):
             std, mean = 0.1, 0.0
         elif "Embedding" in kind:
             std, mean = 0.5, 0.0
         else:
-            std, mean = 1.0 / math.sqrt(tensor.shape[0 if kind == "Conv1D" else 1]), 0.0
+            # Experts of most families that have all in one tensor keep [experts, in, out].
+            axis = 0 if kind == "Conv1D" else -1 if kind.startswith("GraniteMoe") else 1
+            std, mean = 1.0 / math.sqrt(tensor.shape[axis]), 0.0
         with torch.no_grad():
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * std + mean)
 
@@ -292,7 +361,7 @@ def save_model(model, folder, weight_file_bytes):
 def load_model(folder, auto_class, type_name):
     """The model in eval mode, and what did not fit when it was loaded."""
     model, report = getattr(transformers, auto_class).from_pretrained(
-        folder, dtype=TYPES[type_name], attn_implementation="eager", output_loading_info=True)
+        folder, dtype=TYPES[type_name], output_loading_info=True, **EAGER)
     return model.eval(), report
 
 
@@ -331,9 +400,73 @@ def run_sample(model, sample):
         output_of(layer, prefix + "resid_post")
     if layout.final_norm:
         output_of(base.get_submodule(layout.final_norm), "final.post_norm")
-    with torch.no_grad():
+    watch = RouterWatch(model, layout)
+    with torch.no_grad(), watch:
         out = model(input_ids=sample[None], output_hidden_states=True)
-    return taken, [rows(state) for state in out.hidden_states]
+    return taken, [rows(state) for state in out.hidden_states], watch
+
+
+class RouterWatch(torch.overrides.TorchFunctionMode):
+    """Which experts the tokens of a sample meet, and how close the choices were."""
+
+    def __init__(self, model, layout):
+        super().__init__()
+        self.config = model.config.get_text_config()
+        self.layer, self.ids, self.out = None, None, None
+        self.taken, self.margin = {}, math.inf
+        base = getattr(model, "model", model.base_model)
+        for index, layer in enumerate(base.get_submodule(layout.layers)):
+            block = getattr(layer, layout.mlp.split(".")[0], None)
+            router = getattr(block, "gate", getattr(block, "router", None))
+            if router is None or not hasattr(block, "experts") and not hasattr(
+                    block, "input_linear"):
+                continue
+            block.register_forward_pre_hook(lambda *_, index=index: self.begin(index))
+            router.register_forward_hook(lambda _, args, out: setattr(self, "out", out))
+            block.register_forward_hook(lambda *_: self.end())
+
+    def begin(self, index):
+        self.layer, self.out = index, None
+
+    def end(self):
+        ids, weights = self.chosen()
+        order = ids.argsort(dim=-1)
+        prefix = f"blocks.{self.layer}.router."
+        self.taken[prefix + "ids"] = ids.gather(-1, order).to(torch.int32)
+        self.taken[prefix + "weights"] = weights.float().gather(-1, order)
+        self.layer = None
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if self.layer is not None and func in (torch.topk, torch.Tensor.topk):
+            scores, count = args[0], (kwargs or {}).get("k", args[1] if len(args) > 1 else None)
+            with torch._C.DisableTorchFunction():
+                self.ids = out[1].reshape(-1, count)
+                if count < scores.shape[-1]:
+                    best = scores.float().sort(dim=-1, descending=True)[0]
+                    gap = (best[..., count - 1] - best[..., count]) / best[..., count - 1].abs()
+                    self.margin = min(self.margin, float(gap.min()))
+        return out
+
+    def chosen(self):
+        """Ids and weights of each token's experts."""
+        config, out, kind = self.config, self.out, self.config.model_type
+        if isinstance(out, tuple) and len(out) == 2 and not out[0].is_floating_point():
+            return out  # ids, weights
+        if isinstance(out, tuple) and len(out) == 3 and not out[2].is_floating_point():
+            return out[2], out[1]  # logits, weights, ids
+        if kind in ("gpt_oss", "llama4_text"):
+            return self.ids, out[0].gather(-1, self.ids)  # weights of all experts
+        logits = (out[-1] if isinstance(out, tuple) else out).float().reshape(
+            self.ids.shape[0], -1)
+        if kind == "glm4_moe_lite" or kind == "glm_moe_dsa":
+            weights = logits.sigmoid().gather(-1, self.ids)
+        else:
+            weights = logits.softmax(-1).gather(-1, self.ids)
+        if getattr(config, "norm_topk_prob", True):
+            weights = weights / weights.sum(-1, keepdim=True).clamp_min(
+                getattr(config, "moe_norm_min", 0.0))
+        return self.ids, weights * getattr(config, "routed_scaling_factor", 1.0)
 
 
 def has_resid_mid(layer, layout, config):
@@ -344,9 +477,17 @@ def has_resid_mid(layer, layout, config):
 
 def run_all(model, samples):
     """Captures of all samples, rows in input order, and output_hidden_states."""
+    return run_routed(model, samples)[:2]
+
+
+def run_routed(model, samples):
+    """As run_all(), and what routers chose, and the smallest relative gap of a choice."""
     runs = [run_sample(model, sample) for sample in samples]
-    captures = {name: torch.cat([taken[name] for taken, _ in runs]) for name in runs[0][0]}
-    return captures, [torch.cat(states) for states in zip(*(states for _, states in runs))]
+    captures = {name: torch.cat([run[0][name] for run in runs]) for name in runs[0][0]}
+    states = [torch.cat(states) for states in zip(*(run[1] for run in runs))]
+    routed = {name: torch.cat([run[2].taken[name] for run in runs]).contiguous()
+              for name in runs[0][2].taken}
+    return captures, states, routed, min(run[2].margin for run in runs)
 
 
 def layer_count(captures):
@@ -413,8 +554,8 @@ def dead_tensors(model, samples):
     truth = run_all(model, samples)[0]
     dead, seen = [], set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.data_ptr() in seen:
-            continue
+        if tensor.data_ptr() in seen or re.search(r"\bexperts\.[1-9]", name):
+            continue  # One expert stands for all.
         seen.add(tensor.data_ptr())
         original = tensor.detach().clone()
         with torch.no_grad():
@@ -436,17 +577,31 @@ def assert_expected(dead, pattern, family):
 
 
 def make_family(name, out, seed):
-    """Write one family's folder."""
+    """Write one family's folder; with the next seed if a choice of experts is too close."""
+    while not make_with_seed(name, out, seed):
+        seed += 1
+
+
+def make_with_seed(name, out, seed):
     family, folder = FAMILIES[name], out / name
     shutil.rmtree(folder, ignore_errors=True)
     config = make_config(family.config_class, family.config)
-    model = make_model(config, family.auto_class, seed).to(TYPES[family.weights])
+    model = make_model(config, family.auto_class, seed)
+    wide = {key: tensor.clone() for key, tensor in model.state_dict().items()
+            if re.search(family.wide, key)}
+    model = model.to(TYPES[family.weights])
+    for key, tensor in wide.items():
+        model.get_parameter_or_buffer(key).data = tensor
     save_model(model, folder / "model", family.weight_file_bytes)
     samples = make_samples(config.get_text_config().vocab_size, family.lengths, seed)
     write_tokens(folder / "tokens.safetensors", samples)
 
     model = load_complete_model(folder / "model", family.auto_class, "f32")
-    captures, states = run_all(model, samples)
+    captures, states, routed, margin = run_routed(model, samples)
+    if margin < MARGIN_MIN:
+        return False
+    if routed:
+        save_file(routed, folder / "router_f32.safetensors")
     save_file(kept(captures, family.keep), folder / "golden_f32.safetensors")
     dead = dead_tensors(model, samples)
     assert_expected(dead, family.dead, name)
@@ -460,6 +615,7 @@ def make_family(name, out, seed):
         sample_lengths=family.lengths, weights=family.weights,
         golden=sorted({"f32", family.weights}), median_error_against_f32=errors, dead=dead,
         hidden_states=names_of_states(captures, states), resid_mid=resid_mid_of(captures)))
+    return True
 
 
 def resid_mid_of(captures):

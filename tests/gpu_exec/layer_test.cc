@@ -302,7 +302,13 @@ TEST(LayerExecutor, RefusesTensorsThatDoNotFit) {
   const Bytes bytes(kHidden * 2);
   EXPECT_TRUE(executor->load(WeightRole::mlp_norm, DType::bf16, bytes));
   EXPECT_FALSE(executor->load(WeightRole::mlp_norm, DType::bf16, std::span(bytes).first(6)));
-  EXPECT_FALSE(executor->load(WeightRole::mlp_norm, DType::f32, Bytes(kHidden * 4)));
+  // Vectors become f32 whatever they were; of matrices the widest type was planned for.
+  const Bytes wide(kHidden * 4);
+  EXPECT_TRUE(executor->load(WeightRole::mlp_norm, DType::f32, wide));
+  const Bytes wide_matrix(std::size_t{64} * kHidden * 4);
+  EXPECT_FALSE(executor->load(WeightRole::q_weight, DType::f32, wide_matrix));
+  EXPECT_TRUE(executor->load(WeightRole::q_weight, DType::bf16,
+                             std::span(wide_matrix).first(wide_matrix.size() / 2)));
   EXPECT_FALSE(executor->load(WeightRole::q_bias, DType::bf16, bytes));
   EXPECT_FALSE(executor->load(WeightRole::embedding, DType::bf16, bytes));
   EXPECT_FALSE(executor->load(WeightRole::qkv_weight, DType::bf16, bytes));

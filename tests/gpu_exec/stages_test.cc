@@ -33,6 +33,12 @@ std::vector<Flavour> wide_flavours() {
   return all;
 }
 
+Flavour wide_flavour(const std::string& name) {
+  const std::vector<Flavour> all = wide_flavours();
+  return *std::find_if(all.begin(), all.end(),
+                       [&](const Flavour& flavour) { return flavour.name == name; });
+}
+
 /// Blocks of at most 64 rows: short samples together, one long one in tiles (or, where attention
 /// looks ahead, none).
 struct Blocks {
@@ -220,10 +226,7 @@ TEST(Stages, AreAsSmallAsTheLargestStepAndMeetAsManyBlocksAsFit) {
   EXPECT_GT(together.back(), together.front());
 }
 
-// Goal: a stage is made of whole steps in order, every weight is in a stage that uses it, and the
-// cut into slices depends on shapes alone.
-TEST(LayerSteps, CoverEveryWeightOnceInSlicesThatDoNotDependOnTheStages) {
-  const TestLayer layer = make_layer(kHidden, wide_flavours().back().layer, DType::bf16);
+void expect_covered(const TestLayer& layer) {
   const LayerSpec& spec = layer.model.layers[0];
   const auto device = cpu_device(best_cpu_isa(), 1);
   const std::vector<Step> steps =
@@ -262,6 +265,14 @@ TEST(LayerSteps, CoverEveryWeightOnceInSlicesThatDoNotDependOnTheStages) {
     for (std::size_t i = 0; i < steps.size(); ++i) {
       EXPECT_EQ(kinds[i], steps[i].kind);
     }
+  }
+}
+
+// Goal: a stage is made of whole steps in order, every weight is in a stage that uses it, and the
+// cut into slices depends on shapes alone.
+TEST(LayerSteps, CoverEveryWeightOnceInSlicesThatDoNotDependOnTheStages) {
+  for (const char* name : {"awkward", "latent", "latent_direct", "latent_tiles"}) {
+    expect_covered(make_layer(kHidden, wide_flavour(name).layer, DType::bf16));
   }
 }
 

@@ -41,6 +41,28 @@ def read_safetensors(path, widen_bf16=True):
     return arrays
 
 
+def read_raw_tensors(path):
+    """{name: (dtype, shape, bytes)} of a weight file, and its metadata."""
+    data = path.read_bytes()
+    (length,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8:8 + length])
+    metadata = header.pop("__metadata__", {})
+    tensors = {name: (entry["dtype"], entry["shape"],
+                      data[8 + length + entry["data_offsets"][0]:8 + length + entry["data_offsets"][1]])
+               for name, entry in header.items()}
+    return tensors, metadata
+
+
+def write_raw_tensors(path, tensors):
+    """{name: (dtype, shape, bytes)} as one weight file."""
+    header, at = {}, 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
+        at += len(data)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(t[2] for t in tensors.values()))
+
+
 def golden_meta(family):
     return json.loads((GOLDEN / family / "meta.json").read_text())
 

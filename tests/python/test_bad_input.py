@@ -711,3 +711,16 @@ def test_an_output_path_that_links_to_nothing_is_refused(model, refused):
     store.symlink_to(model.parent / "nowhere")
     refused(*extract(model), exit_code=BUSY, names=[store])
     assert store.is_symlink() and not (model.parent / "nowhere").exists()
+
+
+def test_samples_that_an_index_of_keys_would_cut_are_refused(librarian, tmp_path):
+    """The golden's samples are as short as its index_topk; here one is longer."""
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / "glm_moe_dsa" / "model", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"index_topk": 33}))
+    tokens = GOLDEN / "glm_moe_dsa" / "tokens.safetensors"
+    done = librarian("plan", folder, "--tokens", tokens, exit_code=BAD_INPUT)
+    assert "the longest sample has 34 tokens" in done.stderr
+    assert "--max-length 33 cuts it" in done.stderr
+    librarian("plan", folder, "--tokens", tokens, "--max-length", 33)

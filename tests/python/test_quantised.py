@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from make_teacher import LlamaShape, RandomTensors
-from support import GOLDEN, write_tokens
+from support import GOLDEN, read_raw_tensors, write_raw_tensors, write_tokens
 
 USAGE, BAD_INPUT = 2, 3
-# Stacked experts need the router that is not built in yet.
+# Only experts have that one: test_quantised_experts.py.
 LAYOUTS = sorted(path.stem for path in (GOLDEN / "quantised").glob("*.safetensors")
                  if path.stem != "mxfp4")
 IN_BOTH_TYPES = ("fp8_block", "gptq_3bit_desc", "ct_pack_4bit")
@@ -25,34 +25,12 @@ LAYERS = 2
 HEADS = 4
 
 
-def read_raw(path):
-    """Header entries and their bytes, and the file's metadata."""
-    data = path.read_bytes()
-    (length,) = struct.unpack_from("<Q", data)
-    header = json.loads(data[8:8 + length])
-    metadata = header.pop("__metadata__")
-    tensors = {name: (entry["dtype"], entry["shape"],
-                      data[8 + length + entry["data_offsets"][0]:8 + length + entry["data_offsets"][1]])
-               for name, entry in header.items()}
-    return tensors, metadata
-
-
-def write_raw(path, tensors):
-    """{name: (dtype, shape, bytes)} as one weight file."""
-    header, at = {}, 0
-    for name, (dtype, shape, data) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
-        at += len(data)
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(t[2] for t in tensors.values()))
-
-
 class Models:
     """A layout's checkpoint and its twin of plain weights, `quantised` and `plain`, and tokens."""
 
     def __init__(self, folder, layout):
         self.folder = folder
-        matrix, metadata = read_raw(GOLDEN / "quantised" / f"{layout}.safetensors")
+        matrix, metadata = read_raw_tensors(GOLDEN / "quantised" / f"{layout}.safetensors")
         decoded = matrix.pop("expected")
         self.matrix = matrix
         outputs, hidden = decoded[1]
@@ -84,7 +62,7 @@ class Models:
         model = self.folder / name
         model.mkdir(exist_ok=True)
         (model / "config.json").write_text(json.dumps(config))
-        write_raw(model / "model.safetensors", tensors)
+        write_raw_tensors(model / "model.safetensors", tensors)
         return model
 
 

@@ -218,6 +218,40 @@ def test_streams_read_batches_as_the_collators_join_them():
         assert at == 8
 
 
+def test_batches_of_a_dataset_are_its_samples_and_join_without_a_copy():
+    """Goal: what DataLoader asks for at once is what it would get one by one, and packing it copies
+    no rows; samples that somebody changed or took out are joined as they are now."""
+    dataset = ActivationDataset(open_store(KINDS))
+    order = [2, 0, -1, 0]
+    alone = [dataset[i] for i in order]
+    together = dataset.__getitems__(order)
+    assert all(same(one, other) for one, other in zip(together, alone))
+    packed = collate_packed(together)
+    assert same(packed, collate_packed(alone)) and same(collate_padded(together),
+                                                        collate_padded(alone))
+    for capture in ("embed", "blocks.2.resid_post"):
+        assert all(numpy.shares_memory(packed[capture], sample[capture]) for sample in together
+                   if sample[capture].size)
+    assert same(collate_packed(together[:2]), collate_packed(alone[:2]))
+    assert same(collate_packed(together[::-1]), collate_packed(alone[::-1]))
+    for sample in (*together[1:], *alone[1:]):
+        for capture in ("embed", "blocks.2.resid_post"):
+            sample[capture] = numpy.zeros_like(sample[capture])
+    assert same(collate_packed(together), collate_packed(alone))
+    pickled = pickle.loads(pickle.dumps(together))
+    assert all(type(sample) is dict for sample in pickled) and same(pickled[0], alone[0])
+    with pytest.raises(IndexError):
+        dataset.__getitems__([0, 1000])
+    changed = ActivationDataset(dataset.store, transform=lambda sample: len(sample["input_ids"]))
+    assert changed.__getitems__(order) == [len(sample["input_ids"]) for sample in alone]
+
+    class Reversed(ActivationDataset):
+        def __getitem__(self, index):
+            return super().__getitem__(len(self) - 1 - index)
+
+    assert same(Reversed(dataset.store).__getitems__([0])[0], dataset[-1])
+
+
 def stored(part, array):
     """An array of the kinds store as zarr-python reads it."""
     return zarr.open_array(str(KINDS / f"part-{part:05d}" / array), mode="r")[...]

@@ -1,6 +1,9 @@
 #include "tests/weightmap/checkpoint_files.h"
 
 #include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
 
 #include "weightmap/safetensors_header.h"
 
@@ -25,8 +28,22 @@ std::string safetensors(const std::vector<FileTensor>& tensors) {
 }  // namespace
 
 CheckpointFiles CheckpointFiles::tiny(const ingest::testing::TinyModelOptions& options) {
+  return of(ingest::testing::tiny_model(options));
+}
+
+CheckpointFiles CheckpointFiles::read(const std::string& directory) {
+  std::map<std::string, std::string> contents;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    std::ostringstream text;
+    text << std::ifstream(entry.path(), std::ios::binary).rdbuf();
+    contents[entry.path().filename().string()] = text.str();
+  }
+  return of(contents);
+}
+
+CheckpointFiles CheckpointFiles::of(const std::map<std::string, std::string>& contents) {
   CheckpointFiles result;
-  for (const auto& [name, text] : ingest::testing::tiny_model(options)) {
+  for (const auto& [name, text] : contents) {
     if (name == "config.json") {
       result.config = Json::parse(text);
       continue;

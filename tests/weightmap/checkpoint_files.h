@@ -28,6 +28,9 @@ struct CheckpointFiles {
 
   /// The tiny model of the ingest tests.
   static CheckpointFiles tiny(const ingest::testing::TinyModelOptions& options = {});
+  /// Those of a directory.
+  static CheckpointFiles read(const std::string& directory);
+  static CheckpointFiles of(const std::map<std::string, std::string>& contents);
   FileTensor& tensor(const std::string& name);
   /// Takes a tensor out of its file (and leaves the index).
   FileTensor take(const std::string& name);

@@ -45,11 +45,12 @@ TEST(Checkpoint, GivesEveryByteOfTheModelItsRole) {
     const LayerPlan& plan = checkpoint.layer(layer);
     EXPECT_EQ(plan.layer, layer);
     EXPECT_EQ(plan.tensors.size(), layer < 0 || layer == 6 ? 1U : 9U);
-    std::pair<std::uint32_t, std::uint64_t> at{0, 0};
+    std::tuple<std::uint32_t, std::uint32_t, std::uint64_t> at{0, 0, 0};
     for (const WeightTensor& tensor : plan.tensors) {
-      // In file order, and where the tensor's bytes really are.
-      EXPECT_GE(std::pair(tensor.file, tensor.bytes.begin), at);
-      at = {tensor.file, tensor.bytes.end};
+      // Stage by stage, each in file order, and where the tensor's bytes really are.
+      const std::uint32_t stage = layer < 0 || layer == 6 ? 0 : gpu_exec::stage_order(tensor.key);
+      EXPECT_GE(std::tuple(stage, tensor.file, tensor.bytes.begin), at);
+      at = {stage, tensor.file, tensor.bytes.end};
       const std::string& file = opened.contents.at(checkpoint.files()[tensor.file].name);
       CheckpointFiles copy = model;
       EXPECT_EQ(file.substr(tensor.bytes.begin, tensor.bytes.size()),
@@ -303,7 +304,11 @@ TEST(Checkpoint, TakesTheCommonestTypeWhereTheConfigIsSilent) {
   OpenedCheckpoint opened(model.contents());
   ASSERT_TRUE(opened.checkpoint) << opened.checkpoint.error().message();
   EXPECT_EQ(opened.checkpoint->dtype(), gpu_exec::DType::bf16);
-  EXPECT_EQ(opened.checkpoint->widest_dtype(), gpu_exec::DType::f32);
+  EXPECT_EQ(opened.checkpoint->widest_dtype(), gpu_exec::DType::bf16) << "of matrices";
+  FileTensor& matrix = model.tensor(kQ);
+  matrix.dtype = "F32";
+  matrix.bytes.resize(2 * matrix.bytes.size());
+  EXPECT_EQ(OpenedCheckpoint(model.contents()).checkpoint->widest_dtype(), gpu_exec::DType::f32);
 }
 
 }  // namespace

@@ -26,6 +26,9 @@ Json document(const std::string& family) {
   if (sizes.width != 0) {
     keys["intermediate_size"] = sizes.width;
   }
+  if (std::string(family) == "glm4_moe") {
+    keys["head_dim"] = 128;  // Without it, transformers' defaults turn an odd part of a head.
+  }
   return keys;
 }
 
@@ -57,7 +60,7 @@ void expect_refused(const std::string& family, const char* key, const Json& valu
 
 // Catches: a row whose own defaults contradict each other or its table of names.
 TEST(Families, AreAllReadFromTheirDefaults) {
-  EXPECT_EQ(families().size(), 28U);
+  EXPECT_EQ(families().size(), 44U);
   for (const Family* family : families()) {
     const ModelConfig config = parsed(document(family->model_type));
     EXPECT_EQ(config.model_type, family->model_type);
@@ -360,7 +363,7 @@ TEST(Families, GiveTheirTextPartWhereTheyAreMultimodal) {
         << result.error().message();
   };
   refused("text_config", nullptr, "text_config");
-  refused("text_config", {{"model_type", "mixtral"}}, "model_type");
+  refused("text_config", {{"model_type", "olmoe"}}, "model_type");
   refused("text_config", {{"model_type", "mistral3"}}, "model_type");
   refused("text_config", {{"sliding_windows", 8}}, "sliding_windows");
   refused("quantization_config", {{"quant_method", "hqq"}}, "quantization_config");

@@ -206,7 +206,7 @@ struct RefusedCase {
 TEST(ModelConfig, RefusesByTheNameOfTheKey) {
   const RefusedCase cases[] = {
       {"llama", "model_type", "gpt3"},
-      {"llama", "model_type", "mixtral"},
+      {"llama", "model_type", "olmoe"},
       {"llama", "model_type", "apertus"},
       {"llama", "model_type", ""},
       {"llama", "model_type", "Llama"},

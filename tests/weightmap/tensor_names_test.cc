@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <set>
 
 #include "weightmap/family.h"
@@ -25,17 +26,18 @@ TEST(TensorNames, GoThereAndBackForEveryRoleOfEveryFamily) {
         const std::string name = std::string(prefix).append(row.name);
         const NamedTensor named = classify_tensor(name, scheme, prefix, 80);
         EXPECT_EQ(named.kind, Kind::weight) << name;
-        EXPECT_EQ(named.role, row.role) << name;
+        EXPECT_EQ(named.key.role, row.role) << name;
         const bool last =
             row.role == WeightRole::final_norm || row.role == WeightRole::final_norm_bias;
         EXPECT_EQ(named.layer, last ? 80 : -1) << name;
       }
       for (const RoleName& row : family->names->inside) {
         for (const std::int32_t layer : {0, 9, 10, 79}) {
-          const std::string name = tensor_name(scheme, prefix, layer, row.role);
+          std::string name = tensor_name(scheme, prefix, layer, row.role);
+          name = name.substr(0, name.find('['));  // The tensor that an expert's is a part of.
           const NamedTensor named = classify_tensor(name, scheme, prefix, 80);
           EXPECT_EQ(named.kind, Kind::weight) << name;
-          EXPECT_EQ(named.role, row.role) << name;
+          EXPECT_EQ(named.key.role, row.role) << name;
           EXPECT_EQ(named.layer, layer) << name;
         }
       }
@@ -86,12 +88,38 @@ TEST(TensorNames, CoverEveryRoleThatTheFamilyMayAskFor) {
       if (std::string(family->model_type) == "falcon") {
         layer.attention.storage = gpu_exec::QkvStorage::grouped;
       }
+      layer.attention.sinks = family->attention.sinks;
+      layer.attention.latent.kv_rank = family->latent.kv_rank;
+      layer.attention.latent.bias = true;
+      for (const std::uint32_t q_rank : {0U, family->latent.q_rank}) {
+        layer.attention.latent.q_rank = q_rank;
+        const auto latent = gpu_exec::weight_roles(model, layer);
+        roles.insert(roles.end(), latent.begin(), latent.end());
+      }
+      const MoeForm& moe = family->moe;
+      if (moe.experts != 0) {
+        if (moe.layers == SparseRule::all) {
+          roles.clear();  // No layer has an MLP.
+        }
+        layer.moe.experts = moe.experts;
+        layer.moe.fused = moe.fused;
+        layer.moe.bias = layer.moe.router_bias = moe.bias;
+        layer.moe.select_bias = moe.select_bias;
+        layer.moe.shared_width = moe.shared == SharedRule::none ? 0 : 1;
+        layer.moe.shared_gate = moe.shared_gate;
+      }
       const auto more = gpu_exec::weight_roles(model, layer);
       roles.insert(roles.end(), more.begin(), more.end());
     }
     const auto last = gpu_exec::final_roles(model);
     roles.insert(roles.end(), last.begin(), last.end());
     for (const WeightRole role : roles) {
+      const auto named = [&](const RoleName& row) { return row.role == role; };
+      if (std::none_of(family->names->outside.begin(), family->names->outside.end(), named) &&
+          std::none_of(family->names->inside.begin(), family->names->inside.end(), named)) {
+        ADD_FAILURE() << family->model_type << " " << gpu_exec::weight_role_name(role);
+        continue;
+      }
       EXPECT_FALSE(tensor_name(scheme, "", 0, role).empty())
           << family->model_type << " " << gpu_exec::weight_role_name(role);
     }
@@ -128,6 +156,23 @@ TEST(TensorNames, OfPublishedCheckpointsAreKnown) {
            {"falcon", "transformer.h.0.input_layernorm.weight", WeightRole::attention_norm, 0},
            {"bloom", "word_embeddings_layernorm.bias", WeightRole::embedding_norm_bias, -1},
            {"opt", "model.decoder.layers.0.final_layer_norm.weight", WeightRole::mlp_norm, 0},
+           {"mixtral", "model.layers.5.block_sparse_moe.experts.7.w3.weight",
+            WeightRole::expert_up_weight, 5},
+           {"qwen2_moe", "model.layers.5.mlp.shared_expert_gate.weight", WeightRole::shared_router,
+            5},
+           {"gpt_oss", "model.layers.5.mlp.experts.down_proj_bias", WeightRole::expert_down_bias,
+            5},
+           {"deepseek_v3", "model.layers.60.mlp.gate.e_score_correction_bias",
+            WeightRole::router_select_bias, 60},
+           {"deepseek_v3", "model.layers.0.self_attn.kv_a_proj_with_mqa.weight",
+            WeightRole::kv_a_weight, 0},
+           {"ernie4_5_moe", "model.layers.3.mlp.moe_statics.e_score_correction_bias",
+            WeightRole::router_select_bias, 3},
+           {"hunyuan_v1_moe", "model.layers.3.mlp.gate.wg.weight", WeightRole::router_weight, 3},
+           {"granitemoe", "model.layers.3.block_sparse_moe.input_linear.weight",
+            WeightRole::expert_gate_up_weight, 3},
+           {"llama4_text", "model.layers.3.feed_forward.experts.gate_up_proj",
+            WeightRole::expert_gate_up_weight, 3},
            {"opt", "model.decoder.final_layer_norm.weight", WeightRole::final_norm, 80},
            {"bert", "bert.embeddings.LayerNorm.gamma", WeightRole::embedding_norm, -1},
            {"bert", "bert.encoder.layer.2.output.LayerNorm.beta", WeightRole::mlp_out_norm_bias, 2},
@@ -140,12 +185,44 @@ TEST(TensorNames, OfPublishedCheckpointsAreKnown) {
       const NamedTensor named = classify_tensor(row.name, scheme, prefix, 80);
       if (named.kind == Kind::weight) {
         found = true;
-        EXPECT_EQ(named.role, row.role) << row.name;
+        EXPECT_EQ(named.key.role, row.role) << row.name;
         EXPECT_EQ(named.layer, row.layer) << row.name;
       }
     }
     EXPECT_TRUE(found) << row.name;
   }
+}
+
+TEST(TensorNames, OfExpertsHaveTheExpertsNumber) {
+  const auto named = [](const char* name) {
+    return classify_tensor(std::string("model.layers.1.block_sparse_moe.") + name,
+                           scheme_of("mixtral"), "model.", 4);
+  };
+  EXPECT_EQ(named("experts.0.w1.weight").key, gpu_exec::WeightKey(WeightRole::expert_gate_weight));
+  EXPECT_EQ(named("experts.127.w2.weight").key,
+            gpu_exec::WeightKey(WeightRole::expert_down_weight, 127));
+  for (const char* name :
+       {"experts.01.w1.weight", "experts.-1.w1.weight", "experts.+1.w1.weight", "experts.w1.weight",
+        "experts..w1.weight", "experts. 1.w1.weight", "experts.1.w1.weight.1", "experts.1w1.weight",
+        "experts.1.w1", "experts.{}.w1.weight", "experts.4294967296.w1.weight",
+        "experts.99999999999999999999.w1.weight", "experts.1.w4.weight", "experts.0x1.w1.weight"}) {
+    EXPECT_EQ(named(name).kind, Kind::unknown) << name;
+  }
+  const NamedTensor all =
+      classify_tensor("model.layers.1.mlp.experts.gate_up_proj", scheme_of("gpt_oss"), "model.", 4);
+  EXPECT_TRUE(all.all_experts);
+  EXPECT_EQ(tensor_name(scheme_of("gpt_oss"), "model.", 1, {WeightRole::expert_gate_up_weight, 3}),
+            "model.layers.1.mlp.experts.gate_up_proj[3]");
+}
+
+// Catches: a layer that predicts further tokens taken for a mistake, or a mistake for one.
+TEST(TensorNames, OfLayersBeyondTheLastAreUnusedIfTheConfigCountsThem) {
+  NameScheme scheme = scheme_of("deepseek_v3");
+  constexpr const char* kName = "model.layers.4.anything.at.all";
+  EXPECT_EQ(classify_tensor(kName, scheme, "model.", 4).kind, Kind::unknown);
+  scheme.layers_beyond = 1;
+  EXPECT_EQ(classify_tensor(kName, scheme, "model.", 4).kind, Kind::unused);
+  EXPECT_EQ(classify_tensor(kName, scheme, "model.", 3).kind, Kind::unknown);
 }
 
 // Catches: prefix matches, sloppy layer numbers, a catch-all for "unused".
@@ -208,6 +285,10 @@ TEST(TensorNames, ThatNoForwardPassNeedsAreUnused) {
       {"gpt_neox", "gpt_neox.layers.0.attention.masked_bias"},
       {"gpt2", "transformer.h.0.attn.bias"},
       {"bert", "bert.embeddings.position_ids"},
+      {"glm_moe_dsa", "model.layers.3.self_attn.indexer.wq_b.weight"},
+      {"ernie4_5_moe", "model.mtp_block.0.self_attn.q_proj.weight"},
+      {"minimax_m2", "model.mtp.layers.0.x.weight"},
+      {"deepseek_v3", "model.layers.0.self_attn.k_scale"},
   };
   for (const auto& [model_type, name] : rows) {
     const NameScheme scheme = scheme_of(model_type);

@@ -60,7 +60,8 @@ def collate_packed(samples: Sequence[Sample]) -> dict[str, Any]:
     def pack(name: str, values: Sequence[Any]) -> Any:
         if name.endswith(".rows"):
             values = [rows + int(begin) for rows, begin in zip(values, begins)]
-        return arrays.concatenate(values)
+        whole = _whole(samples, values)
+        return arrays.concatenate(values) if whole is None else whole
 
     batch = _joined(samples, pack)
     documents = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
@@ -70,6 +71,60 @@ def collate_packed(samples: Sequence[Sample]) -> dict[str, Any]:
     batch["cu_seqlens"] = arrays.from_numpy(begins.astype(np.int32))
     batch["max_seqlen"] = int(lengths.max())
     return arrays.batch(batch)
+
+
+class AdjacentSample(dict):
+    """A sample whose captures lie in memory between those of its batch's neighbours."""
+
+    whole: dict[int, tuple[Any, list[Any]]]  # id() of the first piece -> whole array, all pieces.
+
+    def __reduce__(self) -> tuple[Any, ...]:  # A copy has its own arrays.
+        return dict, (dict(self),)
+
+
+def read_adjacent(places: Sequence[tuple[Part, int]], captures: Sequence[str],
+                  arrays: Arrays) -> list[Sample]:
+    """Part.sample() of each of these places; collate_packed() of all of them then copies no rows."""
+    samples = [AdjacentSample() for _ in places]
+    whole: dict[int, tuple[Any, list[Any]]] = {}
+    for capture in captures:
+        members = [part.members(capture) for part, _ in places]
+        infos = [{member: part.info(array) for member, array in arrays_of_part.items()}
+                 for (part, _), arrays_of_part in zip(places, members)]
+        if any(info != infos[0] for info in infos):  # Of several stores, and joined by nobody.
+            return [part.sample(place, captures, arrays) for part, place in places]
+        ranges = [part.row_range(capture, place) for part, place in places]
+        ends = np.cumsum([last - first for first, last in ranges]).tolist()
+        values: list[dict[str, Any]] = [{} for _ in places]
+        for member, info in infos[0].items():
+            room = arrays.empty_batch((ends[-1], info.width) if info.width else (ends[-1],),
+                                      info.dtype)
+            for (part, _), names, (first, last), end, value in zip(places, members, ranges, ends,
+                                                                   values):
+                begin = end - (last - first)
+                part.read_into(names[member], first, last, room, begin, arrays)
+                value[member] = room[begin:end]
+            pieces = [value[member] for value in values]
+            whole[id(pieces[0])] = room, pieces
+        for (part, place), (first, last), sample, value in zip(places, ranges, samples, values):
+            kept = part.kept(capture)
+            if kept is not None:
+                sample[capture + ".rows"] = arrays.from_numpy(
+                    kept[first:last] - int(part.offsets[place]))
+            sample[capture] = value.get("", value)
+    for (part, place), sample in zip(places, samples):
+        sample.update(part.sample(place, (), arrays))
+        sample.whole = whole
+    return samples
+
+
+def _whole(samples: Sequence[Sample], values: Sequence[Any]) -> Any:
+    """The array that consists of exactly these, or None."""
+    if not isinstance(samples[0], AdjacentSample):
+        return None
+    room, pieces = samples[0].whole.get(id(values[0]), (None, []))
+    same = len(pieces) == len(values) and all(a is b for a, b in zip(pieces, values))
+    return room if same else None
 
 
 def _arrays_of(samples: Sequence[Sample]) -> Arrays:

@@ -7,6 +7,7 @@ from typing import Any, Callable, Sequence
 
 import numpy as np
 
+from .collate import read_adjacent
 from .store import ActivationStore, Sample
 
 
@@ -49,3 +50,14 @@ class ActivationDataset:
             raise IndexError(f"no sample {index}; the dataset has {self._samples}")
         sample = self.store.sample(index % self._samples, self.captures)
         return sample if self._transform is None else self._transform(sample)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """What DataLoader calls for a batch, from torch 2.0 on: [self[i] for i in indices], with the
+        rows of the samples in memory one after the other."""
+        ours = type(self).__getitem__ is ActivationDataset.__getitem__
+        in_range = all(-self._samples <= index < self._samples for index in indices)
+        if self._transform is not None or not ours or not in_range or not indices:
+            return [self[index] for index in indices]
+        places = [self.store.locate(index % self._samples) for index in indices]
+        return read_adjacent([(self.store.part(key), place) for key, place in places],
+                             self.captures, self.store.arrays)
