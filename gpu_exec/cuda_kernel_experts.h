@@ -116,7 +116,7 @@ struct RouteKernel {
     const MoeSpec& moe = op.moe;
     const std::uint32_t size = moe.experts / moe.groups;
     for (std::uint32_t group = simt::thread_index(); group < moe.groups; group += kThreads) {
-      at.ranks[group] = group_rank(moe, at.select + group * size, size);
+      at.ranks[group] = group_rank(moe, at.select + std::size_t{group} * size, size);
     }
     take_largest_together(at.ranks, moe.groups, moe.top_groups, at.places);
     for (std::uint32_t i = simt::thread_index(); i < moe.experts; i += kThreads) {

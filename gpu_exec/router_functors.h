@@ -2,6 +2,7 @@
 /// From a router's products to a row's experts and weights, written once for host and device; see
 /// row_functors.h.
 
+#include <cstddef>
 #include <cstdint>
 
 #include "gpu_exec/model_spec.h"
@@ -93,13 +94,14 @@ LIBRARIAN_ROW_FUNCTION void keep_best_groups(const MoeSpec& moe, float* select, 
                                              std::int32_t* places) {
   const std::uint32_t size = moe.experts / moe.groups;
   for (std::uint32_t group = 0; group < moe.groups; ++group) {
-    ranks[group] = group_rank(moe, select + group * size, size);
+    ranks[group] = group_rank(moe, select + std::size_t{group} * size, size);
   }
   take_largest(ranks, moe.groups, moe.top_groups, places);
   for (std::uint32_t group = 0; group < moe.groups; ++group) {
     const bool kept = is_among(places, moe.top_groups, group);
+    float* const of = select + std::size_t{group} * size;
     for (std::uint32_t i = 0; i < size && !kept; ++i) {
-      select[group * size + i] = 0.0F;
+      of[i] = 0.0F;
     }
   }
 }

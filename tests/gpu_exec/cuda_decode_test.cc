@@ -5,14 +5,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 
-#include "gpu_exec/cuda_device.h"
 #include "gpu_exec/cuda_window.h"
+#include "tests/gpu_exec/cuda_area.h"
 #include "tests/gpu_exec/cuda_buffers.h"
 #include "tests/gpu_exec/quantised_testing.h"
-#include "tests/support/emulated_cuda.h"
 
 namespace librarian::gpu_exec {
 namespace {
@@ -26,11 +24,11 @@ struct Part {
   std::uint64_t count;
 };
 constexpr std::uint64_t kOutputs = 72;
-const std::vector<Part> kParts = {{"all", {}, kOutputs},
-                                  {"a slice", {37, ~std::uint64_t{0}, 0}, 21},
-                                  {"the last", {kOutputs - 1, ~std::uint64_t{0}, 0}, 1},
-                                  {"every other", {1, 1, 2}, 30},
-                                  {"runs", {3, 5, 20}, 17}};
+constexpr Part kParts[] = {{"all", {}, kOutputs},
+                           {"a slice", {37, ~std::uint64_t{0}, 0}, 21},
+                           {"the last", {kOutputs - 1, ~std::uint64_t{0}, 0}, 1},
+                           {"every other", {1, 1, 2}, 30},
+                           {"runs", {3, 5, 20}, 17}};
 
 Bytes by_cpu(const QuantisedMatrix& matrix, const Part& part, DType type) {
   const std::uint64_t row_bytes = matrix.inputs * dtype_bytes(type);
@@ -41,63 +39,31 @@ Bytes by_cpu(const QuantisedMatrix& matrix, const Part& part, DType type) {
   return rows;
 }
 
-/// Memory of a device and what is read back from it.
-class OnDevice {
- public:
-  OnDevice(std::unique_ptr<Device> device, std::uint64_t bytes)
-      : device_(std::move(device)),
-        bytes_(bytes),
-        memory_(*device_->allocate(bytes + device_->staging_bytes())),
-        host_(*device_->allocate_host(bytes)) {}
-
-  std::byte* staging() const { return memory_.get() + bytes_; }
-  Device& device() { return *device_; }
-
+class CudaDecode : public OnCudaDevice {
+ protected:
   Bytes decode(const QuantisedMatrix& matrix, const Part& part, DType type,
                std::uint64_t staging_bytes) {
+    area_->clear();
     MatrixSource source;
     source.type = type;
     source.rows = part.rows;
     source.quantised = &matrix;
-    source.staging = staging();
+    source.staging = area_->take(device().staging_bytes());
     source.staging_bytes = staging_bytes;
-    device_->pack_matrix(source, part.count, matrix.inputs, memory_.get());
-    Bytes rows(part.count * matrix.inputs * dtype_bytes(type));
-    device_->wait(Queue::download, device_->mark(Queue::weights));
-    device_->copy_out(memory_.get(), host_.get(), rows.size());
-    const Ticket there = device_->mark(Queue::download);
-    while (!*device_->reached(there)) {
-    }
-    std::memcpy(rows.data(), host_.get(), rows.size());
-    return rows;
+    const std::uint64_t bytes = part.count * matrix.inputs * dtype_bytes(type);
+    std::byte* const packed = area_->take(bytes);
+    device().pack_matrix(source, part.count, matrix.inputs, packed);
+    return area_->get(packed, bytes, Queue::weights);
   }
-
- private:
-  std::unique_ptr<Device> device_;
-  std::uint64_t bytes_;
-  DeviceMemory memory_, host_;
-};
-
-constexpr std::uint64_t kMemory = 1ULL << 20U;
-
-class CudaDecode : public testing::TestWithParam<std::string> {
- protected:
   void SetUp() override {
-    if (GetParam() == "gpu") {
-      auto device = make_cuda_device(CudaOptions{});
-      if (!device) {
-        GTEST_SKIP() << "no GPU to test on: " << device.error().message();
-      }
-      on_ = std::make_unique<OnDevice>(*std::move(device), kMemory);
-    } else {
-      on_ = std::make_unique<OnDevice>(*make_cuda_device(make_emulated_cuda({}), 1ULL << 30U),
-                                       kMemory);
+    OnCudaDevice::SetUp();
+    if (!IsSkipped()) {
+      area_ = std::make_unique<DeviceArea>(device(), device().staging_bytes() + (1U << 20U));
     }
   }
-  OnDevice& on() { return *on_; }
 
  private:
-  std::unique_ptr<OnDevice> on_;
+  std::unique_ptr<DeviceArea> area_;
 };
 
 /// As little as can be decoded at a time: what the largest output needs, and its words' others.
@@ -119,9 +85,9 @@ TEST_P(CudaDecode, GivesTheCpusBits) {
       for (const Part& part : kParts) {
         for (const DType type : kTypes) {
           const Bytes expected = by_cpu(matrix, part, type);
-          ASSERT_EQ(on().decode(matrix, part, type, on().device().staging_bytes()), expected)
+          ASSERT_EQ(decode(matrix, part, type, device().staging_bytes()), expected)
               << quantised->name << ", " << part.name << " in " << dtype_name(type);
-          ASSERT_EQ(on().decode(matrix, part, type, least_staging(matrix, part)), expected)
+          ASSERT_EQ(decode(matrix, part, type, least_staging(matrix, part)), expected)
               << quantised->name << ", " << part.name << " in " << dtype_name(type) << ", by parts";
         }
       }
@@ -144,14 +110,38 @@ TEST(CudaWindow, HoldsWhatItsOutputsNeed) {
       copied += copy.row_bytes * copy.rows;
     }
     std::uint64_t tables = sizes.codes + sizes.scales + sizes.zeros + sizes.group_of_input;
-    tables += matrix.table != nullptr ? 16 * 4 : 0;
-    tables += matrix.scale_table != nullptr ? 256 * 4 + (sizes.scales + 255) / 256 * 4 : 0;
+    tables += matrix.table != nullptr ? 64 : 0;
+    tables += matrix.scale_table != nullptr ? 1024 + (sizes.scales + 255) / 256 * 4 : 0;
     EXPECT_EQ(copied, tables) << quantised->name;
     EXPECT_LT(quantised_window(matrix, {}, 8, 16).bytes(), whole.bytes()) << quantised->name;
     for (const std::uint64_t bytes : {whole.bytes(), whole.bytes() - 1, whole.bytes() * 2 / 3}) {
       const std::uint64_t end = window_end(matrix, {}, 0, kOutputs, bytes);
       EXPECT_EQ(end == kOutputs, bytes == whole.bytes()) << quantised->name;
       EXPECT_LE(quantised_window(matrix, {}, 0, end).bytes(), bytes) << quantised->name;
+    }
+  }
+}
+
+/// Whether a copy reads nothing but one of the matrix's tables.
+bool is_of_a_table(const CudaCopy& copy, const TestQuantised& matrix) {
+  const std::byte* const end = copy.from + (copy.rows - 1) * copy.from_stride + copy.row_bytes;
+  return std::any_of(matrix.tables.begin(), matrix.tables.end(), [&](const Bytes& table) {
+    return table.data() < copy.from && end <= table.data() + table.size();
+  });
+}
+
+// Goal: no byte is read that is not the checkpoint's.
+TEST(CudaWindow, ReadsNothingButTheTables) {
+  for (const auto& quantised : all_layouts(kOutputs, 120)) {
+    for (const Part& part : kParts) {
+      for (std::uint64_t end = 1; end <= part.count; ++end) {
+        for (const std::uint64_t begin : {std::uint64_t{0}, end - 1}) {
+          const QuantisedWindow window = quantised_window(quantised->matrix, part.rows, begin, end);
+          for (const CudaCopy& copy : window.copies_to(nullptr)) {
+            ASSERT_TRUE(is_of_a_table(copy, *quantised)) << quantised->name << " " << part.name;
+          }
+        }
+      }
     }
   }
 }

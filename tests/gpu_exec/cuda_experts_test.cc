@@ -1,12 +1,15 @@
 // What mixtures of experts do besides products, for CUDA, on an emulated GPU: the CPU device's
 // bits.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
+#include <cstring>
 #include <limits>
-#include <numeric>
 
 #include "gpu_exec/cuda_kernel_experts.h"
+#include "tests/gpu_exec/cuda_area.h"
 #include "tests/gpu_exec/cuda_buffers.h"
 #include "tests/gpu_exec/cuda_testing.h"
 
@@ -131,9 +134,87 @@ TEST(CudaExperts, RoutesAreTheCpus) {
   }
 }
 
+class CudaRouter : public OnCudaDevice {
+ protected:
+  Routes routes_of(const RouterRows& router) {
+    DeviceArea area(device(), 1U << 20U);
+    Routes routes;
+    RouteOp op = router.op(routes, 0, router.rows);
+    op.products = reinterpret_cast<const float*>(area.put(to_bytes(router.products, DType::f32)));
+    if (op.select_bias != nullptr) {
+      op.select_bias = reinterpret_cast<const float*>(area.put(to_bytes(router.bias, DType::f32)));
+    }
+    std::byte* const shared = area.put(to_bytes(router.shared, DType::f32));
+    op.shared_products = op.shared_products == nullptr ? nullptr : reinterpret_cast<float*>(shared);
+    const std::uint64_t bytes = routes.weights.size() * sizeof(float);
+    std::byte* const ids = area.take(bytes);
+    std::byte* const weights = area.take(bytes);
+    op.ids = reinterpret_cast<std::int32_t*>(ids);
+    op.weights = reinterpret_cast<float*>(weights);
+    device().route(op);
+    const Bytes chosen = area.get(ids, bytes);
+    std::memcpy(routes.ids.data(), chosen.data(), bytes);
+    routes.weights = to_floats(area.get(weights, bytes), DType::f32);
+    routes.shared = to_floats(area.get(shared, router.rows * sizeof(float)), DType::f32);
+    return routes;
+  }
+};
+
+// Goal: the same from the device that a layer sees, on real hardware, too. NaN has other bits
+// there.
+TEST_P(CudaRouter, RoutesAreTheCpus) {
+  for (const MoeSpec& moe : routers()) {
+    const RouterRows router(moe, 3);
+    EXPECT_EQ(routes_of(router), router.by_cpu()) << moe.experts << " top " << moe.top_k;
+    const RouterRows broken(moe, 9);
+    EXPECT_EQ(routes_of(broken).ids, broken.by_cpu().ids) << moe.experts << " top " << moe.top_k;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Gpus, CudaRouter, testing::Values("emulated", "gpu"),
+                         [](const auto& gpu) { return gpu.param; });
+
+// Goal: sums that stay in f32, as experts' do, take the way that was planned for them, however
+// wide. Method: with a library, nothing is left to our own kernels.
+TEST(CudaExperts, WideSumsInF32GoTheirPlannedWay) {
+  constexpr std::uint64_t kRows = 32;
+  constexpr std::uint64_t kInputs = 16;
+  constexpr std::uint64_t kOutputs = 8200;
+  EmulatedCudaRecord record;
+  const auto device =
+      make_cuda_device(make_emulated_cuda({8, 0, kRows, 1}, &record), std::uint64_t{1} << 30U)
+          .value();
+  const ProductSize size{kOutputs, kInputs, false};
+  ASSERT_TRUE(device->plan_products({&size, 1}, DType::bf16));
+  record.done.clear();
+  DeviceArea area(*device, device->scratch_bytes({}) + (4U << 20U));
+  LinearOp op;
+  TestRandom random(1);
+  const std::vector<float> x = rounded(random.vector(kRows * kInputs, 1.0F), DType::bf16);
+  const std::vector<float> w = rounded(random.vector(kOutputs * kInputs, 1.0F), DType::bf16);
+  op.x = area.put(to_bytes(x, DType::bf16));
+  op.matrix.packed = area.put(to_bytes(w, DType::bf16));
+  op.rows = kRows;
+  op.inputs = kInputs;
+  op.outputs = kOutputs;
+  op.y_f32 = true;
+  op.y = area.take(kRows * kOutputs * sizeof(float));
+  device->linear(op, area.take(device->scratch_bytes({})), {});
+  const auto y = to_floats(area.get(op.y, kRows * kOutputs * sizeof(float)), DType::f32);
+  for (const std::uint64_t output : {std::uint64_t{0}, kOutputs - 1}) {
+    double sum = 0;
+    for (std::uint64_t i = 0; i < kInputs; ++i) {
+      sum += x[kInputs + i] * w[output * kInputs + i];
+    }
+    EXPECT_NEAR(y[kOutputs + output], sum, 1e-5);
+  }
+  EXPECT_THAT(record.done, testing::Contains("compute library"));
+  EXPECT_THAT(record.done, testing::Not(testing::Contains("compute product")));
+}
+
 /// Of seven rows, in an order of their own.
-const std::vector<std::int32_t> kChosen = {6, 0, 3, 4};
-const std::vector<float> kFactors = {0.3F, 1.0F, -1.7F, 0.001F};
+constexpr std::array<std::int32_t, 4> kChosen = {6, 0, 3, 4};
+constexpr std::array<float, 4> kFactors = {0.3F, 1.0F, -1.7F, 0.001F};
 
 // Goal: rows come to an expert as on the CPU device, bit for bit, at any address, and nothing is
 // written behind them.

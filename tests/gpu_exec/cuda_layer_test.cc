@@ -334,8 +334,8 @@ struct TwoLayers {
   bool operator==(const TwoLayers&) const = default;
 };
 
-TwoLayers run_two_layers(Device& device, bool ahead) {
-  const TestLayer layer = make_layer(kHidden, aligned_layer(), DType::bf16);
+TwoLayers run_two_layers(Device& device, bool ahead, const LayerSpec& spec = aligned_layer()) {
+  const TestLayer layer = make_layer(kHidden, spec, DType::bf16);
   const auto executor = loaded_executor(layer, device, DType::bf16, 20, 50);
   const std::vector<std::vector<Segment>> segments = {
       segments_of({20}), segments_of({7, 3}), {{0, 20, 0, 30}}, {{0, 10, 20, 30}}};
@@ -366,6 +366,21 @@ TEST(CudaQueues, GiveTheSameBitsInWhateverOrderTheyMayRun) {
   const TwoLayers expected = run_two_layers(*emulated_device({}), false);
   for (std::uint64_t seed = 1; seed <= 12; ++seed) {
     EXPECT_EQ(run_two_layers(*emulated_device({8, 0, 0, seed}), true), expected) << "seed " << seed;
+  }
+}
+
+// Goal: the same where rows go to experts that the host has sorted: each block's choices are its
+// own until its rows have met them.
+TEST(CudaQueues, GiveExpertsTheirRowsInWhateverOrderTheyMayRun) {
+  LayerSpec spec = aligned_layer();
+  spec.moe.experts = 6;
+  spec.moe.top_k = 2;
+  spec.moe.width = 40;
+  spec.moe.shared_width = 24;
+  const TwoLayers expected = run_two_layers(*emulated_device({}), false, spec);
+  for (std::uint64_t seed = 1; seed <= 6; ++seed) {
+    EXPECT_EQ(run_two_layers(*emulated_device({8, 0, 0, seed}), true, spec), expected)
+        << "seed " << seed;
   }
 }
 

@@ -66,9 +66,16 @@ class Models:
         return model
 
 
+@pytest.fixture(params=["cpu", "cuda:0"])
+def extract(request):
+    """extract(folder, ...): a job on the CPU or on an emulated GPU."""
+    program = request.getfixturevalue("librarian" if request.param == "cpu" else "on_gpu")
+    return lambda model, *options: program("extract", model, "--device", request.param, *options)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_quantised_checkpoint_gives_the_numbers_of_its_decoded_weights(
-        layout, librarian, tmp_path):
+        layout, extract, librarian, tmp_path):
     models = Models(tmp_path, layout)
     for dtype in ("f32", "bf16") if layout in IN_BOTH_TYPES else ("f32",):
         # In 16 bit the twin has to hold what the product sees: the decoded value, rounded.
@@ -83,9 +90,9 @@ def test_a_quantised_checkpoint_gives_the_numbers_of_its_decoded_weights(
                          | {f"{module}.weight": rounded for module in models.modules()},
                          models.config)
         for name in ("plain", "quantised"):
-            librarian("extract", tmp_path / name, "--tokens", models.tokens, "--dtype", dtype,
-                      "--out", tmp_path / f"{name}_{dtype}", "--capture", "attn_out@all,resid_post@all",
-                      "--skeleton", "no")
+            extract(tmp_path / name, "--tokens", models.tokens, "--dtype", dtype,
+                    "--out", tmp_path / f"{name}_{dtype}", "--capture", "attn_out@all,resid_post@all",
+                    "--skeleton", "no")
         librarian("diff", tmp_path / f"plain_{dtype}", tmp_path / f"quantised_{dtype}")
 
 
