@@ -270,13 +270,17 @@ QuantisedSizes quantised_sizes(const QuantisedMatrix& m) {
   return sizes;
 }
 
-Result<void> check_quantised(const QuantisedMatrix& m) {
+Result<void> check_scales(const QuantisedMatrix& m) {
   const std::uint64_t scales = scale_count(m);
   for (std::uint64_t i = 0; i < scales; ++i) {
     if (!std::isfinite(scale_value(m, i))) {
       return Error(ErrorCode::bad_input, "scale " + std::to_string(i) + " is not a finite number");
     }
   }
+  return {};
+}
+
+Result<void> check_groups(const QuantisedMatrix& m) {
   if (m.group_of_input != nullptr) {
     for (std::uint64_t i = 0; i < m.inputs; ++i) {
       // Read as unsigned, so that negative ones are too large, too.

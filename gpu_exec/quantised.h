@@ -94,8 +94,10 @@ struct QuantisedSizes {
 };
 QuantisedSizes quantised_sizes(const QuantisedMatrix& matrix);
 
-/// Looks at all scales and group numbers before they are used.
-/// @error bad_input  a scale is NaN or infinite, or a group number is outside [0, groups).
-Result<void> check_quantised(const QuantisedMatrix& matrix);
+/// Looks at all scales before they are used.
+/// @error bad_input  one of them is NaN or infinite; does not name the tensor.
+Result<void> check_scales(const QuantisedMatrix& matrix);
+/// @error bad_input  a number in group_of_input is outside [0, groups); does not name the tensor.
+Result<void> check_groups(const QuantisedMatrix& matrix);
 
 }  // namespace librarian::gpu_exec

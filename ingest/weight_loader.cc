@@ -60,11 +60,8 @@ Result<gpu_exec::Ticket> WeightLoader::take_quantised(const weightmap::ArrivedPi
   for (const auto& [suffix, table] : tables) {
     bytes[suffix] = table;
   }
-  std::string_view name(tensor.name);
-  if (name.ends_with(tensor.suffix)) {
-    name.remove_suffix(tensor.suffix.size() + 1);
-  }
-  const std::string module = checkpoint_.files()[tensor.file].name + ": " + std::string(name);
+  const std::string module = checkpoint_.files()[tensor.file].name + ": " +
+                             weightmap::quantised_module_name(tensor.name, tensor.suffix);
   LIB_TRY(const gpu_exec::QuantisedMatrix matrix,
           weightmap::bind_quantised(plan.quantised.at(tensor.key), bytes, module));
   return executor_.load(tensor.key, matrix);

@@ -37,6 +37,9 @@ std::uint64_t blocks_of(std::uint64_t count, std::uint64_t block) {
   return (count + block - 1) / block;
 }
 
+/// What a suffix begins with that is no part of the name of a tensor of all experts.
+constexpr std::string_view kPart = "weight";
+
 /// Suffixes that quantised modules have and W does not depend on.
 constexpr std::array<std::string_view, 8> kUnused{
     "input_scale",        "activation_scale", "input_scale_ub", "input_zero_point",
@@ -71,7 +74,7 @@ class Describer {
   QuantisedMatrix& matrix() { return module_.matrix; }
 
   Error wrong(std::string_view suffix, const std::string& reason) const {
-    return Error(ErrorCode::bad_input, name_ + "." + std::string(suffix) + ": " + reason);
+    return Error(ErrorCode::bad_input, quantised_tensor_name(name_, suffix) + ": " + reason);
   }
 
   const ModuleTensor* find(std::string_view suffix) const {
@@ -304,6 +307,9 @@ class Describer {
         take("qweight", QuantTable::codes, {"I32"}, {{words(matrix().inputs), matrix().outputs}}));
     LIB_TRY_VOID(
         take("qzeros", QuantTable::zeros, {"I32"}, {{matrix().groups, words(matrix().outputs)}}));
+    if (quantisation_.needs_group_index && find("g_idx") == nullptr) {
+      return wrong("g_idx", "is missing, and config.json says desc_act");
+    }
     return take_groups_of_inputs("g_idx");
   }
 
@@ -353,6 +359,28 @@ class Describer {
 };
 
 }  // namespace
+
+std::string quantised_tensor_name(std::string_view module, std::string_view suffix) {
+  const std::size_t number = module.ends_with(']') ? module.rfind('[') : std::string_view::npos;
+  if (number == std::string_view::npos || !suffix.starts_with(kPart)) {
+    return std::string(module) + "." + std::string(suffix);
+  }
+  return std::string(module.substr(0, number)) + std::string(suffix.substr(kPart.size())) +
+         std::string(module.substr(number));
+}
+
+std::string quantised_module_name(std::string_view tensor, std::string_view suffix) {
+  const std::size_t number = tensor.ends_with(']') ? tensor.rfind('[') : tensor.size();
+  const std::string of_expert(tensor.substr(number));
+  for (const std::string& ending :
+       {"." + std::string(suffix),
+        std::string(suffix.substr(std::min(kPart.size(), suffix.size())))}) {
+    if (tensor.substr(0, number).ends_with(ending)) {
+      return std::string(tensor.substr(0, number - ending.size())) + of_expert;
+    }
+  }
+  return std::string(tensor);
+}
 
 bool is_quantised(std::span<const ModuleTensor> tensors) {
   return std::any_of(tensors.begin(), tensors.end(), [](const ModuleTensor& tensor) {

@@ -7,6 +7,7 @@
 #include <map>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/error.h"
@@ -31,7 +32,8 @@ struct Quantisation {
   std::uint64_t group_size = 0;       ///< awq, gptq: inputs that share a scale; 0: all.
   std::uint64_t block_outputs = 128;  ///< fp8, compressed_tensors: of a block of scales.
   std::uint64_t block_inputs = 128;
-  std::int32_t zero_plus = 0;  ///< gptq: 1 where zero points are kept less one.
+  std::int32_t zero_plus = 0;      ///< gptq: 1 where zero points are kept less one.
+  bool needs_group_index = false;  ///< gptq: inputs are in no order that follows from their number.
 };
 /// @param what  Names the document in errors.
 /// @error bad_input  quant_method is unknown, or a number is not possible; names it.
@@ -64,6 +66,12 @@ struct QuantisedModule {
   std::map<std::string, QuantTable> tables;  ///< Suffix -> what it is, of every tensor given.
 };
 
+/// The tensor's own name: "a.proj" and "weight_scale" -> "a.proj.weight_scale"; an expert's part of
+/// a tensor of all: "a.proj[3]" and "weight_scales" -> "a.proj_scales[3]".
+std::string quantised_tensor_name(std::string_view module, std::string_view suffix);
+/// The module that a tensor of this name belongs to: quantised_tensor_name() undone.
+std::string quantised_module_name(std::string_view tensor, std::string_view suffix);
+
 /// Whether these tensors are a quantised matrix, not a plain `weight`.
 bool is_quantised(std::span<const ModuleTensor> tensors);
 
@@ -80,7 +88,8 @@ Result<QuantisedModule> describe_quantised(const Quantisation& quantisation,
 
 /// The matrix over bytes in host memory, which must outlive it.
 /// @param bytes  By suffix; of all tables but the unused. Sizes are as described.
-/// @error bad_input  a scale is not finite, a group number or the state is impossible.
+/// @error bad_input  a scale is not finite, a group number or the state is impossible: names the
+///                   tensor.
 Result<gpu_exec::QuantisedMatrix> bind_quantised(
     const QuantisedModule& module, const std::map<std::string, std::span<const std::byte>>& bytes,
     const std::string& name);

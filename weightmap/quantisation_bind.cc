@@ -14,7 +14,7 @@ using gpu_exec::ScaleType;
 
 /// bitsandbytes' own JSON: what the shapes do not say.
 Result<void> read_state(std::span<const std::byte> bytes, const std::string& what,
-                        QuantisedMatrix& matrix) {
+                        const std::string& absmax, QuantisedMatrix& matrix) {
   JsonLimits limits;
   limits.text_bytes_max = 4096;
   limits.values_max = 64;
@@ -29,7 +29,7 @@ Result<void> read_state(std::span<const std::byte> bytes, const std::string& wha
       blocks != matrix.groups) {
     return Error(ErrorCode::bad_input, what + ": its shape and blocksize do not say " +
                                            std::to_string(matrix.groups) + " blocks of " +
-                                           expected.dump());
+                                           expected.dump() + ", as " + absmax + " does");
   }
   LIB_TRY(const std::string type, json_string(state, "dtype", what));
   if (type != "bfloat16" && type != "float16" && type != "float32") {
@@ -39,12 +39,49 @@ Result<void> read_state(std::span<const std::byte> bytes, const std::string& wha
   if (matrix.scale_type == ScaleType::table8) {
     const Json nested_block = state.value("nested_blocksize", Json(256));
     const Json offset = state.value("nested_offset", Json());
-    if (nested_block != Json(256) || !offset.is_number()) {
+    if (nested_block != Json(256) || !offset.is_number() || !std::isfinite(offset.get<float>())) {
       return Error(ErrorCode::bad_input, what + ": needs nested_blocksize 256 and a nested_offset");
     }
     matrix.scale_offset = offset.get<float>();
   }
   return {};
+}
+
+/// f32 numbers of any alignment.
+Result<void> check_finite(std::span<const std::byte> numbers) {
+  for (std::size_t i = 0; i + sizeof(float) <= numbers.size(); i += sizeof(float)) {
+    float number = 0;
+    std::memcpy(&number, numbers.data() + i, sizeof number);
+    if (!std::isfinite(number)) {
+      return Error(ErrorCode::bad_input,
+                   "number " + std::to_string(i / sizeof number) + " is not a finite number");
+    }
+  }
+  return {};
+}
+
+/// What its own numbers alone can be wrong in.
+Result<void> check_table(const QuantisedMatrix& matrix, QuantTable table,
+                         std::span<const std::byte> data) {
+  switch (table) {
+    case QuantTable::code_table:
+    case QuantTable::scale_table:
+    case QuantTable::scale_of_256:
+      return check_finite(data);
+    case QuantTable::global_scale:
+      if (!std::isfinite(matrix.global) || matrix.global == 0) {
+        return Error(ErrorCode::bad_input, "is " + std::to_string(matrix.global));
+      }
+      return {};
+    case QuantTable::scales:
+      // Codes into tables that are looked at themselves.
+      return matrix.scale_type == ScaleType::table8 ? Result<void>()
+                                                    : gpu_exec::check_scales(matrix);
+    case QuantTable::group_of_input:
+      return gpu_exec::check_groups(matrix);
+    default:
+      return {};
+  }
 }
 
 }  // namespace
@@ -53,11 +90,14 @@ Result<QuantisedMatrix> bind_quantised(
     const QuantisedModule& module, const std::map<std::string, std::span<const std::byte>>& bytes,
     const std::string& name) {
   QuantisedMatrix matrix = module.matrix;
+  const auto data_of = [&](const std::string& suffix, QuantTable table) {
+    return table == QuantTable::unused ? std::span<const std::byte>() : bytes.at(suffix);
+  };
   for (const auto& [suffix, table] : module.tables) {
     if (table == QuantTable::unused) {
       continue;
     }
-    const std::span<const std::byte> data = bytes.at(suffix);
+    const std::span<const std::byte> data = data_of(suffix, table);
     switch (table) {
       case QuantTable::codes:
         matrix.codes = data.data();
@@ -73,10 +113,6 @@ Result<QuantisedMatrix> bind_quantised(
         break;
       case QuantTable::global_scale:
         std::memcpy(&matrix.global, data.data(), sizeof matrix.global);
-        if (!std::isfinite(matrix.global) || matrix.global == 0) {
-          return Error(ErrorCode::bad_input,
-                       name + "." + suffix + ": is " + std::to_string(matrix.global));
-        }
         break;
       case QuantTable::code_table:
         matrix.table = data.data();
@@ -88,7 +124,8 @@ Result<QuantisedMatrix> bind_quantised(
         matrix.scale_of_256 = data.data();
         break;
       case QuantTable::state:
-        LIB_TRY_VOID(read_state(data, name + "." + suffix, matrix));
+        LIB_TRY_VOID(read_state(data, quantised_tensor_name(name, suffix),
+                                quantised_tensor_name(name, "weight.absmax"), matrix));
         break;
       case QuantTable::unused:
         break;
@@ -103,8 +140,10 @@ Result<QuantisedMatrix> bind_quantised(
                                                                        : 0;
     LIB_CHECK(wanted == 0 || bytes.at(suffix).size() == wanted);
   }
-  if (auto checked = gpu_exec::check_quantised(matrix); !checked) {
-    return checked.error().with_context(name);
+  for (const auto& [suffix, table] : module.tables) {
+    if (auto checked = check_table(matrix, table, data_of(suffix, table)); !checked) {
+      return checked.error().with_context(quantised_tensor_name(name, suffix));
+    }
   }
   return matrix;
 }

@@ -9,6 +9,48 @@ namespace librarian::weightmap {
 
 using Method = Quantisation::Method;
 
+namespace {
+
+/// What tensors look like does not say whether they are pruned or rotated, too.
+Result<void> check_compressed_tensors(const Json& config, const std::string& where) {
+  static constexpr std::array<std::string_view, 7> kFormats{
+      "dense",          "float-quantized",      "naive-quantized", "int-quantized",
+      "pack-quantized", "nvfp4-pack-quantized", "mixed-precision"};
+  const auto known = [](const Json& format) {
+    return format.is_null() ||
+           (format.is_string() && std::find(kFormats.begin(), kFormats.end(),
+                                            format.get<std::string_view>()) != kFormats.end());
+  };
+  const auto refuse = [&](const std::string& key, const Json& value) {
+    return Error(ErrorCode::bad_input,
+                 where + ": " + key + " " + value.dump().substr(0, 100) + " is not built in");
+  };
+  const Json format = config.value("format", Json());
+  if (!known(format)) {
+    return refuse("format", format);
+  }
+  if (const Json groups = config.value("config_groups", Json()); groups.is_object()) {
+    for (const auto& [name, group] : groups.items()) {
+      const Json own = group.is_object() ? group.value("format", Json()) : Json();
+      if (!known(own)) {
+        return refuse("config_groups." + name + ".format", own);
+      }
+    }
+  }
+  const Json sparsity = config.value("sparsity_config", Json());
+  if (sparsity.is_object() && !sparsity.empty() &&
+      sparsity.value("format", Json()) != Json("dense")) {
+    return refuse("sparsity_config", sparsity);
+  }
+  const Json transform = config.value("transform_config", Json());
+  if (transform.is_object() && !transform.value("config_groups", Json::object()).empty()) {
+    return refuse("transform_config", transform);
+  }
+  return {};
+}
+
+}  // namespace
+
 Result<Quantisation> read_quantisation(const Json& config, const std::string& what) {
   Quantisation result;
   const std::string where = what + ": 'quantization_config'";
@@ -32,6 +74,9 @@ Result<Quantisation> read_quantisation(const Json& config, const std::string& wh
     return refuse("quant_method '" + method.substr(0, 100) + "' is not built in");
   }
   result.method = found->second;
+  if (result.method == Method::compressed_tensors) {
+    LIB_TRY_VOID(check_compressed_tensors(config, where));
+  }
   // Where the blocks of scales are: DeepSeek's key, or that of a group of compressed-tensors.
   Json block = config.value("weight_block_size", Json());
   if (const Json groups = config.value("config_groups", Json()); groups.is_object()) {
@@ -69,6 +114,7 @@ Result<Quantisation> read_quantisation(const Json& config, const std::string& wh
       return refuse("checkpoint_format must be gptq or gptq_v2");
     }
     result.zero_plus = format == "gptq" ? 1 : 0;
+    result.needs_group_index = config.value("desc_act", Json(false)) == Json(true);
   }
   if (result.method == Method::awq && config.value("version", Json("gemm")) != "gemm") {
     return refuse("only AWQ's version gemm is built in");

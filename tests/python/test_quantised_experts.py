@@ -148,5 +148,4 @@ def test_a_missing_scale_of_one_expert_is_named(librarian, tmp_path):
         del twins.quantised[missing]
         model = twins.write(case, twins.quantised, quantization_config=twins.quantisation)
         said = librarian("plan", model, "--tokens", twins.tokens, exit_code=BAD_INPUT).stderr
-        module, _, suffix = missing.replace("_proj_scales", "_proj[0].weight_scales").rpartition(".")
-        assert module in said and suffix.partition("_inv")[0] in said, said
+        assert missing.removesuffix("_inv") in said, said

@@ -188,6 +188,17 @@ INSTANTIATE_TEST_SUITE_P(All, QuantisedLayout, testing::ValuesIn(fixture_names()
 
 TEST(Quantisation, HasAFixtureOfEveryLayout) { EXPECT_GE(fixture_names().size(), 38U); }
 
+TEST(Quantisation, TensorsKeepTheirNamesWhereOneHoldsAllExperts) {
+  for (const auto& [module, suffix, name] :
+       {std::tuple{"a.proj", "weight_scale", "a.proj.weight_scale"},
+        std::tuple{"a.proj", "qweight", "a.proj.qweight"},
+        std::tuple{"a.proj[3]", "weight_scales", "a.proj_scales[3]"},
+        std::tuple{"a.proj[12]", "weight", "a.proj[12]"}}) {
+    EXPECT_EQ(quantised_tensor_name(module, suffix), name);
+    EXPECT_EQ(quantised_module_name(name, suffix), module);
+  }
+}
+
 TEST(Quantisation, RefusesAScaleThatIsNotANumber) {
   Fixture fixture = read_fixture("gptq_4bit");
   const std::uint16_t nan = 0x7E00;
@@ -195,7 +206,8 @@ TEST(Quantisation, RefusesAScaleThatIsNotANumber) {
   auto bound = fixture.bind();
   ASSERT_FALSE(bound);
   EXPECT_EQ(bound.error().code(), ErrorCode::bad_input);
-  EXPECT_THAT(bound.error().message(), HasSubstr("scale 5 is not a finite number"));
+  EXPECT_THAT(bound.error().message(),
+              HasSubstr("layer.proj.scales: scale 5 is not a finite number"));
 }
 
 TEST(Quantisation, RefusesAGroupThatDoesNotExist) {
@@ -204,7 +216,7 @@ TEST(Quantisation, RefusesAGroupThatDoesNotExist) {
     std::memcpy(fixture.bytes["g_idx"].data() + sizeof group * 17, &group, sizeof group);
     auto bound = fixture.bind();
     ASSERT_FALSE(bound);
-    EXPECT_THAT(bound.error().message(), HasSubstr("input 17 is in group"));
+    EXPECT_THAT(bound.error().message(), HasSubstr("layer.proj.g_idx: input 17 is in group"));
   }
 }
 
