@@ -6,6 +6,7 @@
 #include "cli/commands.h"
 #include "cli/exit_codes.h"
 #include "cli/output.h"
+#include "cli/plan_sizes.h"
 #include "ingest/job.h"
 
 namespace librarian::cli {
@@ -318,11 +319,28 @@ std::string rope_text(const weightmap::ModelConfig& config) {
   return text;
 }
 
+/// Sizes come before the refusal of a model that can be read and not run.
+Error explain(const Error& refusal, const Options& options, const std::stop_token& stop) {
+  if (refusal.code() != ErrorCode::bad_input) {
+    return refusal;
+  }
+  const auto unsupported =
+      ingest::measure_unsupported(options.job, ingest::JobEnvironment::real(), stop);
+  if (!unsupported || !*unsupported) {
+    return refusal;
+  }
+  print_sizes(**unsupported, options.json);
+  return (*unsupported)->why;
+}
+
 }  // namespace
 
 Result<int> run_plan(const Options& options, const std::stop_token& stop) {
-  LIB_TRY(const std::unique_ptr<PreparedJob> job,
-          PreparedJob::create(options.job, ingest::JobEnvironment::real(), stop));
+  const auto prepared = PreparedJob::create(options.job, ingest::JobEnvironment::real(), stop);
+  if (!prepared) {
+    return explain(prepared.error(), options, stop);
+  }
+  const std::unique_ptr<PreparedJob>& job = *prepared;
   LIB_TRY(const double flops_per_second, job->measure_flops());
   if (options.json) {
     print_event("plan", plan_to_json(*job, flops_per_second));

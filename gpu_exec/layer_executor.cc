@@ -23,10 +23,10 @@ namespace {
 Error invalid(std::string message) { return {ErrorCode::invalid_argument, std::move(message)}; }
 
 /// "attention", "MLP up 0..4095 and down 0..127", ...
-std::string stage_text(const Stage& stage) {
-  std::string text;
-  std::uint64_t experts = 0;
-  std::uint64_t first_expert = ~std::uint64_t{0};
+StageSummary summary_of(const Stage& stage) {
+  StageSummary summary;
+  summary.bytes = stage.bytes;
+  std::string& text = summary.text;
   const auto add = [&text](const std::string& piece) {
     text += (text.empty() ? "" : ", ") + piece;
   };
@@ -47,8 +47,8 @@ std::string stage_text(const Stage& stage) {
         add("shared expert");
         break;
       case StepKind::expert:
-        ++experts;
-        first_expert = std::min(first_expert, step.begin);
+        summary.first_expert = summary.experts == 0 ? step.begin : summary.first_expert;
+        ++summary.experts;
         break;
       case StepKind::mlp_up:
         add("MLP up" + range);
@@ -62,11 +62,13 @@ std::string stage_text(const Stage& stage) {
         break;
     }
   }
-  if (experts != 0) {
-    add("experts " + std::to_string(first_expert) + ".." +
-        std::to_string(first_expert + experts - 1));
+  if (summary.experts != 0) {
+    summary.experts_only = text.empty();
+    add("experts " + std::to_string(summary.first_expert) + ".." +
+        std::to_string(summary.first_expert + summary.experts - 1));
   }
-  return text.empty() ? "norms" : text;
+  text = text.empty() ? "norms" : text;
+  return summary;
 }
 
 /// Of all matrices that a plan multiplies.
@@ -494,7 +496,7 @@ Result<std::vector<StageSummary>> LayerExecutor::stages(const ModelSpec& model,
   LIB_TRY(const ExecutionPlan plan, make_execution_plan(model, options, device));
   std::vector<StageSummary> summaries;
   for (const Stage& stage : plan_stages(model, model.layers[layer_index], options, plan, device)) {
-    summaries.push_back({stage_text(stage), stage.bytes});
+    summaries.push_back(summary_of(stage));
   }
   return summaries;
 }

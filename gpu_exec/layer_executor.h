@@ -93,6 +93,9 @@ struct ExecutorMemory {
 struct StageSummary {
   std::string text;         ///< "attention", "MLP outputs 0..4095", ...
   std::uint64_t bytes = 0;  ///< Of weights.
+  std::uint64_t first_expert = 0;
+  std::uint64_t experts = 0;  ///< From `first_expert` on; 0: none.
+  bool experts_only = false;
 };
 
 /// Owns one arena of exactly ExecutorMemory::device_bytes(). Not thread-safe; uses the device's

@@ -4,13 +4,13 @@
 
 namespace librarian::ingest {
 
-Result<std::optional<DevicePlan>> plan_device(const weightmap::Checkpoint& checkpoint,
-                                              const CaptureList& captures,
-                                              std::span<const activation_store::PartRange> parts,
-                                              const MemoryPlan& memory,
-                                              const gpu_exec::Device& device) {
+std::optional<DevicePlan> plan_device(const weightmap::Checkpoint& checkpoint,
+                                      const CaptureList& captures,
+                                      std::span<const activation_store::PartRange> parts,
+                                      const MemoryPlan& memory, const LayerSizes& sizes,
+                                      const gpu_exec::Device& device) {
   if (device.works_on_host_memory()) {
-    return std::optional<DevicePlan>();
+    return std::nullopt;
   }
   DevicePlan plan;
   plan.limit_bytes = device.memory_limit();
@@ -20,15 +20,10 @@ Result<std::optional<DevicePlan>> plan_device(const weightmap::Checkpoint& check
   plan.staged = memory.executor_memory.staged;
   plan.rows_together = memory.executor_memory.rows_together;
   const std::int32_t layers = std::min(captures.last_layer() + 1, checkpoint.layer_count());
-  std::uint64_t weight_bytes = 0;
-  for (std::int32_t layer = 0; layer < layers; ++layer) {
-    LIB_TRY(std::vector<gpu_exec::StageSummary> stages,
-            gpu_exec::LayerExecutor::stages(checkpoint.spec(), static_cast<std::uint32_t>(layer),
-                                            memory.executor, device));
-    if (stages.size() > plan.stages.size()) {
-      plan.stages = std::move(stages);
+  for (const LayerKindSizes& kind : sizes.kinds) {
+    if (kind.stages.size() > plan.stages.size()) {
+      plan.stages = kind.stages;
     }
-    weight_bytes += checkpoint.layer(layer).bytes;
   }
   const std::uint64_t row_bytes =
       checkpoint.spec().hidden_size * gpu_exec::dtype_bytes(memory.executor.dtype);
@@ -37,7 +32,7 @@ Result<std::optional<DevicePlan>> plan_device(const weightmap::Checkpoint& check
         plan.staged ? (part.tokens + plan.rows_together - 1) / plan.rows_together : 1;
     plan.uploads_max = std::max(plan.uploads_max, uploads);
     const std::uint64_t rows = part.tokens * static_cast<std::uint64_t>(layers) * row_bytes;
-    plan.upload_bytes += uploads * weight_bytes + rows;
+    plan.upload_bytes += uploads * sizes.wire_bytes + rows;
     plan.download_bytes += rows;
     // resid_post is among the rows that come back anyway.
     for (std::int32_t layer = 0; layer < layers; ++layer) {
@@ -47,7 +42,7 @@ Result<std::optional<DevicePlan>> plan_device(const weightmap::Checkpoint& check
       plan.download_bytes += more * part.tokens * row_bytes;
     }
   }
-  return std::optional<DevicePlan>(std::move(plan));
+  return plan;
 }
 
 }  // namespace librarian::ingest

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "gpu_exec/layer_executor.h"
 #include "ingest/capture_list.h"
+#include "ingest/layer_sizes.h"
 #include "ingest/memory_plan.h"
 #include "weightmap/checkpoint.h"
 
@@ -34,10 +35,11 @@ struct DevicePlan {
 
 /// Nothing if the device works on host memory.
 /// @param memory  The job's plan on this device.
-Result<std::optional<DevicePlan>> plan_device(const weightmap::Checkpoint& checkpoint,
-                                              const CaptureList& captures,
-                                              std::span<const activation_store::PartRange> parts,
-                                              const MemoryPlan& memory,
-                                              const gpu_exec::Device& device);
+/// @param sizes   Of the layers under that plan.
+std::optional<DevicePlan> plan_device(const weightmap::Checkpoint& checkpoint,
+                                      const CaptureList& captures,
+                                      std::span<const activation_store::PartRange> parts,
+                                      const MemoryPlan& memory, const LayerSizes& sizes,
+                                      const gpu_exec::Device& device);
 
 }  // namespace librarian::ingest

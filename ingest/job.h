@@ -21,6 +21,7 @@
 #include "ingest/job_events.h"
 #include "ingest/job_options.h"
 #include "ingest/known_weights.h"
+#include "ingest/layer_sizes.h"
 #include "ingest/memory_plan.h"
 #include "ingest/part_journal.h"
 #include "ingest/run_report.h"
@@ -81,6 +82,7 @@ class PreparedJob {
   int threads() const { return threads_; }
   /// Nothing if the device works on host memory.
   const std::optional<DevicePlan>& device_plan() const { return device_plan_; }
+  const LayerSizes& layer_sizes() const { return layer_sizes_; }
 
   /// See tokenizer_check.h; of this job's model.
   Result<bool> save_tokenizer(const std::string& path, const std::stop_token& stop);
@@ -148,6 +150,7 @@ class PreparedJob {
   std::uint64_t logit_rows_ = 0;      // Of logits.topk, in all parts,
   std::uint64_t logit_rows_max_ = 0;  // and in one.
   MemoryPlan memory_;
+  LayerSizes layer_sizes_;
   std::uint64_t device_overhead_bytes_ = 0;  // Host memory that opening it took.
   std::optional<DevicePlan> device_plan_;
   DiskPlan disk_;

@@ -277,7 +277,8 @@ Result<void> PreparedJob::plan() {
       };
   memory.logit_rows_max = logit_rows_max_;
   LIB_TRY(memory_, plan_memory(memory));
-  LIB_TRY(device_plan_, plan_device(*checkpoint_, captures_, parts_, memory_, *device_));
+  LIB_TRY(layer_sizes_, ingest::layer_sizes(*checkpoint_, captures_, memory_, *device_));
+  device_plan_ = plan_device(*checkpoint_, captures_, parts_, memory_, layer_sizes_, *device_);
   if (device_plan_) {
     device_plan_->host_overhead_bytes = device_overhead_bytes_;
   }

@@ -8,12 +8,9 @@
 #include <optional>
 
 #include "base/units.h"
-#include "gpu_exec/embedding.h"
 #include "gpu_exec/topk.h"
-#include "ingest/capture_sink.h"
+#include "ingest/memory_sizes.h"
 #include "ingest/residual_state.h"
-#include "weightmap/host_ring.h"
-#include "weightmap/request_plan.h"
 
 namespace librarian::ingest {
 namespace {
@@ -25,83 +22,6 @@ constexpr std::uint64_t kUnitsOfRows[] = {4, 2, 1};
 constexpr std::uint64_t kEfficientBlock = 256;
 // Weights on their way to stages: more than a fast connection holds in flight.
 constexpr std::uint64_t kStreamAheadBytes = 128U << 20U;
-constexpr std::uint64_t kBytesPerTensorEntry = 512;
-constexpr std::uint64_t kBytesPerFileRecord = 256;
-
-std::uint64_t row_bytes(const MemoryInputs& in) {
-  return in.checkpoint->spec().hidden_size * gpu_exec::dtype_bytes(in.dtype);
-}
-
-std::uint64_t largest_layer_bytes(const weightmap::Checkpoint& checkpoint) {
-  std::uint64_t largest = 0;
-  for (std::int32_t layer = 0; layer <= checkpoint.layer_count(); ++layer) {
-    std::uint64_t bytes = 0;
-    for (const weightmap::WeightTensor& tensor : checkpoint.layer(layer).tensors) {
-      // The head goes tile by tile: one arrives while the one before is taken.
-      const std::uint64_t most =
-          tensor.key.role == gpu_exec::WeightRole::head
-              ? 2 * gpu_exec::kVocabularyTile * tensor.columns * gpu_exec::dtype_bytes(tensor.dtype)
-              : ~std::uint64_t{0};
-      bytes += weightmap::HostRing::slot_bytes(std::min(tensor.bytes.size(), most));
-    }
-    largest = std::max(largest, bytes);
-  }
-  return largest;
-}
-
-/// What writing arrays takes beside the weights and the state.
-struct Writing {
-  std::uint64_t arrays = 0;           ///< In all.
-  std::uint64_t arrays_per_step = 0;  ///< Most that are written at the same time.
-  std::uint64_t bytes_per_step = 0;   ///< Most that their writers and sinks take.
-  std::uint64_t chunk_bytes_max = 0;
-};
-
-Writing writing_of(const MemoryInputs& in) {
-  const ArrayGeometry geometry{in.dtype, in.codec, in.checkpoint->spec().hidden_size,
-                               in.chunk_tokens, in.shard_tokens};
-  Writing writing;
-  // A state on disk is read back by chunks of this size, also where no array is kept that way.
-  writing.chunk_bytes_max = in.chunk_tokens * row_bytes(in);
-  for (std::int32_t layer = -1; layer <= in.captures->last_layer(); ++layer) {
-    std::uint64_t arrays = 0;
-    std::uint64_t bytes = 0;
-    for (PlannedArray& array : planned_arrays(*in.captures, geometry, layer)) {
-      array.layout.rows = in.part_tokens_max;
-      ++arrays;
-      bytes += activation_store::ArrayWriter::memory_bytes(array.layout) +
-               CaptureSink::memory_bytes(array, in.dtype);
-      writing.chunk_bytes_max =
-          std::max(writing.chunk_bytes_max, activation_store::chunk_bytes(array.layout));
-    }
-    writing.arrays += arrays;
-    writing.arrays_per_step = std::max(writing.arrays_per_step, arrays);
-    writing.bytes_per_step = std::max(writing.bytes_per_step, bytes);
-  }
-  return writing;
-}
-
-/// Tokens, tensor table and the records of the journal and the manifest.
-std::uint64_t table_bytes(const MemoryInputs& in) {
-  std::uint64_t tensors = 0;
-  std::uint64_t quantised = 0;  // Scales and the like of one layer.
-  for (std::int32_t layer = weightmap::kEmbeddingLayer; layer <= in.checkpoint->layer_count();
-       ++layer) {
-    tensors += in.checkpoint->layer(layer).tensors.size();
-    quantised = std::max(quantised, in.checkpoint->layer(layer).table_bytes());
-  }
-  const std::uint64_t shards = (in.part_tokens_max + in.shard_tokens - 1) / in.shard_tokens;
-  const std::uint64_t files = writing_of(in).arrays * (shards + 1);
-  // A part's tokens are copied once while they are written.
-  const std::uint64_t part_copy = in.part_tokens_max * 2 * sizeof(std::int64_t) + in.kept_row_bytes;
-  // While the embedding runs: what is added to its rows, and the position of each.
-  const std::uint64_t embedding =
-      gpu_exec::EmbeddingStage::memory_bytes(in.checkpoint->spec(), in.sample_tokens_max) +
-      in.part_tokens_max * sizeof(std::uint32_t);
-  return in.token_bytes + in.kept_row_bytes + std::max(part_copy, embedding) + quantised +
-         tensors * kBytesPerTensorEntry + files * kBytesPerFileRecord;
-}
-
 gpu_exec::ExecutorOptions executor_options(const MemoryInputs& in, std::uint64_t block_tokens,
                                            bool streamed) {
   gpu_exec::ExecutorOptions options;
@@ -133,7 +53,7 @@ gpu_exec::DType head_dtype(const weightmap::Checkpoint& checkpoint) {
 std::uint64_t logits_bytes(const MemoryInputs& in, std::uint64_t block_rows,
                            std::uint64_t remembered) {
   const std::uint32_t k = in.captures->logits->k;
-  const std::uint64_t batch = 2 * row_bytes(in) + logits_row_bytes(k);
+  const std::uint64_t batch = 2 * state_row_bytes(in) + logits_row_bytes(k);
   // Each kept row's number and what came next.
   return remembered * gpu_exec::topk_row_bytes(k) + block_rows * batch +
          in.logit_rows_max * (sizeof(std::int64_t) + sizeof(std::int32_t));
@@ -190,8 +110,8 @@ struct Choice {
 };
 
 /// @error does_not_fit  the device is too small.
-Result<MemoryPlan> plan_with(const MemoryInputs& in, std::uint64_t block_tokens,
-                             const Choice& choice) {
+Result<MemoryPlan> plan_with(const MemoryInputs& in, const MemorySizes& sizes,
+                             std::uint64_t block_tokens, const Choice& choice) {
   const auto [whole_layer, state_in_memory, streamed, slots] = choice;
   MemoryPlan plan;
   plan.limit_bytes = in.limit_bytes;
@@ -209,15 +129,14 @@ Result<MemoryPlan> plan_with(const MemoryInputs& in, std::uint64_t block_tokens,
   }
   const gpu_exec::ExecutorMemory& executor = plan.executor_memory;
   plan.workspace_bytes =
-      executor.host_bytes + (in.captures->final_norm ? block_rows * row_bytes(in) : 0);
+      executor.host_bytes + (in.captures->final_norm ? block_rows * state_row_bytes(in) : 0);
   if (in.device->works_on_host_memory()) {
     plan.packed_weight_bytes = executor.weight_bytes;
     plan.workspace_bytes += executor.workspace_bytes;
   }
 
-  const std::uint64_t piece =
-      weightmap::largest_piece_bytes(*in.checkpoint, kTablePieceBytes) + kKiB;
-  const std::uint64_t layer = largest_layer_bytes(*in.checkpoint);
+  const std::uint64_t piece = sizes.piece_bytes + kKiB;
+  const std::uint64_t layer = sizes.layer_bytes;
   // Weights that come in stages stay until their layer has run.
   const std::uint64_t kept = executor.staged && !executor.streamed ? layer : 0;
   const std::uint64_t ahead = streamed ? std::min(layer, kStreamAheadBytes) : layer;
@@ -226,12 +145,12 @@ Result<MemoryPlan> plan_with(const MemoryInputs& in, std::uint64_t block_tokens,
 
   ResidualStateOptions state;
   state.rows = in.part_tokens_max;
-  state.row_bytes = row_bytes(in);
+  state.row_bytes = state_row_bytes(in);
   state.window_rows = in.chunk_tokens;
   state.in_memory = state_in_memory;
   plan.state_bytes = ResidualState::memory_bytes(state, block_tokens);
 
-  const Writing writing = writing_of(in);
+  const WritingSizes& writing = sizes.writing;
   plan.encode.threads = in.threads;
   plan.encode.slots = slots;
   plan.encode.chunk_bytes_max = writing.chunk_bytes_max;
@@ -240,23 +159,23 @@ Result<MemoryPlan> plan_with(const MemoryInputs& in, std::uint64_t block_tokens,
       activation_store::EncodePool::memory_bytes(plan.encode) + 2 * writing.bytes_per_step;
   if (!state_in_memory) {
     // Reading state back from a capture decodes a chunk at a time.
-    plan.encode_bytes += 4 * in.chunk_tokens * row_bytes(in);
+    plan.encode_bytes += 4 * in.chunk_tokens * state_row_bytes(in);
   }
-  plan.table_bytes = table_bytes(in);
+  plan.table_bytes = sizes.table_bytes;
   plan.total_bytes = plan.packed_weight_bytes + plan.workspace_bytes + plan.ring_bytes +
                      plan.state_bytes + plan.encode_bytes + plan.table_bytes + plan.logits_bytes;
   return plan;
 }
 
 /// The best of several blocks; nothing if none is within the limit.
-std::optional<MemoryPlan> best_plan(const MemoryInputs& in, std::span<const std::uint64_t> blocks,
-                                    const Choice& choice) {
+std::optional<MemoryPlan> best_plan(const MemoryInputs& in, const MemorySizes& sizes,
+                                    std::span<const std::uint64_t> blocks, const Choice& choice) {
   if (in.state == (choice.state_in_memory ? StateMode::disk : StateMode::memory)) {
     return std::nullopt;
   }
   std::optional<MemoryPlan> best;
   for (const std::uint64_t block : blocks) {
-    Result<MemoryPlan> plan = plan_with(in, block, choice);
+    Result<MemoryPlan> plan = plan_with(in, sizes, block, choice);
     if (!plan || plan->total_bytes > in.limit_bytes) {
       continue;
     }
@@ -280,7 +199,8 @@ std::optional<MemoryPlan> best_plan(const MemoryInputs& in, std::span<const std:
 }
 
 /// The plan that takes the least.   @error does_not_fit  the device is too small.
-Result<MemoryPlan> least_plan(const MemoryInputs& in, std::uint64_t block, std::uint64_t slots) {
+Result<MemoryPlan> least_plan(const MemoryInputs& in, const MemorySizes& sizes, std::uint64_t block,
+                              std::uint64_t slots) {
   Result<MemoryPlan> least = Error(ErrorCode::does_not_fit, "no plan");
   for (const bool streamed : {false, true}) {
     // A small part's rows can take less than the buffers that a state on disk needs.
@@ -288,7 +208,8 @@ Result<MemoryPlan> least_plan(const MemoryInputs& in, std::uint64_t block, std::
       if (in.state == (state_in_memory ? StateMode::disk : StateMode::memory)) {
         continue;
       }
-      Result<MemoryPlan> plan = plan_with(in, block, {false, state_in_memory, streamed, slots});
+      Result<MemoryPlan> plan =
+          plan_with(in, sizes, block, {false, state_in_memory, streamed, slots});
       if ((!least && !streamed) || (plan && (!least || plan->total_bytes < least->total_bytes))) {
         least = std::move(plan);
       }
@@ -313,7 +234,8 @@ std::optional<std::uint64_t> read_number(const char* path) {
 }  // namespace
 
 Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
-  const std::uint64_t arrays = writing_of(in).arrays_per_step;
+  const MemorySizes sizes = memory_sizes(in);
+  const std::uint64_t arrays = sizes.writing.arrays_per_step;
   const std::uint64_t slots_min = 2 * arrays + 2;
   const std::uint64_t slots = slots_min + 2 * static_cast<std::uint64_t>(in.threads);
   const std::uint64_t block_min = whole_samples(in) ? in.sample_tokens_max : 1;
@@ -354,14 +276,14 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
         for (const bool state_in_memory : {true, false}) {
           const Choice choice{whole_layer, state_in_memory, streamed,
                               whole_layer ? slots : slots_min};
-          if (const std::optional<MemoryPlan> best = best_plan(in, tried, choice)) {
+          if (const std::optional<MemoryPlan> best = best_plan(in, sizes, tried, choice)) {
             return *best;
           }
         }
       }
     }
   }
-  LIB_TRY(const MemoryPlan least, least_plan(in, blocks.back(), slots_min));
+  LIB_TRY(const MemoryPlan least, least_plan(in, sizes, blocks.back(), slots_min));
   std::string advice;
   if (in.state == StateMode::memory) {
     advice += ", or leave out --state memory";

@@ -11,26 +11,8 @@ namespace librarian::weightmap {
 namespace {
 
 constexpr std::uint64_t kConfigBytesMax = 16U << 20U;
-// Enough for the whole header of nearly every published file, so one request opens it.
-constexpr std::uint64_t kHeadBytes = 128U << 10U;
 constexpr std::size_t kOpenTogether = 64;
 constexpr const char* kConfigName = "config.json";
-
-/// Length of the header from the file's head, and the header itself, fetching what is missing.
-Result<std::string> read_header(remote::Fetcher& fetcher, const remote::Fetcher::Opened& opened,
-                                const std::string& what, const std::stop_token& stop) {
-  LIB_TRY(const std::uint64_t json_bytes, header_json_bytes(opened.head, opened.info.size, what));
-  std::string header = opened.head.substr(kHeaderPrefixBytes, json_bytes);
-  const std::size_t have = header.size();
-  if (have < json_bytes) {
-    header.resize(json_bytes);
-    remote::FetchRequest rest{opened.id,
-                              {{{kHeaderPrefixBytes + have, kHeaderPrefixBytes + json_bytes},
-                                reinterpret_cast<std::byte*>(header.data() + have)}}};
-    LIB_TRY_VOID(fetcher.fetch(std::move(rest), stop));
-  }
-  return header;
-}
 
 }  // namespace
 
@@ -87,11 +69,11 @@ Result<void> Checkpoint::read_headers_of(remote::Fetcher& fetcher,
                                          std::vector<std::pair<std::uint32_t, TensorInfo>>& tensors,
                                          const std::stop_token& stop) {
   LIB_TRY(const std::vector<remote::Fetcher::Opened> all,
-          open_weight_files(fetcher, directory_, list, names, kHeadBytes, stop));
+          open_weight_files(fetcher, directory_, list, names, kWeightHeadBytes, stop));
   for (std::size_t i = 0; i < names.size(); ++i) {
     const std::string uri = directory_.child(names[i]).display();
     const remote::Fetcher::Opened& opened = all[i];
-    LIB_TRY(const std::string header, read_header(fetcher, opened, uri, stop));
+    LIB_TRY(const std::string header, read_header_json(fetcher, opened, uri, stop));
     metadata_bytes_ += kHeaderPrefixBytes + header.size();
     LIB_TRY(std::vector<TensorInfo> found, parse_safetensors_header(header, opened.info.size, uri));
     const auto file = static_cast<std::uint32_t>(files_.size());

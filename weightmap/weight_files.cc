@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/digest.h"
+#include "weightmap/safetensors_header.h"
 #include "weightmap/weight_index.h"
 
 namespace librarian::weightmap {
@@ -93,6 +94,22 @@ Result<std::vector<remote::Fetcher::Opened>> open_weight_files(
     opened.push_back(std::move(file));
   }
   return opened;
+}
+
+Result<std::string> read_header_json(remote::Fetcher& fetcher,
+                                     const remote::Fetcher::Opened& opened, const std::string& what,
+                                     const std::stop_token& stop) {
+  LIB_TRY(const std::uint64_t json_bytes, header_json_bytes(opened.head, opened.info.size, what));
+  std::string header = opened.head.substr(kHeaderPrefixBytes, json_bytes);
+  const std::size_t have = header.size();
+  if (have < json_bytes) {
+    header.resize(json_bytes);
+    remote::FetchRequest rest{opened.id,
+                              {{{kHeaderPrefixBytes + have, kHeaderPrefixBytes + json_bytes},
+                                reinterpret_cast<std::byte*>(header.data() + have)}}};
+    LIB_TRY_VOID(fetcher.fetch(std::move(rest), stop));
+  }
+  return header;
 }
 
 }  // namespace librarian::weightmap

@@ -16,6 +16,9 @@
 
 namespace librarian::weightmap {
 
+/// Enough for the whole header of nearly every published file, so one request opens it.
+inline constexpr std::uint64_t kWeightHeadBytes = 128U << 10U;
+
 struct WeightFileList {
   std::set<std::string> names;
   std::map<std::string, std::string> file_of;  ///< Tensor -> file, as the index says.
@@ -38,5 +41,12 @@ Result<WeightFileList> list_weight_files(remote::Fetcher& fetcher, const remote:
 Result<std::vector<remote::Fetcher::Opened>> open_weight_files(
     remote::Fetcher& fetcher, const remote::Uri& directory, const WeightFileList& list,
     std::span<const std::string> names, std::uint64_t head_bytes, const std::stop_token& stop);
+
+/// The header of an opened weight file, without its length; fetches what its head lacks of it.
+/// @param what  Names the file in errors.
+/// @error bad_input (see header_json_bytes()) | unavailable | cancelled
+Result<std::string> read_header_json(remote::Fetcher& fetcher,
+                                     const remote::Fetcher::Opened& opened, const std::string& what,
+                                     const std::stop_token& stop);
 
 }  // namespace librarian::weightmap

@@ -16,6 +16,8 @@ namespace librarian::gpu_exec {
 namespace {
 
 constexpr std::uint64_t kMemoryBytes = 1ULL << 30U;
+// For plans of large models: nothing is taken before a job runs.
+constexpr std::uint64_t kMemoryBytesMax = 64ULL << 30U;
 constexpr std::array<EmulatedCudaOptions, 4> kGpus{
     EmulatedCudaOptions{8, 0, 0, 1}, EmulatedCudaOptions{8, 0, 32, 2},
     EmulatedCudaOptions{7, 5, 0, 3}, EmulatedCudaOptions{8, 0, 0, 4, true}};
@@ -29,10 +31,10 @@ Result<std::unique_ptr<Device>> make_cuda_device(const CudaOptions& options) {
                                                   " emulated GPUs");
   }
   const std::uint64_t bytes = options.memory_bytes.value_or(kMemoryBytes);
-  if (bytes > kMemoryBytes) {
+  if (bytes > kMemoryBytesMax) {
     return Error(ErrorCode::does_not_fit, "--device-memory " + format_bytes(bytes) +
                                               ": the emulated GPU has " +
-                                              format_bytes(kMemoryBytes));
+                                              format_bytes(kMemoryBytesMax));
   }
   return make_cuda_device(make_emulated_cuda(kGpus.at(static_cast<std::size_t>(options.index))),
                           bytes);
