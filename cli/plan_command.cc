@@ -46,7 +46,22 @@ Json memory_to_json(const MemoryPlan& memory) {
           {"staging_bytes", memory.staging_bytes},
           {"block_tokens", memory.block_tokens},
           {"state", memory.state_in_memory ? "memory" : "disk"},
-          {"whole_layer_prefetch", memory.whole_layer_prefetch}};
+          {"whole_layer_prefetch", memory.whole_layer_prefetch},
+          {"streamed", memory.executor_memory.streamed}};
+}
+
+Json layers_to_json(const ingest::LayerSizes& sizes) {
+  Json kinds = Json::array();
+  for (const ingest::LayerKindSizes& kind : sizes.kinds) {
+    kinds.push_back({{"layers", kind.layers.size()},
+                     {"first", kind.layers.front()},
+                     {"tensors", kind.tensors},
+                     {"wire_bytes", kind.wire_bytes},
+                     {"decoded_bytes", kind.decoded_bytes},
+                     {"experts", kind.experts},
+                     {"stages", kind.stages.size()}});
+  }
+  return kinds;
 }
 
 Json device_to_json(const ingest::DevicePlan& device) {
@@ -145,6 +160,7 @@ Json plan_to_json(const PreparedJob& job, double flops_per_second) {
           {"metadata_bytes", job.checkpoint().metadata_bytes()},
           {"flops", job.flops()},
           {"measured_flops_per_second", flops_per_second},
+          {"layer_kinds", layers_to_json(job.layer_sizes())},
           {"memory", memory_to_json(job.memory())},
           {"device", job.device_plan() ? device_to_json(*job.device_plan()) : Json()},
           {"disk",
@@ -215,6 +231,44 @@ void print_memory(const MemoryPlan& memory) {
                           "; code and libraries come on top, at most 150 MiB"));
 }
 
+/// Stages of nothing but experts that take the same are told together.
+void print_stages(const std::vector<gpu_exec::StageSummary>& stages) {
+  for (std::size_t i = 0; i < stages.size();) {
+    std::size_t end = i + 1;
+    while (end < stages.size() && stages[i].experts_only && stages[end].experts_only &&
+           stages[end].bytes == stages[i].bytes) {
+      ++end;
+    }
+    print(fact("", format_bytes(stages[i].bytes) + "  " + stages[i].text +
+                       (end == i + 1 ? ""
+                                     : ", then " + std::to_string(end - i - 1) +
+                                           " more of that size, to expert " +
+                                           std::to_string(stages[end - 1].first_expert +
+                                                          stages[end - 1].experts - 1))));
+    i = end;
+  }
+}
+
+/// What layers weigh, a line for each kind.
+void print_layers(const PreparedJob& job) {
+  for (const ingest::LayerKindSizes& kind : job.layer_sizes().kinds) {
+    print(fact(&kind == &job.layer_sizes().kinds.front() ? "layers" : "",
+               std::to_string(kind.layers.size()) + " of " + format_bytes(kind.wire_bytes) +
+                   (kind.experts == 0 ? "" : ", " + std::to_string(kind.experts) + " experts") +
+                   "; " + format_bytes(kind.decoded_bytes) + " where they are computed"));
+  }
+  if (job.memory().executor_memory.streamed) {
+    const auto& kinds = job.layer_sizes().kinds;
+    const auto largest = std::max_element(
+        kinds.begin(), kinds.end(),
+        [](const auto& a, const auto& b) { return a.decoded_bytes < b.decoded_bytes; });
+    print(fact("stages", "a layer does not fit, so it comes and goes in up to " +
+                             std::to_string(largest->stages.size()) +
+                             " stages, each once, and all of a part's tokens meet each"));
+    print_stages(largest->stages);
+  }
+}
+
 void print_device(const ingest::DevicePlan& device) {
   const std::string buffers = std::to_string(device.weight_buffers) + " x " +
                               format_bytes(device.weight_bytes / device.weight_buffers);
@@ -231,9 +285,7 @@ void print_device(const ingest::DevicePlan& device) {
                              std::to_string(device.stages.size()) + ", for " +
                              format_count(device.rows_together) + " tokens at a time, up to " +
                              std::to_string(device.uploads_max) + " times a part"));
-    for (const gpu_exec::StageSummary& stage : device.stages) {
-      print(fact("", format_bytes(stage.bytes) + "  " + stage.text));
-    }
+    print_stages(device.stages);
   }
 }
 
@@ -302,6 +354,17 @@ void print_time(const PreparedJob& job, double flops_per_second) {
                           " down: " + format_duration(seconds(bus / kSlowBus)) + " at 12 GB/s, " +
                           format_duration(seconds(bus / kFastBus)) + " at 24 GB/s"));
   }
+  const auto tokens = static_cast<double>(job.tokens().tokens());
+  const std::uint64_t layer_bytes = job.layer_sizes().wire_bytes;
+  const auto enough = [&](double link) {
+    return format_count(
+        ingest::break_even_tokens(layer_bytes, link, job.flops() / tokens, flops_per_second));
+  };
+  print(
+      fact("tokens a part",
+           "from " + enough(kSlowNetwork) + " on arithmetic takes longer than 1 Gbit/s, from " +
+               enough(kFastNetwork) + " than 10 Gbit/s" +
+               (job.device_plan() ? ", from " + enough(kSlowBus) + " than a bus of 12 GB/s" : "")));
   print(fact("at 1 Gbit/s", regime(slow)));
   print(fact("at 10 Gbit/s", regime(fast)));
 }
@@ -356,6 +419,7 @@ Result<int> run_plan(const Options& options, const std::stop_token& stop) {
                           std::to_string(checkpoint.spec().hidden_size) + ", " +
                           format_bytes(checkpoint.weight_bytes()) + " of weights in " +
                           std::to_string(checkpoint.files().size()) + " files"));
+  print_layers(*job);
   print(fact("tokens", format_count(job->tokens().tokens()) + " in " +
                            format_count(job->tokens().samples()) + " samples, the longest " +
                            format_count(job->tokens().longest_sample()) +

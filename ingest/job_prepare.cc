@@ -277,6 +277,9 @@ Result<void> PreparedJob::plan() {
       };
   memory.logit_rows_max = logit_rows_max_;
   LIB_TRY(memory_, plan_memory(memory));
+  if (memory_.executor_memory.streamed) {
+    checkpoint_->order_by_stage();
+  }
   LIB_TRY(layer_sizes_, ingest::layer_sizes(*checkpoint_, captures_, memory_, *device_));
   device_plan_ = plan_device(*checkpoint_, captures_, parts_, memory_, layer_sizes_, *device_);
   if (device_plan_) {

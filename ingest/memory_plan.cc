@@ -9,6 +9,7 @@
 
 #include "base/units.h"
 #include "gpu_exec/topk.h"
+#include "ingest/array_plan.h"
 #include "ingest/memory_sizes.h"
 #include "ingest/residual_state.h"
 
@@ -287,6 +288,9 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
   std::string advice;
   if (in.state == StateMode::memory) {
     advice += ", or leave out --state memory";
+  }
+  if (least.executor_memory.streamed) {
+    advice += ", or cut the job into parts with --part-tokens, each of which reads all weights";
   }
   if (in.block_tokens != 0) {
     advice += ", or leave out --block-tokens";

@@ -53,9 +53,8 @@ struct StoredTensor {
 /// Layers are numbered as in the journal: -1 is the embedding, 0..L-1 the layers, L what follows.
 inline constexpr std::int32_t kEmbeddingLayer = -1;
 
-/// What one step of a pass needs, in the order it is fetched: what the layer uses first, and within
-/// that as it lies in the files, except that the embedding table comes behind everything else of
-/// its step.
+/// What one step of a pass needs, in the order it is fetched: as it lies in the files, except that
+/// the embedding table comes behind everything else of its step.
 struct LayerPlan {
   std::int32_t layer = kEmbeddingLayer;
   std::vector<WeightTensor> tensors;
@@ -106,6 +105,9 @@ class Checkpoint {
   /// before anybody else looks.
   /// @error bad_input  The family has no head, or the checkpoint's is missing or of another shape.
   Result<void> use_head();
+  /// Puts each layer's tensors in the order in which stages need them, turn_of(), and only within
+  /// that as they lie in the files: for layers that are streamed. Before anybody else looks.
+  void order_by_stage();
   /// What lies outside the layers: embeddings and their norm, final norm, heads; by name. A head
   /// that config.json ties to the embedding is not among them.
   const std::vector<StoredTensor>& skeleton() const { return skeleton_; }

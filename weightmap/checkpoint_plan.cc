@@ -36,20 +36,19 @@ bool is_expert_bias(WeightRole role) {
          role == WeightRole::expert_gate_up_bias || role == WeightRole::expert_down_bias;
 }
 
-/// In the order of use: attention, then what an MLP or the choice of experts begins with, then the
-/// rest of an MLP or expert by expert; within each as the tensors lie in the files. A table or head
+/// As the tensors lie in the files, or by the stages that need them and then so. A table or head
 /// comes last: its rows need what else belongs to the step. The codes of quantised matrices are
 /// decoded as they come, with scales that are there already.
-void sort_tensors(LayerPlan& plan) {
+void sort_tensors(LayerPlan& plan, bool by_stage) {
   using Place = std::tuple<bool, std::uint32_t, bool, std::uint32_t, std::uint64_t>;
   std::vector<std::pair<Place, std::size_t>> places;
   for (std::size_t i = 0; i < plan.tensors.size(); ++i) {
     const WeightTensor& tensor = plan.tensors[i];
     const WeightRole role = tensor.key.role;
-    places.emplace_back(
-        Place(role == WeightRole::embedding || role == WeightRole::head, plan.turn_of(tensor),
-              plan.is_codes(tensor), tensor.file, tensor.bytes.begin),
-        i);
+    places.emplace_back(Place(role == WeightRole::embedding || role == WeightRole::head,
+                              by_stage ? plan.turn_of(tensor) : 0, plan.is_codes(tensor),
+                              tensor.file, tensor.bytes.begin),
+                        i);
   }
   std::sort(places.begin(), places.end());
   std::vector<WeightTensor> sorted;
@@ -303,9 +302,15 @@ Result<void> Checkpoint::plan_layers(std::vector<std::pair<std::uint32_t, Tensor
   const auto commonest = std::max_element(bytes_of_dtype_.begin(), bytes_of_dtype_.end());
   commonest_dtype_ = static_cast<DType>(commonest - bytes_of_dtype_.begin());
   for (LayerPlan& plan : layers_) {
-    sort_tensors(plan);
+    sort_tensors(plan, false);
   }
   return {};
+}
+
+void Checkpoint::order_by_stage() {
+  for (LayerPlan& plan : layers_) {
+    sort_tensors(plan, true);
+  }
 }
 
 Result<void> Checkpoint::use_head() {
@@ -318,7 +323,7 @@ Result<void> Checkpoint::use_head() {
   for (const gpu_exec::WeightRole role : gpu_exec::head_roles(spec())) {
     LIB_TRY_VOID(add_head_tensor(role));
   }
-  sort_tensors(layers_.back());
+  sort_tensors(layers_.back(), false);
   return {};
 }
 

@@ -125,6 +125,9 @@ class MemoryWorld {
     inputs.part_tokens_max = 20'000;
     inputs.sample_tokens_max = 3'000;
     inputs.token_bytes = 100'000;
+    inputs.blocks_max = [this](std::uint64_t block_tokens) {
+      return 2 * inputs.part_tokens_max / block_tokens + 1;
+    };
   }
   MemoryInputs inputs;
 

@@ -45,12 +45,11 @@ TEST(Checkpoint, GivesEveryByteOfTheModelItsRole) {
     const LayerPlan& plan = checkpoint.layer(layer);
     EXPECT_EQ(plan.layer, layer);
     EXPECT_EQ(plan.tensors.size(), layer < 0 || layer == 6 ? 1U : 9U);
-    std::tuple<std::uint32_t, std::uint32_t, std::uint64_t> at{0, 0, 0};
+    std::pair<std::uint32_t, std::uint64_t> at{0, 0};
     for (const WeightTensor& tensor : plan.tensors) {
-      // Stage by stage, each in file order, and where the tensor's bytes really are.
-      const std::uint32_t stage = layer < 0 || layer == 6 ? 0 : gpu_exec::stage_order(tensor.key);
-      EXPECT_GE(std::tuple(stage, tensor.file, tensor.bytes.begin), at);
-      at = {stage, tensor.file, tensor.bytes.end};
+      // In file order, and where the tensor's bytes really are.
+      EXPECT_GE(std::pair(tensor.file, tensor.bytes.begin), at);
+      at = {tensor.file, tensor.bytes.end};
       const std::string& file = opened.contents.at(checkpoint.files()[tensor.file].name);
       CheckpointFiles copy = model;
       EXPECT_EQ(file.substr(tensor.bytes.begin, tensor.bytes.size()),
@@ -59,6 +58,20 @@ TEST(Checkpoint, GivesEveryByteOfTheModelItsRole) {
     }
   }
   EXPECT_EQ(checkpoint.weight_bytes(), bytes);
+}
+
+TEST(Checkpoint, CanBeReadByStage) {
+  OpenedCheckpoint opened(CheckpointFiles::tiny().contents());
+  ASSERT_TRUE(opened.checkpoint) << opened.checkpoint.error().message();
+  opened.checkpoint->order_by_stage();
+  for (std::int32_t layer = 0; layer < 6; ++layer) {
+    std::tuple<std::uint32_t, std::uint32_t, std::uint64_t> at{0, 0, 0};
+    for (const WeightTensor& tensor : opened.checkpoint->layer(layer).tensors) {
+      EXPECT_GE(std::tuple(gpu_exec::stage_order(tensor.key), tensor.file, tensor.bytes.begin), at);
+      at = {gpu_exec::stage_order(tensor.key), tensor.file, tensor.bytes.end};
+    }
+    EXPECT_EQ(std::get<0>(at), 2U);
+  }
 }
 
 std::vector<std::string> skeleton_names(const OpenedCheckpoint& opened) {

@@ -59,8 +59,9 @@ TEST(ExpertTensors, AreEachOnceAndWhereTheirBytesAre) {
 
 TEST(ExpertTensors, ComeAfterWhatChoosesThemAndByNumber) {
   for (const char* family : {"mixtral", "gpt_oss"}) {
-    const OpenedCheckpoint opened(golden(family).contents());
+    OpenedCheckpoint opened(golden(family).contents());
     ASSERT_TRUE(opened.checkpoint) << opened.checkpoint.error().message();
+    opened.checkpoint->order_by_stage();
     std::vector<std::uint32_t> experts;
     bool router_seen = false;
     for (const WeightTensor& tensor : opened.checkpoint->layer(1).tensors) {
