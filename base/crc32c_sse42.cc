@@ -64,7 +64,7 @@ struct Nowhere {
 
 struct PastCache {
   static constexpr bool kFromMemory = false;  // From where they were just received.
-  std::byte* to;  // Aligned to kLineBytes where line() is called.
+  std::byte* to;                              // Aligned to kLineBytes where line() is called.
   void line(const std::byte* from, std::size_t offset) const {
     const auto* source = reinterpret_cast<const __m128i*>(from + offset);
     auto* target = reinterpret_cast<__m128i*>(to + offset);

@@ -123,11 +123,14 @@ Result<std::string> store_digest(FileSystem& files, const std::string& directory
 }
 
 /// Requests of which twice as many as there are connections fit into the ring: while some are used,
-/// others come.
-weightmap::RequestLimits request_limits(std::uint64_t ring_bytes, std::uint32_t connections) {
+/// others come. What lies between the tensors of one stage is wanted by another.
+weightmap::RequestLimits request_limits(const MemoryPlan& memory, std::uint32_t connections) {
   weightmap::RequestLimits limits;
   limits.request_bytes_max =
-      std::clamp(ring_bytes / (2 * std::uint64_t{connections}), kMiB, 64 * kMiB);
+      std::clamp(memory.ring_bytes / (2 * std::uint64_t{connections}), kMiB, 64 * kMiB);
+  if (memory.executor_memory.streamed) {
+    limits.hole_bytes_max = 0;
+  }
   limits.together = connections;
   return limits;
 }
@@ -220,10 +223,9 @@ Result<RunReport> PreparedJob::run_parts(KnownWeights& known_weights, JobObserve
   }
   std::unique_ptr<StagingDirectory> staging;
   LIB_TRY(const std::unique_ptr<weightmap::WeightSource> source, open_weight_source(staging));
-  VirtualWeightMap weights(
-      *source, clock, *checkpoint_,
-      {memory_.ring_bytes, kTablePieceBytes,
-       request_limits(memory_.ring_bytes, options_.connections), std::move(ring)});
+  VirtualWeightMap weights(*source, clock, *checkpoint_,
+                           {memory_.ring_bytes, kTablePieceBytes,
+                            request_limits(memory_, options_.connections), std::move(ring)});
   // Its end comes before that of the weights: a device may still read them when a run is cut short.
   LIB_TRY(const std::unique_ptr<gpu_exec::LayerExecutor> executor,
           gpu_exec::LayerExecutor::create(checkpoint_->spec(), memory_.executor, *device_));
