@@ -73,8 +73,10 @@ Needs needs_of(const ModelSpec& model, const ExecutorOptions& options, const Dev
                                                  ~std::uint64_t{0}, options.streamed, device);
     needs.layer_bytes = std::max(needs.layer_bytes, whole.front().bytes);
     std::uint64_t vectors = 0;
-    for (const WeightSlot& slot : whole.front().slots) {
-      vectors += slot.weight.inputs == 0 ? slot.weight.end * sizeof(float) : 0;
+    for (const Stage& stage : whole) {
+      for (const WeightSlot& slot : stage.slots) {
+        vectors += slot.weight.inputs == 0 ? slot.weight.end * sizeof(float) : 0;
+      }
     }
     needs.vector_bytes = std::max(needs.vector_bytes, vectors);
     const AttentionSpec& attention = layer.attention;

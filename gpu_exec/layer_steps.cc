@@ -154,6 +154,13 @@ std::uint64_t bytes_to_add(const Stage& unit, DType weight_dtype_max, const Devi
   return bytes;
 }
 
+/// Experts are better loaded when it is known who is chosen.
+bool chooses_experts_of(const Stage& stage, const Stage& unit) {
+  return unit.steps.front().kind == StepKind::expert &&
+         std::any_of(stage.steps.begin(), stage.steps.end(),
+                     [](const Step& step) { return step.kind == StepKind::route; });
+}
+
 /// The smallest stages: of one step each, or of the steps that need what comes with one
 /// stage_order().
 std::vector<Stage> units_of(const LayerSpec& layer, const std::vector<Step>& steps,
@@ -223,7 +230,7 @@ std::vector<Stage> make_stages(const LayerSpec& layer, const std::vector<Step>& 
                                const Device& device) {
   std::vector<Stage> stages;
   for (Stage& unit : units_of(layer, steps, weight_dtype_max, by_order, device)) {
-    if (stages.empty() ||
+    if (stages.empty() || (by_order && chooses_experts_of(stages.back(), unit)) ||
         stages.back().bytes + bytes_to_add(unit, weight_dtype_max, device, stages.back()) >
             stage_bytes_max) {
       stages.push_back(std::move(unit));

@@ -309,7 +309,7 @@ struct WeightKey {
   // NOLINTNEXTLINE(google-explicit-constructor): most roles have one tensor.
   constexpr WeightKey(WeightRole role_of = {}, std::uint32_t expert_of = 0)
       : role(role_of), expert(expert_of) {}
-  auto operator<=>(const WeightKey&) const = default;
+  auto operator<=>(const WeightKey&) const = default;  // NOLINT(modernize-use-nullptr): its own 0
 };
 /// Where a layer's tensor stands when the layer comes in stages: those of attention are 0, then
 /// what an MLP or the choice of experts begins with, then what an MLP ends with or expert by

@@ -199,6 +199,56 @@ TEST(Stages, GiveTheSameBitsWhenTheirWeightsAreStreamed) {
   }
 }
 
+class CountingDevice final : public LimitedDevice {
+ public:
+  using LimitedDevice::LimitedDevice;
+  void pack_matrix(const MatrixSource& source, std::uint64_t outputs, std::uint64_t inputs,
+                   std::byte* packed) override {
+    ++packed_matrices;
+    LimitedDevice::pack_matrix(source, outputs, inputs, packed);
+  }
+  int packed_matrices = 0;
+};
+
+// Goal: all tokens on one expert is a product like another, and experts that no token chose cost no
+// upload.
+// Method: a bias that decides for expert 2, and streamed weights; each matrix that the device is
+// given counts, and captures are those of a layer that is there.
+TEST(Stages, ExpertsThatNoTokenChoseAreNotLoaded) {
+  LayerSpec spec = awkward_layer();
+  spec.moe.experts = 7;
+  spec.moe.top_k = 1;
+  spec.moe.width = 40;
+  spec.moe.score = RouterScore::sigmoid;
+  spec.moe.select_bias = true;
+  TestLayer layer = make_layer(kHidden, spec, DType::bf16);
+  layer.weights[WeightRole::router_select_bias] = {0, 0, 100, 0, 0, 0, 0};
+  ExecutorOptions options = executor_options(layer, DType::bf16, 64, 200);
+  const Blocks blocks = make_blocks(true);
+  options.blocks_max = blocks.blocks.size();
+  const Bytes state = to_bytes(TestRandom(3).vector(blocks.rows * kHidden, 2.0F), DType::bf16);
+  const auto roomy = cpu_device(best_cpu_isa(), 2);
+  RecordingSink expected;
+  run_blocks(*loaded_executor(layer, *roomy, options), blocks.blocks, state, expected);
+  const Bytes ids = expected.rows[CapturePoint::router_ids];
+  ASSERT_EQ(ids.size(), blocks.rows * sizeof(std::int32_t));
+  for (std::size_t i = 0; i < ids.size(); i += sizeof(std::int32_t)) {
+    ASSERT_EQ(ids[i], std::byte{2});
+  }
+  constexpr int kNeeded = 4 + 1 + 3;  // Attention's, the router's, expert 2's.
+  options.streamed = true;
+  CountingDevice device(cpu_device(best_cpu_isa(), 2), 64U << 20U, LimitedDevice::Kind::own_memory);
+  const auto executor = LayerExecutor::create(layer.model, options, device);
+  ASSERT_TRUE(executor) << executor.error().message();
+  (*executor)->begin_layer(0);
+  Bytes rows = state;
+  StreamingSink sink(**executor, layer);
+  sink.rows.begin(blocks.blocks, rows);
+  ASSERT_TRUE((*executor)->run(blocks.blocks, sink, {}));
+  EXPECT_EQ(sink.rows.rows, expected.rows);
+  EXPECT_EQ(device.packed_matrices, kNeeded);
+}
+
 // Goal: the two extremes were really there in the test above.
 TEST(Stages, AreAsSmallAsTheLargestStepAndMeetAsManyBlocksAsFit) {
   const TestLayer layer = make_layer(kHidden, wide_flavours().back().layer, DType::bf16);

@@ -4,6 +4,8 @@
 
 #include <gmock/gmock.h>
 
+#include "ingest/array_plan.h"
+
 namespace librarian::ingest {
 namespace {
 
@@ -248,6 +250,36 @@ TEST(Captures, SpreadAndEveryHoldForAnyDepth) {
       ASSERT_EQ(every->requested.size(), static_cast<std::size_t>(layers / n));
     }
   }
+}
+
+// Catches: a router asked of a layer that has none, of fewer layers than have one, or kept lossily.
+TEST(Captures, OfRoutersAreThoseOfTheLayersWithExperts) {
+  const CaptureShape shape{.layer_count = kLayers, .routers = {{3, 4}, {5, 2}}};
+  for (const char* all : {"router", "router@all"}) {
+    const auto list = parse_captures({all}, shape);
+    ASSERT_TRUE(list) << list.error().message();
+    EXPECT_EQ(list->requested, (Names{"blocks.3.router", "blocks.5.router"}));
+    EXPECT_EQ(list->routers, (std::map<std::int32_t, std::uint32_t>{{3, 4}, {5, 2}}));
+    EXPECT_TRUE(arrays_of(*list).empty()) << "of the hidden size";
+    EXPECT_EQ(list->last_layer(), 5);
+    const std::vector<PlannedArray> arrays = planned_arrays(*list, {.shard_tokens = 64});
+    ASSERT_EQ(arrays.size(), 4U);
+    EXPECT_EQ(arrays[0].name, "blocks.3.router.ids");
+    EXPECT_EQ(arrays[0].layout.width, 4U);
+    EXPECT_EQ(arrays[0].layout.type, activation_store::StoredType::i32);
+    EXPECT_EQ(arrays[3].name, "blocks.5.router.weights");
+    EXPECT_EQ(arrays[3].layout.width, 2U);
+    EXPECT_EQ(arrays[3].layout.type, activation_store::StoredType::f32);
+  }
+  EXPECT_EQ(parse_captures({"router@5(positions=last)"}, shape)->canonical(),
+            (Names{"blocks.5.router(positions=last)"}));
+  for (const char* wrong : {"router@4", "blocks.0.router", "router@0..3",
+                            "router@3(dtype=fp8_e4m3)", "router@3(keep_mantissa_bits=4)"}) {
+    const auto list = parse_captures({wrong}, shape);
+    ASSERT_FALSE(list) << wrong;
+    EXPECT_THAT(list.error().message(), ::testing::HasSubstr(wrong));
+  }
+  EXPECT_FALSE(parse_captures({"router"}, {kLayers})) << "a model without experts";
 }
 
 TEST(Captures, SayWhichStepIsTheLast) {

@@ -17,7 +17,7 @@ import pytest
 
 from fault_server import FaultServer
 from support import differing_files, part_attributes, part_folders, read_golden
-from test_golden import RUNS, assert_near_transformers, captures_of, job_of
+from test_golden import RUNS, all_captures_of, assert_near_transformers, captures_of, job_of
 
 USAGE, DOES_NOT_FIT, DIFFERENT = 2, 5, 7
 GPUS = ["cuda:0", "cuda:1", "cuda:2"]
@@ -31,7 +31,7 @@ GOLDENS = [(gpu, family, type_name) for gpu in GPUS for family, type_name in RUN
 @pytest.mark.parametrize("gpu,family,type_name", GOLDENS, ids=lambda value: value)
 def test_captures_agree_with_transformers(gpu, family, type_name, on_gpu, memory_path):
     on_gpu("extract", *job_of(family), "--out", memory_path / "store", "--device", gpu,
-           "--dtype", type_name, "--capture", captures_of(read_golden(family)))
+           "--dtype", type_name, "--capture", all_captures_of(family))
     assert part_attributes(memory_path / "store", 0)["device_kind"].startswith("cuda-sm")
     assert_near_transformers(memory_path / "store", family, type_name)
 
