@@ -1,6 +1,9 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "base/units.h"
 #include "cli/commands.h"
@@ -249,13 +252,20 @@ void print_stages(const std::vector<gpu_exec::StageSummary>& stages) {
   }
 }
 
-/// What layers weigh, a line for each kind.
+/// What layers weigh, a line for each size: kinds of attention make no difference here.
 void print_layers(const PreparedJob& job) {
+  std::vector<std::pair<std::string, std::size_t>> sizes;
   for (const ingest::LayerKindSizes& kind : job.layer_sizes().kinds) {
-    print(fact(&kind == &job.layer_sizes().kinds.front() ? "layers" : "",
-               std::to_string(kind.layers.size()) + " of " + format_bytes(kind.wire_bytes) +
-                   (kind.experts == 0 ? "" : ", " + std::to_string(kind.experts) + " experts") +
-                   "; " + format_bytes(kind.decoded_bytes) + " where they are computed"));
+    const std::string size =
+        format_bytes(kind.wire_bytes) +
+        (kind.experts == 0 ? "" : ", " + std::to_string(kind.experts) + " experts") + "; " +
+        format_bytes(kind.decoded_bytes) + " where they are computed";
+    const auto same = std::find_if(sizes.begin(), sizes.end(),
+                                   [&](const auto& other) { return other.first == size; });
+    (same == sizes.end() ? sizes.emplace_back(size, 0) : *same).second += kind.layers.size();
+  }
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    print(fact(i == 0 ? "layers" : "", std::to_string(sizes[i].second) + " of " + sizes[i].first));
   }
   if (job.memory().executor_memory.streamed) {
     const auto& kinds = job.layer_sizes().kinds;
@@ -331,12 +341,19 @@ void print_time(const PreparedJob& job, double flops_per_second) {
   const double slow = fetch / kSlowNetwork;
   const double fast = fetch / kFastNetwork;
   const double write = static_cast<double>(job.disk().written_bytes) / kDisk;
+  // Both directions at the same time.
+  const double bus_bytes = job.device_plan()
+                               ? static_cast<double>(std::max(job.device_plan()->upload_bytes,
+                                                              job.device_plan()->download_bytes))
+                               : 0;
+  const double bus = bus_bytes / kSlowBus;
   const auto regime = [&](double network) {
-    const double slowest = std::max({network, compute, write});
+    const double slowest = std::max({network, compute, write, bus});
     return format_duration(seconds(slowest)) + ", set by the " +
            (slowest == compute   ? (job.device_plan() ? "GPU" : "CPU")
             : slowest == network ? "network"
-                                 : "disk");
+            : slowest == write   ? "disk"
+                                 : "bus");
   };
   print("time\n");
   print(fact("compute",
@@ -347,12 +364,10 @@ void print_time(const PreparedJob& job, double flops_per_second) {
                             format_duration(seconds(fast)) + " at 10 Gbit/s"));
   print(fact("disk", format_duration(seconds(write)) + " at 1 GB/s"));
   if (const auto& device = job.device_plan()) {
-    // Both directions at the same time.
-    const auto bus = static_cast<double>(std::max(device->upload_bytes, device->download_bytes));
     print(fact("bus", format_bytes(device->upload_bytes) + " up, " +
                           format_bytes(device->download_bytes) +
-                          " down: " + format_duration(seconds(bus / kSlowBus)) + " at 12 GB/s, " +
-                          format_duration(seconds(bus / kFastBus)) + " at 24 GB/s"));
+                          " down: " + format_duration(seconds(bus)) + " at 12 GB/s, " +
+                          format_duration(seconds(bus_bytes / kFastBus)) + " at 24 GB/s"));
   }
   const auto tokens = static_cast<double>(job.tokens().tokens());
   const std::uint64_t layer_bytes = job.layer_sizes().wire_bytes;
@@ -360,11 +375,15 @@ void print_time(const PreparedJob& job, double flops_per_second) {
     return format_count(
         ingest::break_even_tokens(layer_bytes, link, job.flops() / tokens, flops_per_second));
   };
-  print(
-      fact("tokens a part",
-           "from " + enough(kSlowNetwork) + " on arithmetic takes longer than 1 Gbit/s, from " +
-               enough(kFastNetwork) + " than 10 Gbit/s" +
-               (job.device_plan() ? ", from " + enough(kSlowBus) + " than a bus of 12 GB/s" : "")));
+  print(fact("tokens a part", "from " + enough(kSlowNetwork) +
+                                  " on arithmetic takes longer than 1 Gbit/s, from " +
+                                  enough(kFastNetwork) + " than 10 Gbit/s"));
+  if (const auto& device = job.device_plan()) {
+    // Stages go up again for each group of rows, whole layers once a part.
+    print(fact(device->staged ? "tokens a stage" : "",
+               "from " + enough(kSlowBus) + " on it takes longer than a bus of 12 GB/s, from " +
+                   enough(kFastBus) + " than 24 GB/s"));
+  }
   print(fact("at 1 Gbit/s", regime(slow)));
   print(fact("at 10 Gbit/s", regime(fast)));
 }

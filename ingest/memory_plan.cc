@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <fstream>
 #include <iterator>
 #include <optional>
@@ -21,6 +22,8 @@ constexpr std::uint64_t kBlockChoices[] = {2048, 1024, 512, 256, 128, 64, 32, 16
 // For devices that multiply many rows at a time, whatever there is: fewer rows would cost the same.
 constexpr std::uint64_t kUnitsOfRows[] = {4, 2, 1};
 constexpr std::uint64_t kEfficientBlock = 256;
+// Parts of fewer tokens would read all weights for next to nothing.
+constexpr std::uint64_t kPartTokensAdvised = 4096;
 // Weights on their way to stages: more than a fast connection holds in flight.
 constexpr std::uint64_t kStreamAheadBytes = 128U << 20U;
 gpu_exec::ExecutorOptions executor_options(const MemoryInputs& in, std::uint64_t block_tokens,
@@ -232,21 +235,13 @@ std::optional<std::uint64_t> read_number(const char* path) {
   return file >> number ? std::optional(number) : std::nullopt;
 }
 
-}  // namespace
+std::uint64_t least_block(const MemoryInputs& in) {
+  return whole_samples(in) ? in.sample_tokens_max : 1;
+}
 
-Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
-  const MemorySizes sizes = memory_sizes(in);
-  const std::uint64_t arrays = sizes.writing.arrays_per_step;
-  const std::uint64_t slots_min = 2 * arrays + 2;
-  const std::uint64_t slots = slots_min + 2 * static_cast<std::uint64_t>(in.threads);
-  const std::uint64_t block_min = whole_samples(in) ? in.sample_tokens_max : 1;
-  if (in.block_tokens != 0 && in.block_tokens < block_min) {
-    return Error(ErrorCode::invalid_argument,
-                 "--block-tokens " + std::to_string(in.block_tokens) +
-                     ": this model's tokens attend to those behind them, so a block must hold the "
-                     "longest sample, " +
-                     std::to_string(block_min) + " tokens");
-  }
+/// Largest first.
+std::vector<std::uint64_t> block_choices(const MemoryInputs& in) {
+  const std::uint64_t block_min = least_block(in);
   std::vector<std::uint64_t> choices(std::begin(kBlockChoices), std::end(kBlockChoices));
   if (const std::uint64_t unit = in.device->row_unit(); unit > 1) {
     choices.clear();
@@ -267,6 +262,18 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
     // Rows beyond the largest part would only be memory, or overflow its arithmetic.
     blocks = {std::min(in.block_tokens, std::max<std::uint64_t>(in.part_tokens_max, 1))};
   }
+  return blocks;
+}
+
+std::uint64_t least_slots(const MemorySizes& sizes) {
+  return 2 * sizes.writing.arrays_per_step + 2;
+}
+
+/// The best plan; nothing if none is within the limit.
+std::optional<MemoryPlan> find_plan(const MemoryInputs& in, const MemorySizes& sizes) {
+  const std::vector<std::uint64_t> blocks = block_choices(in);
+  const std::uint64_t slots_min = least_slots(sizes);
+  const std::uint64_t slots = slots_min + 2 * static_cast<std::uint64_t>(in.threads);
   // Small blocks slow every layer down, so they come after everything else was tried.
   for (const std::uint64_t efficient : {kEfficientBlock, std::uint64_t{0}}) {
     std::vector<std::uint64_t> tried = blocks;
@@ -278,19 +285,55 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
           const Choice choice{whole_layer, state_in_memory, streamed,
                               whole_layer ? slots : slots_min};
           if (const std::optional<MemoryPlan> best = best_plan(in, sizes, tried, choice)) {
-            return *best;
+            return best;
           }
         }
       }
     }
   }
-  LIB_TRY(const MemoryPlan least, least_plan(in, sizes, blocks.back(), slots_min));
+  return std::nullopt;
+}
+
+/// The largest power of two below the present parts' size for which the limit would do; 0: none.
+std::uint64_t smaller_parts(const MemoryInputs& in) {
+  MemoryInputs less = in;
+  const std::uint64_t least = std::max(in.sample_tokens_max, kPartTokensAdvised);
+  for (std::uint64_t tokens = std::bit_floor(std::max<std::uint64_t>(in.part_tokens_max, 1) - 1);
+       tokens >= least; tokens /= 2) {
+    less.part_tokens_max = tokens;
+    less.logit_rows_max = std::min(in.logit_rows_max, tokens);
+    // Of whole samples one after the other, two neighbours are together more than a block.
+    less.blocks_max = [tokens](std::uint64_t block) { return 2 * tokens / block + 1; };
+    if (find_plan(less, memory_sizes(less))) {
+      return tokens;
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+
+Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
+  if (in.block_tokens != 0 && in.block_tokens < least_block(in)) {
+    return Error(ErrorCode::invalid_argument,
+                 "--block-tokens " + std::to_string(in.block_tokens) +
+                     ": this model's tokens attend to those behind them, so a block must hold the "
+                     "longest sample, " +
+                     std::to_string(least_block(in)) + " tokens");
+  }
+  const MemorySizes sizes = memory_sizes(in);
+  if (const std::optional<MemoryPlan> best = find_plan(in, sizes)) {
+    return *best;
+  }
+  LIB_TRY(const MemoryPlan least,
+          least_plan(in, sizes, block_choices(in).back(), least_slots(sizes)));
   std::string advice;
   if (in.state == StateMode::memory) {
     advice += ", or leave out --state memory";
   }
-  if (least.executor_memory.streamed) {
-    advice += ", or cut the job into parts with --part-tokens, each of which reads all weights";
+  if (const std::uint64_t tokens = smaller_parts(in); tokens != 0) {
+    advice += ", or take --part-tokens " + std::to_string(tokens) +
+              ": this limit does for parts of that size, each of which reads all weights";
   }
   if (in.block_tokens != 0) {
     advice += ", or leave out --block-tokens";

@@ -46,10 +46,14 @@ Result<std::string> read_model_type(remote::Fetcher& fetcher, const remote::Uri&
   const remote::Uri uri = directory.child("config.json");
   LIB_TRY(const std::string text, remote::read_object(fetcher, uri, kConfigBytesMax, stop));
   LIB_TRY(const Json document, parse_json(text, uri.display()));
-  const auto type = document.find("model_type");
-  return type != document.end() && type->is_string()
-             ? type->get_ref<const std::string&>().substr(0, kModelTypeBytesMax)
-             : std::string();
+  const auto found = document.find("model_type");
+  if (found == document.end() || !found->is_string()) {
+    return std::string();
+  }
+  // It is shown to people: no bytes that drive a terminal.
+  std::string type = found->get_ref<const std::string&>().substr(0, kModelTypeBytesMax);
+  std::erase_if(type, [](char c) { return c < ' ' || c > '~'; });
+  return type;
 }
 
 }  // namespace

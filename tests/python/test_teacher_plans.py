@@ -7,6 +7,7 @@ an emulated GPU, which takes no memory before a job runs.
 """
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from support import write_safetensors, write_tokens
 from teacher_headers import CONFIGS, write_teacher
 
-BAD_INPUT = 3
+BAD_INPUT, DOES_NOT_FIT = 3, 5
 GIB = 1 << 30
 # Published sizes: bytes of all weights (of the index, or parameters times their size), and GiB of
 # one layer with experts as shipped.
@@ -103,3 +104,16 @@ def test_a_model_that_cannot_run_tells_its_sizes(librarian, tmp_path, tokens):
     assert [layer["bytes"] for layer in sizes["stacks"][0]["layers"]] == [256, 512]
     assert librarian("extract", model, "--tokens", tokens, "--out", tmp_path / "store",
                      exit_code=BAD_INPUT).stdout == ""
+
+
+def test_a_refusal_names_parts_that_would_fit(librarian, tmp_path):
+    # Catches: a refusal that only asks for more memory where smaller parts would do, and advice
+    # that is not enough.
+    model = tmp_path / "kimi_k2"
+    write_teacher(model, "kimi_k2")
+    tokens = write_tokens(tmp_path / "tokens.safetensors", [[7] * 8192] * 64)
+    job = ["plan", model, "--tokens", tokens, "--capture", "resid_post@-1", "--host-memory",
+           "24GiB"]
+    said = librarian(*job, exit_code=DOES_NOT_FIT).stderr
+    advised = re.search(r", or take --part-tokens (\d+): ", said)[1]
+    assert "comes and goes in up to" in librarian(*job, "--part-tokens", advised).stdout
