@@ -1,6 +1,7 @@
 #include "activation_store/array_reader.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -28,56 +29,104 @@ Workspace& workspace() {
   return work;
 }
 
-using Places = std::shared_ptr<const std::vector<ChunkPlace>>;
+constexpr std::uint64_t kMapBytesMin = 64 << 10;  // Below, copying is cheaper.
+constexpr std::uint64_t kMapBytesMax = 16 << 20;  // Asked for at a time.
+// That a process keeps: the kernel's own limit is 65530 unless somebody changed it.
+constexpr std::int64_t kMapsMax = 16384;
 
-constexpr std::uint64_t kViewBytesMin = 64 << 10;  // Below, copying is cheaper than mapping.
-constexpr std::uint64_t kViewBytesMax = 16 << 20;
+std::atomic<std::int64_t>& maps_kept() {
+  static std::atomic<std::int64_t> count{0};
+  return count;
+}
 
-/// The stored bytes of consecutive chunks of a shard: viewed where they lie, several at a time, or
-/// copied where the file system has no views.
+/// What is known of a shard once it was looked at.
+class Shard {
+ public:
+  Shard(std::vector<ChunkPlace> places, const File& file) : places_(std::move(places)) {
+    if (++maps_kept() <= kMapsMax) {
+      map_ = file.map();
+    }
+  }
+  ~Shard() { --maps_kept(); }
+  Shard(const Shard&) = delete;
+  Shard& operator=(const Shard&) = delete;
+
+  const std::vector<ChunkPlace>& places() const { return places_; }
+  /// Null: it is read.
+  const FileMap* map() const { return map_.get(); }
+
+ private:
+  const std::vector<ChunkPlace> places_;
+  std::shared_ptr<const FileMap> map_;
+};
+
+/// An array that has its zarr.json has its shards: absence is damage, not "not written yet".
+Result<std::unique_ptr<File>> open_shard(FileSystem& files, const std::string& path) {
+  auto file = files.open(path);
+  return file || file.error().code() != ErrorCode::not_found
+             ? std::move(file)
+             : Error(ErrorCode::corrupt, path + ": the shard is missing");
+}
+
+/// The stored bytes of consecutive chunks of a shard: looked at where they lie, several at a time,
+/// or copied.
 class EncodedChunks {
  public:
+  /// @param file  The shard, or null: opened when it is needed.
   /// @param last  The last chunk that will be asked for.
-  EncodedChunks(const File& file, const std::vector<ChunkPlace>& places, std::uint64_t last,
-                Workspace& work)
-      : file_(file), places_(places), last_(last), work_(work) {}
+  EncodedChunks(FileSystem& files, const std::string& path, std::unique_ptr<File> file,
+                const Shard& shard, std::uint64_t last, Workspace& work)
+      : files_(files),
+        path_(path),
+        file_(std::move(file)),
+        shard_(shard),
+        last_(last),
+        work_(work) {}
 
   /// Valid until the next call. Chunks are asked for in rising order.
   Result<std::span<const std::byte>> chunk(std::uint64_t number) {
-    const ChunkPlace place = places_[number];
-    const std::uint64_t end = place.offset + place.size;
-    if (end > view_end_) {
-      std::uint64_t behind = end;
-      for (std::uint64_t i = number + 1; i <= last_; ++i) {
-        const std::uint64_t next = places_[i].offset + places_[i].size;
-        if (next - place.offset > kViewBytesMax) {
-          break;
-        }
-        behind = next;
-      }
-      view_.reset();  // First, so that its addresses are used again.
-      if (behind - place.offset >= kViewBytesMin) {
-        view_ = file_.view(place.offset, behind - place.offset);
-      }
-      view_begin_ = place.offset;
-      view_end_ = behind;
+    const ChunkPlace place = shard_.places()[number];
+    if (place.offset + place.size > there_end_) {
+      look_at(number);
     }
-    if (view_) {
-      return view_->bytes().subspan(place.offset - view_begin_, place.size);
+    if (there_) {
+      return there_->subspan(place.offset - there_begin_, place.size);
+    }
+    if (!file_) {
+      LIB_TRY(file_, open_shard(files_, path_));
     }
     work_.encoded.resize(place.size);
-    LIB_TRY_VOID(read_exactly(file_, "it", place.offset, work_.encoded));
+    LIB_TRY_VOID(read_exactly(*file_, "it", place.offset, work_.encoded));
     return std::span<const std::byte>(work_.encoded);
   }
 
  private:
-  const File& file_;
-  const std::vector<ChunkPlace>& places_;
+  /// Chunk `number` and as many behind it as make sense.
+  void look_at(std::uint64_t number) {
+    there_begin_ = shard_.places()[number].offset;
+    there_end_ = there_begin_ + shard_.places()[number].size;
+    for (std::uint64_t i = number + 1; i <= last_; ++i) {
+      const std::uint64_t end = shard_.places()[i].offset + shard_.places()[i].size;
+      if (end - there_begin_ > kMapBytesMax) {
+        break;
+      }
+      there_end_ = end;
+    }
+    there_.reset();
+    if (shard_.map() != nullptr && there_end_ - there_begin_ >= kMapBytesMin) {
+      there_ = shard_.map()->bytes(there_begin_, there_end_ - there_begin_);
+    }
+  }
+
+  FileSystem& files_;
+  const std::string& path_;
+  std::unique_ptr<File> file_;
+  const Shard& shard_;
   const std::uint64_t last_;
   Workspace& work_;
-  std::optional<FileView> view_;
-  std::uint64_t view_begin_ = 0;
-  std::uint64_t view_end_ = 0;  // Of the last try, also of one without a view.
+  std::optional<std::span<const std::byte>> there_;
+  std::uint64_t there_begin_ = 0;
+  std::uint64_t there_end_ = 0;  // Of the last look, also of one in vain.
 };
 
 }  // namespace
@@ -91,7 +140,8 @@ class ArrayReader::Impl {
   Result<void> read_rows(std::uint64_t begin, std::uint64_t end, std::span<std::byte> into);
 
  private:
-  Result<Places> places(std::uint64_t shard, const std::string& path, const File& file);
+  std::shared_ptr<const Shard> known_shard(std::uint64_t shard);
+  Result<std::shared_ptr<const Shard>> look_at_shard(std::uint64_t shard, const File& file);
   Result<void> read_shard(std::uint64_t shard, std::uint64_t begin, std::uint64_t end,
                           std::span<std::byte> into, Workspace& work);
   Result<void> decode_rows(std::span<const std::byte> encoded, std::uint64_t chunk,
@@ -102,7 +152,7 @@ class ArrayReader::Impl {
   const std::string directory_;
   const ArrayMetadata metadata_;
   std::mutex mutex_;  // guards what follows
-  std::map<std::uint64_t, Places> places_;
+  std::map<std::uint64_t, std::shared_ptr<const Shard>> shards_;
 };
 
 ArrayReader::ArrayReader(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -152,24 +202,27 @@ Result<void> ArrayReader::Impl::read_shard(std::uint64_t shard, std::uint64_t be
                                            Workspace& work) {
   const ArrayLayout& layout = metadata_.layout;
   const std::string path = directory_ + "/" + shard_path(layout, shard);
-  auto opened = files_.open(path);
-  if (!opened) {
-    // An array that has its zarr.json has its shards: absence is damage, not "not written yet".
-    return opened.error().code() == ErrorCode::not_found
-               ? Error(ErrorCode::corrupt, path + ": the shard is missing")
-               : opened.error();
+  std::shared_ptr<const Shard> found = known_shard(shard);
+  std::unique_ptr<File> file;
+  if (found == nullptr) {
+    LIB_TRY(file, open_shard(files_, path));
+    auto looked = look_at_shard(shard, *file);
+    if (!looked) {
+      return looked.error().with_context(path);
+    }
+    found = *std::move(looked);
   }
-  LIB_TRY(const Places found, places(shard, path, **opened));
   const std::uint64_t first_chunk = shard * (layout.shard_tokens / layout.chunk_tokens);
-  EncodedChunks encoded(**opened, *found, (end - 1) / layout.chunk_tokens - first_chunk, work);
+  EncodedChunks encoded(files_, path, std::move(file), *found,
+                        (end - 1) / layout.chunk_tokens - first_chunk, work);
   while (begin < end) {
     const std::uint64_t chunk = begin / layout.chunk_tokens;
     const std::uint64_t stop = std::min(end, (chunk + 1) * layout.chunk_tokens);
     const std::uint64_t bytes = (stop - begin) * row_bytes(layout);
     auto read = [&]() -> Result<void> {
-      if ((*found)[chunk - first_chunk].size > encoded_bytes_max(chunk_bytes(layout))) {
-        return Error(ErrorCode::corrupt,
-                     std::to_string((*found)[chunk - first_chunk].size) + " bytes are too many");
+      const std::uint64_t size = found->places()[chunk - first_chunk].size;
+      if (size > encoded_bytes_max(chunk_bytes(layout))) {
+        return Error(ErrorCode::corrupt, std::to_string(size) + " bytes are too many");
       }
       LIB_TRY(const std::span<const std::byte> stored, encoded.chunk(chunk - first_chunk));
       return decode_rows(stored, chunk, begin, stop, into.first(bytes), work);
@@ -183,35 +236,30 @@ Result<void> ArrayReader::Impl::read_shard(std::uint64_t shard, std::uint64_t be
   return {};
 }
 
-Result<Places> ArrayReader::Impl::places(std::uint64_t shard, const std::string& path,
-                                         const File& file) {
-  {
-    const std::lock_guard<std::mutex> guard(mutex_);
-    const auto known = places_.find(shard);
-    if (known != places_.end()) {
-      return known->second;
-    }
-  }
+std::shared_ptr<const Shard> ArrayReader::Impl::known_shard(std::uint64_t shard) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  const auto known = shards_.find(shard);
+  return known == shards_.end() ? nullptr : known->second;
+}
+
+Result<std::shared_ptr<const Shard>> ArrayReader::Impl::look_at_shard(std::uint64_t shard,
+                                                                      const File& file) {
   const ArrayLayout& layout = metadata_.layout;
   const std::uint64_t chunks = layout.shard_tokens / layout.chunk_tokens;
   const std::uint64_t present = std::min(chunks, chunk_count(layout) - shard * chunks);
   LIB_TRY(const std::uint64_t size, file.size());
   // The size of the file bounds the allocation, whatever zarr.json says.
   if (chunks > size / 16 || shard_index_bytes(chunks) > size) {
-    return Error(ErrorCode::corrupt, path + ": " + std::to_string(size) +
-                                         " bytes are too few for an index of " +
+    return Error(ErrorCode::corrupt, std::to_string(size) + " bytes are too few for an index of " +
                                          std::to_string(chunks) + " chunks");
   }
   std::vector<std::byte> index(shard_index_bytes(chunks));
-  LIB_TRY_VOID(read_exactly(file, path, size - index.size(), index));
-  auto decoded = decode_shard_index(index, chunks, present, size);
-  if (!decoded) {
-    return decoded.error().with_context(path);
-  }
-  auto result = std::make_shared<const std::vector<ChunkPlace>>(*std::move(decoded));
+  LIB_TRY_VOID(read_exactly(file, "it", size - index.size(), index));
+  LIB_TRY(std::vector<ChunkPlace> places, decode_shard_index(index, chunks, present, size));
+  auto made = std::make_shared<const Shard>(std::move(places), file);
   const std::lock_guard<std::mutex> guard(mutex_);
-  places_[shard] = result;
-  return result;
+  shards_[shard] = made;
+  return made;
 }
 
 Result<void> ArrayReader::Impl::decode_rows(std::span<const std::byte> encoded, std::uint64_t chunk,

@@ -19,10 +19,6 @@ Result<std::string> read_small_file(FileSystem& files, const std::string& path,
   return text;
 }
 
-std::optional<FileView> File::view(std::uint64_t /*offset*/, std::uint64_t /*size*/) const {
-  return std::nullopt;
-}
-
 Result<void> read_exactly(const File& file, const std::string& path, std::uint64_t offset,
                           std::span<std::byte> into) {
   LIB_TRY(const std::size_t got, file.read_at(offset, into));

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/file_map.h"
 
 namespace librarian {
 
@@ -25,23 +26,8 @@ struct FileInfo {
   std::uint64_t device;  ///< Equal for everything on one file system.
 };
 
-/// Bytes of a file as the kernel keeps them: a mapping, which may outlive the open file.
-class FileView {
- public:
-  FileView() = default;
-  /// @param mapping  Owns the memory that `bytes` lie in.
-  FileView(std::shared_ptr<const void> mapping, std::span<const std::byte> bytes)
-      : mapping_(std::move(mapping)), bytes_(bytes) {}
-  std::span<const std::byte> bytes() const { return bytes_; }
-
- private:
-  std::shared_ptr<const void> mapping_;
-  std::span<const std::byte> bytes_;
-};
-
-/// One open file. Not thread-safe, except read_at() and view(), which any number of threads may
-/// call.
-/// Destruction closes it (and gives up its lock); nothing is synced by closing.
+/// One open file. Not thread-safe, except read_at() and map(), which any number of threads may
+/// call. Destruction closes it (and gives up its lock); nothing is synced by closing.
 class File {
  public:
   virtual ~File() = default;
@@ -53,10 +39,9 @@ class File {
   virtual Result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) = 0;
   /// Reads from `offset`; fewer bytes than asked only at the end of the file.
   virtual Result<std::size_t> read_at(std::uint64_t offset, std::span<std::byte> into) const = 0;
-  /// Bytes [offset, offset + size) without a copy, all of them read already; nothing where that
-  /// cannot be had, or where memory could fail later: then read_at() tells what is wrong. For files
-  /// that nobody changes any more, because a file that is cut while it is viewed ends the program.
-  virtual std::optional<FileView> view(std::uint64_t offset, std::uint64_t size) const;
+  /// The file's bytes without a copy; null where that cannot be had. For files that nobody changes
+  /// any more: see FileMap.
+  virtual std::shared_ptr<const FileMap> map() const { return nullptr; }
   /// Makes the bytes and the size durable. After an error the file must be written anew: the
   /// kernel may have dropped the dirty pages, so a second call would lie.
   virtual Result<void> sync_data() = 0;

@@ -1,10 +1,7 @@
 #include <dirent.h>
 #include <fcntl.h>
-#include <linux/magic.h>
 #include <sys/file.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/statfs.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -71,27 +68,6 @@ auto retry_interrupted(Call call) {
   return result;
 }
 
-constexpr auto kXfsMagic = 0x58465342;  // linux/magic.h has no name for it
-
-/// True where pages that were read stay as they are: a file system on other machines may take them
-/// back, and the next access would then end the program where read_at() reports an error.
-bool keeps_pages(int descriptor) {
-  struct statfs status {};
-  if (::fstatfs(descriptor, &status) != 0) {
-    return false;
-  }
-  switch (status.f_type) {
-    case EXT4_SUPER_MAGIC:
-    case kXfsMagic:
-    case BTRFS_SUPER_MAGIC:
-    case TMPFS_MAGIC:
-    case OVERLAYFS_SUPER_MAGIC:
-      return true;
-    default:
-      return false;
-  }
-}
-
 class PosixFile final : public File {
  public:
   PosixFile(Descriptor descriptor, std::string path)
@@ -141,30 +117,9 @@ class PosixFile final : public File {
     return done;
   }
 
-  std::optional<FileView> view(std::uint64_t offset, std::uint64_t size) const override {
-    static const auto page_bytes = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
-    const std::uint64_t before = offset % page_bytes;
-    const auto file_bytes = this->size();
-    if (size == 0 || !file_bytes || *file_bytes < size || *file_bytes - size < offset ||
-        !keeps_pages(descriptor_.get())) {
-      return std::nullopt;
-    }
-    const std::uint64_t bytes = before + size;
-    void* const memory = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, descriptor_.get(),
-                                static_cast<off_t>(offset - before));
-    if (memory == MAP_FAILED) {
-      return std::nullopt;
-    }
-    std::shared_ptr<const void> mapping(memory, [bytes](const void* address) {
-      static_cast<void>(::munmap(const_cast<void*>(address), bytes));
-    });
-    // What populating cannot read would end the program when it is touched; WILLNEED lets the disk
-    // read all of it at once.
-    static_cast<void>(::madvise(memory, bytes, MADV_WILLNEED));
-    if (::madvise(memory, bytes, MADV_POPULATE_READ) != 0) {
-      return std::nullopt;
-    }
-    return FileView(std::move(mapping), {static_cast<const std::byte*>(memory) + before, size});
+  std::shared_ptr<const FileMap> map() const override {
+    const auto bytes = this->size();
+    return bytes ? FileMap::of(descriptor_.get(), *bytes) : nullptr;
   }
 
   Result<void> sync_data() override {

@@ -88,25 +88,27 @@ def with_tensorstore(path):
 
 def loader_runs(path):
     """{name: run} of DataLoader with 2 workers; the trainer does nothing with what it gets."""
-    class Passes(nexus_librarian.ActivationDataset):
-        def __len__(self):
-            return LOADER_PASSES * super().__len__()
-
-        def __getitem__(self, index):
-            return super().__getitem__(index % super().__len__())
+    def passes(samples):
+        """Sample numbers of LOADER_PASSES epochs, each in an order of its own."""
+        order = list(range(samples))
+        for number in range(LOADER_PASSES):
+            random.Random(number).shuffle(order)
+            yield from order
 
     def delivered(loader):
         width = nexus_librarian.ActivationStore(path).capture_info(CAPTURE)[""].width
         return sum(len(batch["position_ids"]) for batch in loader) * 2 * width
 
     def dataset():
-        return delivered(DataLoader(Passes(path, [CAPTURE]), batch_size=8, shuffle=True,
+        samples = nexus_librarian.ActivationDataset(path, [CAPTURE])
+        return delivered(DataLoader(samples, batch_size=8, sampler=list(passes(len(samples))),
                                     num_workers=2, collate_fn=nexus_librarian.collate_packed))
 
     def stream():
-        store = nexus_librarian.ActivationStore([path] * LOADER_PASSES)
-        return delivered(DataLoader(nexus_librarian.ActivationStream(
-            store, [CAPTURE], tokens_per_batch=4096, packed=True), batch_size=None, num_workers=2))
+        loader = DataLoader(nexus_librarian.ActivationStream(
+            path, [CAPTURE], tokens_per_batch=4096, packed=True), batch_size=None, num_workers=2,
+            persistent_workers=True)
+        return sum(delivered(loader) for _ in range(LOADER_PASSES))
 
     return {"ActivationDataset, collate_packed": dataset, "ActivationStream, packed": stream}
 
