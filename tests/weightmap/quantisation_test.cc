@@ -147,6 +147,54 @@ TEST_P(QuantisedLayout, SaysTheSameElementByElementAndInOtherTypes) {
   }
 }
 
+// Goal: what a library rounds to f16 on the way is rounded as its own arithmetic does, at every
+// border of that type.
+// Method: a table of numbers of our choice, with one neighbour on each side of each border; enough
+// elements for a table of results, and so few that each is computed by itself.
+TEST(Dequantise, RoundsToF16OnTheWay) {
+  std::vector<float> numbers;
+  for (const float border : {0.0F, 2.98023224e-8F, 5.96046448e-8F, 6.103515625e-5F, 1.0F,
+                             1.00048828125F, 1.00146484375F, 65504.0F, 65520.0F, 1e30F}) {
+    for (const float number :
+         {border, std::nextafter(border, 1e38F), std::nextafter(border, -1e38F)}) {
+      numbers.insert(numbers.end(), {number, -number});
+    }
+  }
+  numbers.insert(numbers.end(), {INFINITY, -INFINITY, NAN, -NAN});
+  const float one = 1;
+  for (std::size_t first = 0; first < numbers.size(); first += 16) {
+    const std::size_t count = std::min<std::size_t>(16, numbers.size() - first);
+    std::array<float, 16> table{};
+    std::copy_n(numbers.begin() + static_cast<std::ptrdiff_t>(first), count, table.begin());
+    for (const std::uint64_t inputs : {std::uint64_t{16}, std::uint64_t{160}}) {
+      std::vector<std::byte> codes(inputs / 2);
+      for (std::uint64_t i = 0; i < codes.size(); ++i) {
+        codes[i] = static_cast<std::byte>((2 * i % 16) << 4U | (2 * i + 1) % 16);
+      }
+      QuantisedMatrix matrix;
+      matrix.outputs = 1;
+      matrix.inputs = inputs;
+      matrix.layout = gpu_exec::CodeLayout::table_flat;
+      matrix.codes = codes.data();
+      matrix.scales = reinterpret_cast<const std::byte*>(&one);
+      matrix.scale_inputs = inputs;
+      matrix.table = reinterpret_cast<const std::byte*>(table.data());
+      matrix.result = DType::f16;
+      for (const DType to : {DType::bf16, DType::f16, DType::f32}) {
+        std::vector<float> wanted(inputs);
+        for (std::uint64_t i = 0; i < inputs; ++i) {
+          wanted[i] = gpu_exec::quantised_element(matrix, 0, i);
+        }
+        std::vector<std::byte> expected(inputs * gpu_exec::dtype_bytes(to));
+        gpu_exec::convert_elements(DType::f32, std::as_bytes(std::span(wanted)), to, expected);
+        std::vector<std::byte> out(expected.size());
+        gpu_exec::dequantise(matrix, 0, 1, 0, inputs, to, out.data());
+        EXPECT_EQ(out, expected) << "numbers from " << first << " to " << gpu_exec::dtype_name(to);
+      }
+    }
+  }
+}
+
 // Goal: nothing beside the tables that the checkpoint has is read, and none is forgotten.
 // Method: a tensor less, or one of another shape or type, is refused by its name.
 TEST_P(QuantisedLayout, RefusesAMissingMisshapenOrUnknownTensorByName) {
