@@ -9,6 +9,7 @@
 #include "cli/commands.h"
 #include "cli/exit_codes.h"
 #include "cli/output.h"
+#include "cli/plan_json.h"
 #include "cli/plan_sizes.h"
 #include "ingest/job.h"
 
@@ -33,150 +34,6 @@ std::string number(double value, const char* pattern) {
   std::array<char, 32> text{};
   std::snprintf(text.data(), text.size(), pattern, value);
   return text.data();
-}
-
-Json memory_to_json(const MemoryPlan& memory) {
-  return {{"limit_bytes", memory.limit_bytes},
-          {"total_bytes", memory.total_bytes},
-          {"packed_weight_bytes", memory.packed_weight_bytes},
-          {"workspace_bytes", memory.workspace_bytes},
-          {"ring_bytes", memory.ring_bytes},
-          {"state_bytes", memory.state_bytes},
-          {"encode_bytes", memory.encode_bytes},
-          {"table_bytes", memory.table_bytes},
-          {"logits_bytes", memory.logits_bytes},
-          {"head_passes", memory.head_passes},
-          {"staging_bytes", memory.staging_bytes},
-          {"block_tokens", memory.block_tokens},
-          {"state", memory.state_in_memory ? "memory" : "disk"},
-          {"whole_layer_prefetch", memory.whole_layer_prefetch},
-          {"streamed", memory.executor_memory.streamed}};
-}
-
-Json layers_to_json(const ingest::LayerSizes& sizes) {
-  Json kinds = Json::array();
-  for (const ingest::LayerKindSizes& kind : sizes.kinds) {
-    kinds.push_back({{"layers", kind.layers.size()},
-                     {"first", kind.layers.front()},
-                     {"tensors", kind.tensors},
-                     {"wire_bytes", kind.wire_bytes},
-                     {"decoded_bytes", kind.decoded_bytes},
-                     {"experts", kind.experts},
-                     {"stages", kind.stages.size()}});
-  }
-  return kinds;
-}
-
-Json device_to_json(const ingest::DevicePlan& device) {
-  Json stages = Json::array();
-  for (const gpu_exec::StageSummary& stage : device.stages) {
-    stages.push_back({{"what", stage.text}, {"bytes", stage.bytes}});
-  }
-  return {{"host_overhead_bytes", device.host_overhead_bytes},
-          {"limit_bytes", device.limit_bytes},
-          {"weight_bytes", device.weight_bytes},
-          {"workspace_bytes", device.workspace_bytes},
-          {"weight_buffers", device.weight_buffers},
-          {"staged", device.staged},
-          {"rows_together", device.rows_together},
-          {"uploads_max", device.uploads_max},
-          {"stages", stages},
-          {"upload_bytes", device.upload_bytes},
-          {"download_bytes", device.download_bytes}};
-}
-
-Json staging_to_json(const ingest::StagingPlan& staging) {
-  return {{"on_disk", staging.on_disk},
-          {"reason", staging.reason},
-          {"directory", staging.on_disk ? Json(staging.directory) : Json()},
-          {"is_cache", staging.is_cache},
-          {"limit_bytes", staging.limit_bytes},
-          {"needed_bytes", staging.needed_bytes},
-          {"file_bytes", staging.file_bytes},
-          {"two_layers_bytes", staging.two_layers_bytes}};
-}
-
-/// The arrays that a capture is stored in.
-std::vector<ingest::DiskArray> arrays_of(const PreparedJob& job, const std::string& capture) {
-  const auto alias = job.captures().aliases.find(capture);
-  const std::string& home = alias == job.captures().aliases.end() ? capture : alias->second;
-  std::vector<ingest::DiskArray> arrays;
-  for (const ingest::DiskArray& array : job.disk().arrays) {
-    if (array.name == home || array.name == activation_store::scales_name(home) ||
-        ((capture == ingest::kLogitsTopk || capture.ends_with(".router")) &&
-         array.name.starts_with(capture + "."))) {
-      arrays.push_back(array);
-    }
-  }
-  return arrays;
-}
-
-/// "(positions=loss)", empty without.
-std::string capture_options_text(const PreparedJob& job, const std::string& capture) {
-  const auto& names = job.captures().requested;
-  const auto index = std::find(names.begin(), names.end(), capture) - names.begin();
-  return job.captures().canonical()[static_cast<std::size_t>(index)].substr(capture.size());
-}
-
-Json stored_to_json(const PreparedJob& job, const std::string& capture) {
-  Json stored = Json::array();
-  for (const ingest::DiskArray& array : arrays_of(job, capture)) {
-    stored.push_back({{"array", array.name},
-                      {"rows", array.rows},
-                      {"dtype", activation_store::stored_type_name(array.type)},
-                      {"raw_bytes", array.rows * array.row_bytes},
-                      {"store_bytes", array.store_bytes}});
-  }
-  return stored;
-}
-
-Json plan_to_json(const PreparedJob& job, double flops_per_second) {
-  const std::int32_t layers = job.checkpoint().layer_count();
-  const ingest::CaptureShape shape = ingest::capture_shape(job.checkpoint().spec());
-  Json captures = Json::array();
-  for (const std::string& name : job.captures().requested) {
-    const ingest::CaptureNotations other = ingest::capture_notations(name, shape);
-    const auto alias = job.captures().aliases.find(name);
-    captures.push_back({{"name", name},
-                        {"array", alias == job.captures().aliases.end() ? name : alias->second},
-                        {"options", capture_options_text(job, name)},
-                        {"stored", stored_to_json(job, name)},
-                        {"hf", other.hf},
-                        {"vllm", other.vllm},
-                        {"transformer_lens", other.transformer_lens}});
-  }
-  const ingest::DiskPlan& disk = job.disk();
-  return {{"model_type", job.checkpoint().config().model_type},
-          {"rope_type", job.checkpoint().config().rope_type},
-          {"layers", layers},
-          {"hidden_size", job.checkpoint().spec().hidden_size},
-          {"dtype", gpu_exec::dtype_name(job.dtype())},
-          {"device_kind", job.device_kind()},
-          {"samples", job.tokens().samples()},
-          {"tokens", job.tokens().tokens()},
-          {"truncated_samples", job.tokens().truncated_samples},
-          {"parts", job.parts().size()},
-          {"captures", captures},
-          {"fetch_bytes_per_part", job.part_fetch_bytes()},
-          {"fetch_bytes", job.fetch_bytes()},
-          {"skeleton_fetch_bytes", job.skeleton_fetch_bytes()},
-          {"metadata_bytes", job.checkpoint().metadata_bytes()},
-          {"flops", job.flops()},
-          {"measured_flops_per_second", flops_per_second},
-          {"layer_kinds", layers_to_json(job.layer_sizes())},
-          {"memory", memory_to_json(job.memory())},
-          {"device", job.device_plan() ? device_to_json(*job.device_plan()) : Json()},
-          {"disk",
-           {{"raw_bytes", disk.raw_bytes},
-            {"store_bytes", disk.store_bytes},
-            {"expected_ratio", disk.expected_ratio},
-            {"scratch_peak_bytes", disk.scratch_peak_bytes},
-            {"skeleton_bytes", disk.skeleton_bytes},
-            {"peak_bytes", disk.peak_bytes},
-            {"written_bytes", disk.written_bytes}}},
-          {"staging", staging_to_json(job.staging())},
-          {"identity_sha256", job.identity_digest()},
-          {"warnings", job.warnings()}};
 }
 
 void print_captures(const PreparedJob& job) {
@@ -252,6 +109,25 @@ void print_stages(const std::vector<gpu_exec::StageSummary>& stages) {
   }
 }
 
+/// Weights that a part reads from scratch files because layers are read several times; else 0.
+std::uint64_t scratch_read_bytes(const PreparedJob& job) {
+  return job.memory().readings_max > 1 && job.staging().on_disk ? job.staging().needed_bytes : 0;
+}
+
+/// How streamed layers meet a part's tokens where these are too many at once, and what it costs.
+std::string groups_text(const PreparedJob& job) {
+  const MemoryPlan& memory = job.memory();
+  const std::string times = std::to_string(memory.readings_max) + " times";
+  const std::string bytes = format_bytes(
+      ingest::pass_bytes(job.checkpoint(), job.captures().last_layer(), memory.readings_max));
+  const std::string groups =
+      "again for each " + format_count(memory.executor_memory.rows_together) + " tokens, up to " +
+      times + " a part: " + bytes + " of weights a part ";
+  return groups + (job.staging().on_disk ? "from the scratch disk, where they are fetched to once"
+                   : job.checkpoint().directory().scheme == "file" ? "from the model's disk"
+                                                                   : "over the network");
+}
+
 /// What layers weigh, a line for each size: kinds of attention make no difference here.
 void print_layers(const PreparedJob& job) {
   std::vector<std::pair<std::string, std::size_t>> sizes;
@@ -267,14 +143,16 @@ void print_layers(const PreparedJob& job) {
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     print(fact(i == 0 ? "layers" : "", std::to_string(sizes[i].second) + " of " + sizes[i].first));
   }
-  if (job.memory().executor_memory.streamed) {
+  if (const MemoryPlan& memory = job.memory(); memory.executor_memory.streamed) {
     const auto& kinds = job.layer_sizes().kinds;
     const auto largest = std::max_element(
         kinds.begin(), kinds.end(),
         [](const auto& a, const auto& b) { return a.decoded_bytes < b.decoded_bytes; });
-    print(fact("stages", "a layer does not fit, so it comes and goes in up to " +
-                             std::to_string(largest->stages.size()) +
-                             " stages, each once, and all of a part's tokens meet each"));
+    print(fact("stages",
+               "a layer does not fit, so it comes and goes in up to " +
+                   std::to_string(largest->stages.size()) + " stages, " +
+                   (memory.readings_max == 1 ? "each once, and all of a part's tokens meet each"
+                                             : groups_text(job))));
     print_stages(largest->stages);
   }
 }
@@ -340,7 +218,9 @@ void print_time(const PreparedJob& job, double flops_per_second) {
   const double compute = job.flops() / flops_per_second;
   const double slow = fetch / kSlowNetwork;
   const double fast = fetch / kFastNetwork;
-  const double write = static_cast<double>(job.disk().written_bytes) / kDisk;
+  const double disk =
+      static_cast<double>(job.disk().written_bytes + job.parts().size() * scratch_read_bytes(job)) /
+      kDisk;
   // Both directions at the same time.
   const double bus_bytes = job.device_plan()
                                ? static_cast<double>(std::max(job.device_plan()->upload_bytes,
@@ -348,11 +228,11 @@ void print_time(const PreparedJob& job, double flops_per_second) {
                                : 0;
   const double bus = bus_bytes / kSlowBus;
   const auto regime = [&](double network) {
-    const double slowest = std::max({network, compute, write, bus});
+    const double slowest = std::max({network, compute, disk, bus});
     return format_duration(seconds(slowest)) + ", set by the " +
            (slowest == compute   ? (job.device_plan() ? "GPU" : "CPU")
             : slowest == network ? "network"
-            : slowest == write   ? "disk"
+            : slowest == disk    ? "disk"
                                  : "bus");
   };
   print("time\n");
@@ -362,7 +242,7 @@ void print_time(const PreparedJob& job, double flops_per_second) {
                  (job.device_plan() ? ")" : ", " + std::to_string(job.threads()) + " threads)")));
   print(fact("network", format_duration(seconds(slow)) + " at 1 Gbit/s, " +
                             format_duration(seconds(fast)) + " at 10 Gbit/s"));
-  print(fact("disk", format_duration(seconds(write)) + " at 1 GB/s"));
+  print(fact("disk", format_duration(seconds(disk)) + " at 1 GB/s"));
   if (const auto& device = job.device_plan()) {
     print(fact("bus", format_bytes(device->upload_bytes) + " up, " +
                           format_bytes(device->download_bytes) +

@@ -174,6 +174,7 @@ class CudaDevice final : public Device {
     half.rows = op.rows;
     half.inputs = op.inputs;
     half.outputs = op.width;
+    half.few_rows = op.few_rows;
     for_tiles(op.rows, op.width, op.inputs, same, [&](const Tile& tile) {
       multiply_tile(half, op.gate, tile, same, at.floats(scratch, at.first), scratch);
       multiply_tile(half, op.up, tile, same, at.floats(scratch, at.second), scratch);
@@ -401,6 +402,7 @@ class CudaDevice final : public Device {
     product.rows = op.rows;
     product.inputs = op.inputs;
     product.outputs = columns;
+    product.few_rows = op.few_rows;
     product.x_stride = op.inputs;
     product.w_stride = matrix.transposed ? op.outputs : op.inputs;
     product.w = matrix.packed +

@@ -24,6 +24,7 @@ struct CudaProduct {
   bool w_transposed = false;
   std::uint64_t rows = 0, inputs = 0, outputs = 0;
   std::uint64_t x_stride = 0, w_stride = 0, y_stride = 0;
+  bool few_rows = false;  ///< See LinearOp; kernels do not read it.
 };
 
 /// y = round(act(x + bias)).

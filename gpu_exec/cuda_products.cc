@@ -16,9 +16,9 @@ std::string text_of(const ProductShape& shape, const ProductPlan& plan) {
                        : plan.engine == ProductPlan::Engine::tensor_cores
                            ? "own kernel on tensor cores"
                            : "own kernel in f32";
-  return std::string(dtype_name(shape.type)) + " " + std::to_string(shape.inputs) + " to " +
-         std::to_string(shape.outputs) + " " + dtype_name(shape.out) +
-         (shape.w_transposed ? " transposed: " : ": ") + engine + plan.text;
+  return std::string(shape.few_rows ? "experts, " : "") + dtype_name(shape.type) + " " +
+         std::to_string(shape.inputs) + " to " + std::to_string(shape.outputs) + " " +
+         dtype_name(shape.out) + (shape.w_transposed ? " transposed: " : ": ") + engine + plan.text;
 }
 
 }  // namespace
@@ -29,11 +29,11 @@ Result<std::vector<std::string>> CudaProducts::plan(std::span<const ProductSize>
   for (const ProductSize& size : sizes) {
     // At once, or in tiles whose sums are finished apart: operations choose.
     for (const ProductShape& shape :
-         {ProductShape{type, type, size.transposed, true, size.inputs, size.outputs},
+         {ProductShape{type, type, size.transposed, true, size.inputs, size.outputs, size.few_rows},
           ProductShape{type, DType::f32, size.transposed, true, size.inputs,
-                       std::min(size.outputs, tile_outputs)},
+                       std::min(size.outputs, tile_outputs), size.few_rows},
           ProductShape{type, DType::f32, size.transposed, true, size.inputs,
-                       size.outputs % tile_outputs}}) {
+                       size.outputs % tile_outputs, size.few_rows}}) {
       if (shape.outputs != 0) {
         LIB_TRY_VOID(plan_shape(shape));
         texts[shape] = text_of(shape, plans_.at(shape));
@@ -49,8 +49,8 @@ Result<std::vector<std::string>> CudaProducts::plan(std::span<const ProductSize>
 void CudaProducts::multiply(const CudaProduct& product) {
   const bool aligned =
       in_units(product.x_stride) && in_units(product.w_stride) && in_units(product.y_stride);
-  const auto found = plans_.find(
-      {product.type, product.out, product.w_transposed, aligned, product.inputs, product.outputs});
+  const auto found = plans_.find({product.type, product.out, product.w_transposed, aligned,
+                                  product.inputs, product.outputs, product.few_rows});
   const ProductPlan plan = found == plans_.end() ? own_plan(product.type) : found->second;
   if (plan.engine != ProductPlan::Engine::library) {
     runtime_.product(product, plan);
@@ -78,8 +78,9 @@ Result<void> CudaProducts::plan_shape(const ProductShape& shape) {
     return {};
   }
   ProductPlan plan = own_plan(shape.type);
-  if (runtime_.library_rows() != 0 && in_units(shape.inputs) && in_units(shape.outputs) &&
-      (shape.type == DType::f32 || on_tensor_cores(shape.type))) {
+  // The library computes its number of rows whatever there are; an expert often meets a tenth.
+  if (!shape.few_rows && runtime_.library_rows() != 0 && in_units(shape.inputs) &&
+      in_units(shape.outputs) && (shape.type == DType::f32 || on_tensor_cores(shape.type))) {
     ProductPlan library = runtime_.plan_product(shape);
     if (library.engine == ProductPlan::Engine::library) {
       LIB_TRY(const bool alike, rows_are_alike(runtime_, shape, library));

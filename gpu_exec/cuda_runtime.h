@@ -35,10 +35,11 @@ struct ProductShape {
   bool w_transposed = false;
   bool aligned = true;  ///< Rows of all three begin at multiples of 16 bytes.
   std::uint64_t inputs = 0, outputs = 0;
+  bool few_rows = false;  ///< See LinearOp.
   bool operator<(const ProductShape& other) const {
-    return std::tie(type, out, w_transposed, aligned, inputs, outputs) <
+    return std::tie(type, out, w_transposed, aligned, inputs, outputs, few_rows) <
            std::tie(other.type, other.out, other.w_transposed, other.aligned, other.inputs,
-                    other.outputs);
+                    other.outputs, other.few_rows);
   }
 };
 

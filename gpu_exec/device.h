@@ -98,6 +98,9 @@ struct LinearOp {
   Activation activation = Activation::identity;
   std::uint64_t y_stride = 0;  ///< Elements from one row of y to the next; 0: outputs.
   bool y_f32 = false;          ///< y is f32, whatever `dtype`: nothing is rounded.
+  /// The rows are those of a block that chose an expert, however few. Part of the numbers: a device
+  /// may have another way for such products.
+  bool few_rows = false;
 };
 
 /// y = act(x * gate^T + gate bias) * (x * up^T + up bias); both products stay f32 until y.
@@ -109,6 +112,7 @@ struct GluOp {
   PackedMatrix gate, up;
   Activation activation = Activation::silu;
   std::uint64_t y_stride = 0;  ///< Elements from one row of y to the next; 0: width.
+  bool few_rows = false;       ///< As of LinearOp.
 };
 
 /// rms: y = v / rms(v) * weight; layer: y = (v - mean(v)) / deviation(v) * weight + bias, row by
@@ -241,9 +245,10 @@ struct TopkOp {
 struct ProductSize {
   std::uint64_t outputs = 0, inputs = 0;
   bool transposed = false;  ///< See PackedMatrix.
+  bool few_rows = false;    ///< See LinearOp.
   bool operator<(const ProductSize& other) const {
-    return std::tie(outputs, inputs, transposed) <
-           std::tie(other.outputs, other.inputs, other.transposed);
+    return std::tie(outputs, inputs, transposed, few_rows) <
+           std::tie(other.outputs, other.inputs, other.transposed, other.few_rows);
   }
 };
 

@@ -1,7 +1,9 @@
 #include "gpu_exec/execution_plan.h"
 
 #include <algorithm>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "base/units.h"
 #include "gpu_exec/latent_attention.h"
@@ -23,6 +25,7 @@ Error bad_layer(std::size_t index, const std::string& what) {
 struct Needs {
   std::uint64_t layer_bytes = 0;   ///< Weights of the largest layer.
   std::uint64_t step_bytes = 0;    ///< Of the largest step.
+  std::uint64_t half_bytes = 0;    ///< Likewise, where StageRules::whole_halves holds.
   std::uint64_t vector_bytes = 0;  ///< Of the layer that has the most, as they are in f32.
   std::uint64_t wide = 0;
   std::uint64_t key_width = 0;
@@ -65,12 +68,16 @@ Needs needs_of(const ModelSpec& model, const ExecutorOptions& options, const Dev
     before = &layer;
     const std::vector<Step> steps =
         layer_steps(model, layer, options.weight_dtype_max, options.slice_bytes_max);
-    for (const Stage& stage :
-         make_stages(layer, steps, options.weight_dtype_max, 0, options.streamed, device)) {
+    StageRules rules{options.weight_dtype_max, 0, options.streamed, false};
+    for (const Stage& stage : make_stages(layer, steps, rules, device)) {
       needs.step_bytes = std::max(needs.step_bytes, stage.bytes);
     }
-    const std::vector<Stage> whole = make_stages(layer, steps, options.weight_dtype_max,
-                                                 ~std::uint64_t{0}, options.streamed, device);
+    rules.whole_halves = true;
+    for (const Stage& stage : make_stages(layer, steps, rules, device)) {
+      needs.half_bytes = std::max(needs.half_bytes, stage.bytes);
+    }
+    rules.bytes_max = ~std::uint64_t{0};
+    const std::vector<Stage> whole = make_stages(layer, steps, rules, device);
     needs.layer_bytes = std::max(needs.layer_bytes, whole.front().bytes);
     std::uint64_t vectors = 0;
     for (const Stage& stage : whole) {
@@ -119,7 +126,12 @@ Result<void> check_experts(std::size_t layer, const MoeSpec& moe, const Device& 
   return {};
 }
 
-enum class Residency : std::uint8_t { layer, stage };
+/// What is on the device at once.
+struct Residency {
+  bool staged = false;
+  bool whole_halves = false;  ///< See StageRules.
+  std::uint64_t blocks_together = 1;
+};
 
 /// Rows that meet a tile of the head at a time: their logits stay in a cache.
 constexpr std::uint64_t kLogitRows = 256;
@@ -140,21 +152,23 @@ HeadNeeds head_needs(const ModelSpec& model, const ExecutorOptions& options, con
 }
 
 ExecutionPlan place_all(const ModelSpec& model, const ExecutorOptions& options,
-                        const Device& device, const Needs& needs, Residency residency,
-                        std::uint64_t blocks_together) {
+                        const Device& device, const Needs& needs, const Residency& residency) {
   ExecutionPlan plan;
   const std::uint64_t element_bytes = dtype_bytes(options.dtype);
   const std::uint64_t unit = device.row_unit();
   const std::uint64_t rows = (options.block_rows_max + unit - 1) / unit * unit;
-  const bool in_place = device.works_on_host_memory() && residency == Residency::layer;
-  plan.blocks_together = blocks_together;
+  const bool in_place = device.works_on_host_memory() && !residency.staged;
+  plan.blocks_together = residency.blocks_together;
+  plan.whole_halves = residency.whole_halves || !residency.staged;
   plan.weight_buffers = device.weight_buffers();
-  plan.stage_bytes_max = residency == Residency::layer ? needs.layer_bytes : needs.step_bytes;
+  plan.stage_bytes_max = !residency.staged   ? needs.layer_bytes
+                         : plan.whole_halves ? needs.half_bytes
+                                             : needs.step_bytes;
   plan.rows_bytes = aligned(rows * std::max<std::uint64_t>(model.hidden_size * element_bytes,
                                                            needs.experts_per_row * sizeof(float)));
   if (!in_place) {
     // One more than run together: the next one comes meanwhile. And two blocks' captures leave.
-    plan.state_slots = blocks_together + 1;
+    plan.state_slots = plan.blocks_together + 1;
     plan.outbox_slots = 2 * std::max<std::uint64_t>(1, options.captures_max);
   }
   std::uint64_t at = 0;
@@ -181,8 +195,7 @@ ExecutionPlan place_all(const ModelSpec& model, const ExecutorOptions& options,
 
   plan.hidden = 0;
   plan.attention_out = needs.parallel ? plan.rows_bytes : plan.hidden;
-  plan.wide = plan.attention_out + plan.rows_bytes;
-  plan.block_bytes = plan.wide + aligned(rows * needs.wide * element_bytes);
+  plan.block_bytes = plan.attention_out + plan.rows_bytes;
   if (needs.experts != 0) {
     const auto place_in_block = [&plan, rows](std::uint64_t row_bytes) {
       const std::uint64_t offset = plan.block_bytes;
@@ -197,7 +210,15 @@ ExecutionPlan place_all(const ModelSpec& model, const ExecutorOptions& options,
     plan.expert_factors = place_in_block(chosen);
     plan.shared_factors = place_in_block(sizeof(float));
   }
-  plan.blocks = place(blocks_together * plan.block_bytes);
+  const std::uint64_t wide_bytes = aligned(rows * needs.wide * element_bytes);
+  if (!plan.whole_halves) {
+    plan.wide = plan.block_bytes;
+    plan.block_bytes += wide_bytes;
+  }
+  plan.blocks = place(plan.blocks_together * plan.block_bytes);
+  if (plan.whole_halves) {
+    plan.wide = place(wide_bytes);
+  }
   plan.kv_rows = std::max(options.block_rows_max, options.sample_rows_max);
   // A tile's keys begin at any row, and whole units of rows are written.
   const std::uint64_t kv_rows = plan.kv_rows + unit - 1;
@@ -236,10 +257,10 @@ ExecutionPlan place_all(const ModelSpec& model, const ExecutorOptions& options,
   plan.memory.host_bytes = in_place ? 0 : host_at + device.host_bytes();
   plan.vector_bytes = options.streamed ? needs.vector_bytes : 0;
   plan.memory.host_bytes += plan.vector_bytes;
-  plan.memory.staged = residency == Residency::stage;
+  plan.memory.staged = residency.staged;
   plan.memory.streamed = plan.memory.staged && options.streamed;
   plan.memory.weight_buffers = plan.weight_buffers;
-  plan.memory.rows_together = blocks_together * options.block_rows_max;
+  plan.memory.rows_together = plan.blocks_together * options.block_rows_max;
   return plan;
 }
 
@@ -250,19 +271,42 @@ std::vector<Stage> plan_stages(const ModelSpec& model, const LayerSpec& layer,
                                const Device& device) {
   return make_stages(layer,
                      layer_steps(model, layer, options.weight_dtype_max, options.slice_bytes_max),
-                     options.weight_dtype_max, plan.stage_bytes_max, plan.memory.streamed, device);
+                     {options.weight_dtype_max, plan.stage_bytes_max, plan.memory.streamed,
+                      plan.memory.staged && plan.whole_halves},
+                     device);
 }
 
 Result<ExecutionPlan> make_execution_plan(const ModelSpec& model, const ExecutorOptions& options,
                                           const Device& device) {
   const Needs needs = needs_of(model, options, device);
   const std::uint64_t limit = device.memory_limit();
-  ExecutionPlan plan = place_all(model, options, device, needs, Residency::layer, 1);
-  if (plan.memory.device_bytes() <= limit && !options.streamed) {
-    return plan;
+  const auto placed = [&](const Residency& residency) {
+    return place_all(model, options, device, needs, residency);
+  };
+  if (!options.streamed) {
+    ExecutionPlan plan = placed({});
+    if (plan.memory.device_bytes() <= limit) {
+      return plan;
+    }
   }
-  const ExecutionPlan least = place_all(model, options, device, needs, Residency::stage, 1);
-  if (least.memory.device_bytes() > limit) {
+  const std::uint64_t wanted = std::max<std::uint64_t>(options.blocks_max, 1);
+  std::optional<ExecutionPlan> best;
+  for (const bool whole_halves : {false, true}) {
+    const std::uint64_t one = placed({true, whole_halves, 1}).memory.device_bytes();
+    if (one > limit) {
+      continue;
+    }
+    const std::uint64_t one_more = placed({true, whole_halves, 2}).memory.device_bytes() - one;
+    const std::uint64_t together = std::min(wanted, 1 + (limit - one) / one_more);
+    ExecutionPlan plan = placed({true, whole_halves, together});
+    if (!best || together > best->blocks_together ||
+        (together == best->blocks_together &&
+         plan.memory.device_bytes() < best->memory.device_bytes())) {
+      best = std::move(plan);
+    }
+  }
+  if (!best) {
+    const ExecutionPlan least = placed({true, false, 1});
     return Error(ErrorCode::does_not_fit,
                  "the device's memory, " + format_bytes(limit) +
                      " for weights and activations, is "
@@ -274,18 +318,14 @@ Result<ExecutionPlan> make_execution_plan(const ModelSpec& model, const Executor
                      " tokens with the keys and values of the longest sample; " +
                      std::to_string(least.memory.device_bytes() - limit) + " bytes more would do");
   }
-  const ExecutionPlan two = place_all(model, options, device, needs, Residency::stage, 2);
-  const std::uint64_t one_more = two.memory.device_bytes() - least.memory.device_bytes();
-  const std::uint64_t together = std::min(std::max<std::uint64_t>(options.blocks_max, 1),
-                                          1 + (limit - least.memory.device_bytes()) / one_more);
-  if (options.streamed && together < options.blocks_max) {
+  if (options.streamed && best->blocks_together < wanted) {
     return Error(ErrorCode::does_not_fit,
                  "the device's memory, " + format_bytes(limit) + ", holds " +
-                     std::to_string(together) + " blocks of the " +
-                     std::to_string(options.blocks_max) +
+                     std::to_string(best->blocks_together) + " blocks of the " +
+                     std::to_string(wanted) +
                      " that weights streamed stage by stage must meet together");
   }
-  return place_all(model, options, device, needs, Residency::stage, together);
+  return *std::move(best);
 }
 
 namespace {

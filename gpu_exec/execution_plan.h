@@ -21,9 +21,10 @@ inline constexpr std::uint64_t kInboxSlots = 2;
 /// Lifetimes decide what shares a place: the norm's output is dead when q, k, v (or act) exist, so
 /// the projections' outputs take its place; q, then attention's output, is dead when the MLP
 /// begins, so act takes its place. A parallel layer keeps attention's projection in a place of its
-/// own until the MLP's is there. These three are kept for each of the blocks that run together;
-/// keys and values only while their sample is at its attention step. Where layers have experts, the
-/// norm's output stays until the last of them, and act (of one expert) has `wide`'s place.
+/// own until the MLP's is there. Each of the blocks that run together has these for itself, but for
+/// `wide` (q, then act) where no stage ends while it is needed; keys and values are there only
+/// while their sample is at its attention step. Where layers have experts, the norm's output stays
+/// until the last of them, and act (of one expert) has `wide`'s place.
 struct ExecutionPlan {
   ExecutorMemory memory;
   std::uint64_t stage_bytes_max = 0;  ///< A weight buffer.
@@ -32,7 +33,8 @@ struct ExecutionPlan {
   std::uint64_t blocks_together = 1;
   std::uint64_t state_slots = 0;   ///< 0: rows are worked on where they are, in host memory.
   std::uint64_t outbox_slots = 0;  ///< Rows on their way to the host.
-  std::uint64_t block_bytes = 0;   ///< Of `hidden`, `attention_out`, `wide` for one block.
+  std::uint64_t block_bytes = 0;   ///< Of what is kept for each block.
+  bool whole_halves = true;        ///< `wide` is one for all blocks; see StageRules.
   std::uint64_t rows_bytes = 0;    ///< [block rows, hidden]: a slot of state or outbox.
 
   std::uint64_t final_norm = 0;       ///< f32 [hidden]
@@ -42,15 +44,16 @@ struct ExecutionPlan {
   std::uint64_t blocks = 0;           ///< Of `block_bytes` each, in which lie:
   std::uint64_t hidden = 0;           ///< [block rows, hidden]: norm output, projection output
   std::uint64_t attention_out = 0;    ///< [block rows, hidden], or hidden's place
-  std::uint64_t wide = 0;             ///< [block rows, max(heads * value_dim, MLP or expert width)]
-  std::uint64_t expert_sums = 0;      ///< f32 [block rows, hidden]: what experts gave so far
-  std::uint64_t route_ids = 0;        ///< i32 [block rows, top_k]; see RouteOp
-  std::uint64_t route_weights = 0;    ///< f32 [block rows, top_k]
-  std::uint64_t expert_rows = 0;      ///< i32 [block rows * top_k] rows, by their expert
-  std::uint64_t expert_factors = 0;   ///< f32 [block rows * top_k] their weights
-  std::uint64_t shared_factors = 0;   ///< f32 [block rows] weights of the shared expert
-  std::uint64_t keys = 0;             ///< [kv rows, kv_heads * head_dim]
-  std::uint64_t values = 0;           ///< As keys.
+  std::uint64_t wide = 0;            ///< [block rows, max(heads * value_dim, MLP or expert width)],
+                                     ///< in the arena if whole_halves, else in the block
+  std::uint64_t expert_sums = 0;     ///< f32 [block rows, hidden]: what experts gave so far
+  std::uint64_t route_ids = 0;       ///< i32 [block rows, top_k]; see RouteOp
+  std::uint64_t route_weights = 0;   ///< f32 [block rows, top_k]
+  std::uint64_t expert_rows = 0;     ///< i32 [block rows * top_k] rows, by their expert
+  std::uint64_t expert_factors = 0;  ///< f32 [block rows * top_k] their weights
+  std::uint64_t shared_factors = 0;  ///< f32 [block rows] weights of the shared expert
+  std::uint64_t keys = 0;            ///< [kv rows, kv_heads * head_dim]
+  std::uint64_t values = 0;          ///< As keys.
   // Latent attention has a tile of heads' {key's nope_dim, value} in place of keys, all rows'
   // latents in place of values, and besides:
   std::uint64_t shared_keys = 0;    ///< [kv rows, rope_dim]

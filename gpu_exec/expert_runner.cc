@@ -141,7 +141,7 @@ Result<void> ExpertRunner::product(const ExpertWork& work, WeightKey weight,
 
 /// out_ = down(act(gate(x)) * up(x)), in f32.
 Result<void> ExpertRunner::run(const ExpertWork& work, const Roles& roles, const std::byte* x,
-                               std::uint64_t rows, std::uint64_t width) {
+                               std::uint64_t rows, std::uint64_t width, bool few_rows) {
   GluOp glu;
   glu.x = x;
   glu.y = work.act;
@@ -149,6 +149,7 @@ Result<void> ExpertRunner::run(const ExpertWork& work, const Roles& roles, const
   glu.rows = rows;
   glu.inputs = model_.hidden_size;
   glu.width = width;
+  glu.few_rows = few_rows;
   glu.gate = work.weights.matrix(roles.gate, roles.gate_bias);
   glu.up = work.weights.matrix(roles.up, roles.up_bias);
   glu.activation = work.layer.mlp.activation;
@@ -162,6 +163,7 @@ Result<void> ExpertRunner::run(const ExpertWork& work, const Roles& roles, const
   down.outputs = model_.hidden_size;
   down.matrix = work.weights.matrix(roles.down, roles.down_bias);
   down.y_f32 = true;
+  down.few_rows = few_rows;
   device_.linear(down, scratch_, work.stop);
   return unless_stopped(work.stop);
 }
@@ -171,7 +173,7 @@ Result<void> ExpertRunner::shared(const ExpertWork& work) {
   const Roles roles{WeightRole::shared_gate_weight, WeightRole::gate_bias,
                     WeightRole::shared_up_weight,   WeightRole::up_bias,
                     WeightRole::shared_down_weight, WeightRole::down_bias};
-  LIB_TRY_VOID(run(work, roles, work.input, work.rows, moe.shared_width));
+  LIB_TRY_VOID(run(work, roles, work.input, work.rows, moe.shared_width, false));
   device_.combine({work.block.sums, nullptr, moe.shared_gate ? work.block.shared_factors : nullptr,
                    out_, work.rows, model_.hidden_size});
   return {};
@@ -192,7 +194,7 @@ Result<void> ExpertRunner::expert(const ExpertWork& work, std::uint32_t expert) 
       {WeightRole::expert_gate_weight, expert}, {WeightRole::expert_gate_bias, expert},
       {WeightRole::expert_up_weight, expert},   {WeightRole::expert_up_bias, expert},
       {WeightRole::expert_down_weight, expert}, {WeightRole::expert_down_bias, expert}};
-  LIB_TRY_VOID(run(work, roles, in_, rows, moe.width));
+  LIB_TRY_VOID(run(work, roles, in_, rows, moe.width, true));
   device_.combine({block.sums, block.rows + begin, moe.input_scaled ? nullptr : factors, out_, rows,
                    model_.hidden_size});
   return {};

@@ -72,7 +72,7 @@ class ExpertRunner {
   Result<void> sort_by_expert(const ExpertWork& work);
   static void sort(const Choices& choices, std::uint64_t count, const ExpertWork& work);
   Result<void> run(const ExpertWork& work, const Roles& roles, const std::byte* x,
-                   std::uint64_t rows, std::uint64_t width);
+                   std::uint64_t rows, std::uint64_t width, bool few_rows);
   Result<void> product(const ExpertWork& work, WeightKey weight, std::optional<WeightKey> bias,
                        const std::byte* x, std::uint64_t outputs, float* y);
 

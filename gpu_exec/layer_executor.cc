@@ -80,7 +80,8 @@ std::vector<ProductSize> product_sizes(const ModelSpec& model, const ExecutorOpt
       for (const WeightSlot& slot : stage.slots) {
         if (slot.weight.inputs != 0) {
           sizes.insert({slot.weight.end - slot.weight.begin, slot.weight.inputs,
-                        weight_transposed(layer, slot.weight.key.role)});
+                        weight_transposed(layer, slot.weight.key.role),
+                        is_expert_role(slot.weight.key.role)});
         }
       }
     }
@@ -128,6 +129,7 @@ class LayerExecutor::Impl {
   bool loads_ahead() const { return !plan_.memory.staged && plan_.weight_buffers > 1; }
   bool keeps_tensors() const { return plan_.memory.staged && !streams(); }
   bool streams() const { return plan_.memory.streamed; }
+  std::uint64_t blocks_together() const { return plan_.blocks_together; }
   bool copies_rows() const { return plan_.state_slots != 0; }
   const std::vector<std::string>& products() const { return products_; }
 
@@ -190,6 +192,10 @@ class LayerExecutor::Impl {
       steps_.begin_layer(*running_->spec);
     }
     LIB_TRY_VOID(check_layer());
+    if (streams()) {
+      running_->tensors.clear();  // Of the run before: they come again.
+      running_->vectors.clear();
+    }
     for (const Block& block : blocks) {
       LIB_TRY_VOID(steps_.check(block));
     }
@@ -331,11 +337,12 @@ class LayerExecutor::Impl {
     return device_.mark(Queue::weights);
   }
 
-  /// Whether a row of the blocks that run together has chosen the expert.
+  /// Whether a row of the blocks that run together has chosen the expert, or may yet.
   bool any_row_meets(std::uint32_t expert) const {
-    return std::any_of(experts_.begin(), experts_.end(), [expert](const BlockExperts& block) {
-      return block.begins.empty() || block.begins[expert] != block.begins[expert + 1];
-    });
+    return !chosen_ ||
+           std::any_of(experts_.begin(), experts_.end(), [expert](const BlockExperts& block) {
+             return !block.begins.empty() && block.begins[expert] != block.begins[expert + 1];
+           });
   }
 
   /// Has the tensors of a stage brought to its buffer.
@@ -356,6 +363,7 @@ class LayerExecutor::Impl {
     for (BlockExperts& block : experts_) {
       block.begins.clear();
     }
+    chosen_ = false;
     const std::size_t stages = running_->stages.size();
     std::vector<std::size_t> buffer_of(stages, running_->buffer);
     std::size_t loaded = plan_.memory.staged ? 0 : stages;
@@ -383,8 +391,27 @@ class LayerExecutor::Impl {
                                stage == 0, stage + 1 == stages, buffer.weights, stop));
       }
       buffer.free = device_.mark(Queue::compute);
+      if (chooses_experts(running_->stages[stage])) {
+        chosen_ = true;
+        if (streams()) {
+          io.unneeded_experts(unneeded_experts());
+        }
+      }
     }
     return {};
+  }
+
+  static bool chooses_experts(const Stage& stage) {
+    return std::any_of(stage.steps.begin(), stage.steps.end(),
+                       [](const Step& step) { return step.kind == StepKind::route; });
+  }
+
+  std::vector<bool> unneeded_experts() const {
+    std::vector<bool> unneeded(running_->spec->moe.experts);
+    for (std::uint32_t expert = 0; expert < unneeded.size(); ++expert) {
+      unneeded[expert] = !any_row_meets(expert);
+    }
+    return unneeded;
   }
 
   Result<void> run_stage(const Stage& stage, const Block& block, std::size_t index,
@@ -395,7 +422,8 @@ class LayerExecutor::Impl {
     }
     std::byte* const own = arena_.get() + plan_.blocks + place * plan_.block_bytes;
     const BlockBuffers buffers{transport_.rows_of(index), own + plan_.hidden,
-                               own + plan_.attention_out, own + plan_.wide,
+                               own + plan_.attention_out,
+                               (plan_.whole_halves ? arena_.get() : own) + plan_.wide,
                                experts_.empty() ? nullptr : &experts_[place]};
     const CaptureTap tap = [&](CapturePoint point, std::byte* rows) {
       const bool router =
@@ -475,6 +503,7 @@ class LayerExecutor::Impl {
   HeadRunner head_;
   std::vector<Buffer> buffers_;
   std::vector<BlockExperts> experts_;  ///< Of the blocks that run together.
+  bool chosen_ = false;                ///< It is known which experts their rows meet.
   std::size_t next_buffer_ = 0;
   std::unique_ptr<Layer> loading_;  ///< Begun and not run yet.
   std::unique_ptr<Layer> running_;  ///< Whose blocks run() takes.
@@ -523,6 +552,7 @@ LayerExecutor::~LayerExecutor() = default;
 
 bool LayerExecutor::loads_ahead() const { return impl_->loads_ahead(); }
 bool LayerExecutor::streams() const { return impl_->streams(); }
+std::uint64_t LayerExecutor::blocks_together() const { return impl_->blocks_together(); }
 bool LayerExecutor::keeps_tensors() const { return impl_->keeps_tensors(); }
 bool LayerExecutor::copies_rows() const { return impl_->copies_rows(); }
 

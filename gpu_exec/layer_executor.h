@@ -50,17 +50,21 @@ class LayerIo {
   /// Only if the executor streams(): called before a stage is computed, to load() the layer's
   /// tensors whose stage_order() is below `order_end` and that no call before has loaded.
   virtual Result<void> load_stage(std::uint32_t /*order_end*/) { return {}; }
+  /// Only if the executor streams(): the experts, by number, that none of the run's rows has
+  /// chosen. Whether their tensors are loaded makes no difference.
+  virtual void unneeded_experts(std::vector<bool> /*unneeded*/) {}
   /// Called now and then while the device works: time to load() weights of the next layer.
   virtual Result<void> idle() { return {}; }
 };
 
 struct ExecutorOptions {
   DType dtype = DType::bf16;             ///< Arithmetic is rounded to it between operations.
-  DType weight_dtype_max = DType::bf16;  ///< Widest checkpoint type that load() will see.
+  DType weight_dtype_max = DType::bf16;  ///< Widest type of matrices but routers.
   std::uint64_t block_rows_max = 0;
   std::uint64_t sample_rows_max = 0;  ///< Longest sample: rows of keys and values to keep.
-  std::uint64_t blocks_max = 1;       ///< Of one run(): more need not be held together.
-  std::uint64_t captures_max = 1;     ///< Points wanted of one layer.
+  std::uint64_t blocks_max = 1;    ///< Of one run(): more need not be held together. If it streams,
+                                   ///< more are refused.
+  std::uint64_t captures_max = 1;  ///< Points wanted of one layer.
   /// Weights come stage by stage while a layer runs and are not kept: every block of a run() is
   /// worked on together.
   bool streamed = false;
@@ -129,8 +133,10 @@ class LayerExecutor {
   /// and again. Else until the ticket of load() is reached.
   bool keeps_tensors() const;
   /// Whether load() is for LayerIo::load_stage(), in stage_order() but for vectors, and not before
-  /// run().
+  /// run(). Each run() then takes at most blocks_together() blocks, and has all of the layer's
+  /// weights brought anew.
   bool streams() const;
+  std::uint64_t blocks_together() const;
   /// See LayerIo.
   bool copies_rows() const;
 

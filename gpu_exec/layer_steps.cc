@@ -116,8 +116,14 @@ void add_experts(const Parts& parts, const MoeSpec& moe, std::vector<Step>& step
 }
 
 std::uint64_t slot_bytes(const StepWeight& weight, DType type, const Device& device) {
-  return weight.inputs == 0 ? device.vector_bytes(weight.end)
-                            : device.packed_bytes(weight.end - weight.begin, weight.inputs, type);
+  if (weight.inputs == 0) {
+    return device.vector_bytes(weight.end);
+  }
+  const std::uint64_t bytes = device.packed_bytes(weight.end - weight.begin, weight.inputs, type);
+  return is_router_role(weight.key.role)
+             ? std::max(bytes,
+                        device.packed_bytes(weight.end - weight.begin, weight.inputs, DType::f32))
+             : bytes;
 }
 
 /// No other step needs an expert's.
@@ -161,22 +167,31 @@ bool chooses_experts_of(const Stage& stage, const Stage& unit) {
                      [](const Step& step) { return step.kind == StepKind::route; });
 }
 
-/// The smallest stages: of one step each, or of the steps that need what comes with one
-/// stage_order().
+/// Whether a step reads or adds to what the step before left in the block's widest buffer.
+bool is_within_half(StepKind before, StepKind step) {
+  return step == StepKind::attention_out || step == StepKind::mlp_down ||
+         (before == StepKind::mlp_up && step == StepKind::mlp_up);
+}
+
+/// The smallest stages: of one step each, or of those that the rules keep together.
 std::vector<Stage> units_of(const LayerSpec& layer, const std::vector<Step>& steps,
-                            DType weight_dtype_max, bool by_order, const Device& device) {
+                            const StageRules& rules, const Device& device) {
   std::vector<Stage> units;
   std::uint32_t order = 0;
+  StepKind kind_before = StepKind::attention;
   for (const Step& step : steps) {
     const std::uint32_t order_before = order;
     for (const StepWeight& weight : step.weights) {
       order = std::max(order, stage_order(weight.key));
     }
-    if (units.empty() || !by_order || order != order_before) {
+    const bool ends_here = !rules.by_order || order != order_before;
+    if (units.empty() ||
+        (ends_here && !(rules.whole_halves && is_within_half(kind_before, step.kind)))) {
       units.emplace_back();
     }
     units.back().order_end = order + 1;
-    add_step(layer, step, weight_dtype_max, device, units.back());
+    add_step(layer, step, rules.weight_dtype_max, device, units.back());
+    kind_before = step.kind;
   }
   return units;
 }
@@ -226,18 +241,17 @@ std::vector<Step> layer_steps(const ModelSpec& model, const LayerSpec& layer,
 }
 
 std::vector<Stage> make_stages(const LayerSpec& layer, const std::vector<Step>& steps,
-                               DType weight_dtype_max, std::uint64_t stage_bytes_max, bool by_order,
-                               const Device& device) {
+                               const StageRules& rules, const Device& device) {
   std::vector<Stage> stages;
-  for (Stage& unit : units_of(layer, steps, weight_dtype_max, by_order, device)) {
-    if (stages.empty() || (by_order && chooses_experts_of(stages.back(), unit)) ||
-        stages.back().bytes + bytes_to_add(unit, weight_dtype_max, device, stages.back()) >
-            stage_bytes_max) {
+  for (Stage& unit : units_of(layer, steps, rules, device)) {
+    if (stages.empty() || (rules.by_order && chooses_experts_of(stages.back(), unit)) ||
+        stages.back().bytes + bytes_to_add(unit, rules.weight_dtype_max, device, stages.back()) >
+            rules.bytes_max) {
       stages.push_back(std::move(unit));
       continue;
     }
     for (const Step& step : unit.steps) {
-      add_step(layer, step, weight_dtype_max, device, stages.back());
+      add_step(layer, step, rules.weight_dtype_max, device, stages.back());
     }
     stages.back().order_end = unit.order_end;
   }

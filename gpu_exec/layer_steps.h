@@ -57,11 +57,18 @@ struct Stage {
   std::uint32_t order_end = 0;  ///< Tensors of a stage_order() from here on are not in it.
 };
 
-/// As many steps to a stage as fit `stage_bytes_max`, at least one.
-/// @param by_order  Tensors come in stage_order(): steps whose matrices have the same stay
-/// together.
+/// How steps become stages.
+struct StageRules {
+  DType weight_dtype_max = DType::bf16;
+  std::uint64_t bytes_max = 0;  ///< As many steps to a stage as fit, at least one.
+  bool by_order = false;      ///< Tensors come in stage_order(): steps whose matrices have the same
+                              ///< stay together.
+  bool whole_halves = false;  ///< No stage ends within attention or within an MLP that all rows
+                              ///< meet, so that what lies between two of its products need not
+                              ///< outlive a block's turn.
+};
+
 std::vector<Stage> make_stages(const LayerSpec& layer, const std::vector<Step>& steps,
-                               DType weight_dtype_max, std::uint64_t stage_bytes_max, bool by_order,
-                               const Device& device);
+                               const StageRules& rules, const Device& device);
 
 }  // namespace librarian::gpu_exec

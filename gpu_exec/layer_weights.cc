@@ -50,7 +50,8 @@ Result<void> check_tensor(const ModelSpec& model, const LayerSpec& layer, DType 
     outputs += part.outputs;
     inputs = part.inputs;
   }
-  if (inputs != 0 && dtype_bytes(tensor.type) > dtype_bytes(weight_dtype_max)) {
+  if (inputs != 0 && !is_router_role(tensor.key.role) &&
+      dtype_bytes(tensor.type) > dtype_bytes(weight_dtype_max)) {
     return invalid(name + ": " + dtype_name(tensor.type) + " is wider than planned for");
   }
   if (tensor.quantised) {

@@ -302,6 +302,12 @@ constexpr bool is_expert_role(WeightRole role) {
   return role >= WeightRole::expert_gate_weight && role <= WeightRole::expert_down_bias;
 }
 
+/// Matrices that checkpoints may hold in f32 whatever the others are. They are small: room for them
+/// is always that of f32.
+constexpr bool is_router_role(WeightRole role) {
+  return role == WeightRole::router_weight || role == WeightRole::shared_router;
+}
+
 /// One tensor of a layer. Checkpoints may hold all experts' in one: then it is a part of that.
 struct WeightKey {
   WeightRole role{};

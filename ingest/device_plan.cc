@@ -28,8 +28,10 @@ std::optional<DevicePlan> plan_device(const weightmap::Checkpoint& checkpoint,
   const std::uint64_t row_bytes =
       checkpoint.spec().hidden_size * gpu_exec::dtype_bytes(memory.executor.dtype);
   for (const activation_store::PartRange& part : parts) {
-    const std::uint64_t uploads =
-        plan.staged ? (part.tokens + plan.rows_together - 1) / plan.rows_together : 1;
+    const std::uint64_t uploads = !plan.staged ? 1
+                                  : memory.executor_memory.streamed
+                                      ? memory.readings_max
+                                      : (part.tokens + plan.rows_together - 1) / plan.rows_together;
     plan.uploads_max = std::max(plan.uploads_max, uploads);
     const std::uint64_t rows = part.tokens * static_cast<std::uint64_t>(layers) * row_bytes;
     plan.upload_bytes += uploads * sizes.wire_bytes + rows;

@@ -23,7 +23,7 @@ struct LayerDone {
   std::int32_t layer = 0;           ///< -1 the embedding, L the final norm.
   std::int32_t last_layer = 0;      ///< Of this job.
   std::uint64_t tokens = 0;         ///< Rows that went through.
-  std::uint64_t fetched_bytes = 0;  ///< Weights of this layer.
+  std::uint64_t fetched_bytes = 0;  ///< Weights that came for this layer.
   std::uint64_t stored_bytes = 0;   ///< Of its captures, encoded.
   std::uint64_t raw_bytes = 0;      ///< Of its captures, before encoding.
   LayerTimes times;

@@ -276,6 +276,7 @@ Result<void> PreparedJob::plan() {
         return most;
       };
   memory.logit_rows_max = logit_rows_max_;
+  memory.staging_segment_bytes = staging_segment_bytes(*checkpoint_, options_.staging);
   LIB_TRY(memory_, plan_memory(memory));
   if (memory_.executor_memory.streamed) {
     checkpoint_->order_by_stage();
@@ -354,11 +355,7 @@ std::uint64_t PreparedJob::part_fetch_bytes() const {
   if (staging_.on_disk) {
     return staging_.file_bytes;
   }
-  std::uint64_t bytes = 0;
-  for (std::int32_t layer = weightmap::kEmbeddingLayer; layer <= captures_.last_layer(); ++layer) {
-    bytes += checkpoint_->layer(layer).bytes;
-  }
-  return bytes;
+  return pass_bytes(*checkpoint_, captures_.last_layer(), memory_.readings_max);
 }
 
 std::uint64_t PreparedJob::fetched_bytes() const { return fetcher_->statistics().body_bytes; }

@@ -192,7 +192,7 @@ class PartLoop {
   Result<void> claim_ahead() {
     LIB_TRY_VOID(claim());
     if (next_ && next_->first_layer() <= next_->last_layer()) {
-      tools_.weights.prefetch(next_->first_layer());
+      tools_.weights.prefetch(next_->first_layer(), next_->readings(next_->first_layer()));
     }
     return {};
   }
@@ -242,6 +242,7 @@ Result<RunReport> PreparedJob::run_parts(KnownWeights& known_weights, JobObserve
   context.chunk_tokens = chunk_tokens_;
   context.shard_tokens = shard_tokens_;
   context.block_tokens = memory_.block_tokens;
+  context.blocks_together = executor->streams() ? executor->blocks_together() : 0;
   context.state_in_memory = memory_.state_in_memory;
   context.save_state_every = options_.save_state_every;
   context.allow_nonfinite = options_.allow_nonfinite;

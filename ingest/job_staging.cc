@@ -101,6 +101,7 @@ Result<void> PreparedJob::plan_weight_staging() {
   inputs.checkpoint = &*checkpoint_;
   inputs.last_layer = captures_.last_layer();
   inputs.mode = options_.staging;
+  inputs.readings_max = memory_.readings_max;
   inputs.spare_memory_bytes = minus(memory_.limit_bytes, memory_.total_bytes);
   inputs.connections = options_.connections;
   if (model_.read_from.scheme != "file" && options_.staging != StagingMode::memory) {

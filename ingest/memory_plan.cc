@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <bit>
 #include <fstream>
 #include <iterator>
 #include <optional>
@@ -22,10 +21,13 @@ constexpr std::uint64_t kBlockChoices[] = {2048, 1024, 512, 256, 128, 64, 32, 16
 // For devices that multiply many rows at a time, whatever there is: fewer rows would cost the same.
 constexpr std::uint64_t kUnitsOfRows[] = {4, 2, 1};
 constexpr std::uint64_t kEfficientBlock = 256;
-// Parts of fewer tokens would read all weights for next to nothing.
-constexpr std::uint64_t kPartTokensAdvised = 4096;
+// Fewer tokens together would read all weights for next to nothing.
+constexpr std::uint64_t kTokensTogetherMin = 4096;
+// So that segments arrive while others are written and hashed.
+constexpr std::uint64_t kStagingSegments = 4;
 // Weights on their way to stages: more than a fast connection holds in flight.
 constexpr std::uint64_t kStreamAheadBytes = 128U << 20U;
+
 gpu_exec::ExecutorOptions executor_options(const MemoryInputs& in, std::uint64_t block_tokens,
                                            bool streamed) {
   gpu_exec::ExecutorOptions options;
@@ -110,13 +112,14 @@ struct Choice {
                              ///< does not wait.
   bool state_in_memory = false;
   bool streamed = false;
-  std::uint64_t slots = 0;  ///< Of the encoder.
+  std::uint64_t slots = 0;                                ///< Of the encoder.
+  std::uint64_t blocks_together_max = ~std::uint64_t{0};  ///< Of streamed layers.
 };
 
 /// @error does_not_fit  the device is too small.
 Result<MemoryPlan> plan_with(const MemoryInputs& in, const MemorySizes& sizes,
                              std::uint64_t block_tokens, const Choice& choice) {
-  const auto [whole_layer, state_in_memory, streamed, slots] = choice;
+  const auto [whole_layer, state_in_memory, streamed, slots, together_max] = choice;
   MemoryPlan plan;
   plan.limit_bytes = in.limit_bytes;
   plan.block_tokens = block_tokens;
@@ -124,6 +127,10 @@ Result<MemoryPlan> plan_with(const MemoryInputs& in, const MemorySizes& sizes,
   plan.whole_layer_prefetch = whole_layer;
 
   plan.executor = executor_options(in, block_tokens, streamed);
+  if (const std::uint64_t blocks = plan.executor.blocks_max; streamed && blocks > together_max) {
+    plan.executor.blocks_max = together_max;
+    plan.readings_max = (blocks + together_max - 1) / together_max;
+  }
   const std::uint64_t block_rows = std::min(block_tokens, in.part_tokens_max);
   if (in.captures->logits) {
     LIB_TRY_VOID(plan_head(in, block_rows, plan));
@@ -171,6 +178,14 @@ Result<MemoryPlan> plan_with(const MemoryInputs& in, const MemorySizes& sizes,
   return plan;
 }
 
+/// What is left lets weights of streamed layers come while a stage computes.
+void widen_ring(std::uint64_t limit, MemoryPlan& plan) {
+  const std::uint64_t more = std::min(
+      limit - plan.total_bytes, kStreamAheadBytes - std::min(kStreamAheadBytes, plan.ring_bytes));
+  plan.ring_bytes += more;
+  plan.total_bytes += more;
+}
+
 /// The best of several blocks; nothing if none is within the limit.
 std::optional<MemoryPlan> best_plan(const MemoryInputs& in, const MemorySizes& sizes,
                                     std::span<const std::uint64_t> blocks, const Choice& choice) {
@@ -184,12 +199,7 @@ std::optional<MemoryPlan> best_plan(const MemoryInputs& in, const MemorySizes& s
       continue;
     }
     if (choice.streamed) {
-      // What is left lets weights come while a stage computes.
-      const std::uint64_t more =
-          std::min(in.limit_bytes - plan->total_bytes,
-                   kStreamAheadBytes - std::min(kStreamAheadBytes, plan->ring_bytes));
-      plan->ring_bytes += more;
-      plan->total_bytes += more;
+      widen_ring(in.limit_bytes, *plan);
     }
     if (!plan->executor_memory.staged || choice.streamed) {
       return *std::move(plan);
@@ -202,10 +212,16 @@ std::optional<MemoryPlan> best_plan(const MemoryInputs& in, const MemorySizes& s
   return best;
 }
 
+/// Blocks that streamed layers must at least meet at a time.
+std::uint64_t least_together(const MemoryInputs& in, std::uint64_t block) {
+  return (std::min(kTokensTogetherMin, in.part_tokens_max) + block - 1) / block;
+}
+
 /// The plan that takes the least.   @error does_not_fit  the device is too small.
 Result<MemoryPlan> least_plan(const MemoryInputs& in, const MemorySizes& sizes, std::uint64_t block,
                               std::uint64_t slots) {
   Result<MemoryPlan> least = Error(ErrorCode::does_not_fit, "no plan");
+  const std::uint64_t together = least_together(in, block);
   for (const bool streamed : {false, true}) {
     // A small part's rows can take less than the buffers that a state on disk needs.
     for (const bool state_in_memory : {false, true}) {
@@ -213,7 +229,7 @@ Result<MemoryPlan> least_plan(const MemoryInputs& in, const MemorySizes& sizes, 
         continue;
       }
       Result<MemoryPlan> plan =
-          plan_with(in, sizes, block, {false, state_in_memory, streamed, slots});
+          plan_with(in, sizes, block, {false, state_in_memory, streamed, slots, together});
       if ((!least && !streamed) || (plan && (!least || plan->total_bytes < least->total_bytes))) {
         least = std::move(plan);
       }
@@ -294,21 +310,63 @@ std::optional<MemoryPlan> find_plan(const MemoryInputs& in, const MemorySizes& s
   return std::nullopt;
 }
 
-/// The largest power of two below the present parts' size for which the limit would do; 0: none.
-std::uint64_t smaller_parts(const MemoryInputs& in) {
-  MemoryInputs less = in;
-  const std::uint64_t least = std::max(in.sample_tokens_max, kPartTokensAdvised);
-  for (std::uint64_t tokens = std::bit_floor(std::max<std::uint64_t>(in.part_tokens_max, 1) - 1);
-       tokens >= least; tokens /= 2) {
-    less.part_tokens_max = tokens;
-    less.logit_rows_max = std::min(in.logit_rows_max, tokens);
-    // Of whole samples one after the other, two neighbours are together more than a block.
-    less.blocks_max = [tokens](std::uint64_t block) { return 2 * tokens / block + 1; };
-    if (find_plan(less, memory_sizes(less))) {
-      return tokens;
+/// The plan with the fewest groups of blocks of one size, which are about equal; nothing if there
+/// is none.
+std::optional<MemoryPlan> fewest_groups(const MemoryInputs& in, const MemorySizes& sizes,
+                                        std::uint64_t block, std::uint64_t limit, Choice choice) {
+  const std::uint64_t blocks = in.blocks_max(block);
+  const auto in_groups = [&](std::uint64_t together) -> std::optional<MemoryPlan> {
+    choice.blocks_together_max = together;
+    Result<MemoryPlan> plan = plan_with(in, sizes, block, choice);
+    return plan && plan->total_bytes <= limit ? std::optional(*std::move(plan)) : std::nullopt;
+  };
+  std::uint64_t fits = least_together(in, block);
+  if (!in_groups(fits)) {
+    return std::nullopt;
+  }
+  for (std::uint64_t beyond = blocks + 1; beyond - fits > 1;) {
+    const std::uint64_t middle = fits + (beyond - fits) / 2;
+    (in_groups(middle) ? fits : beyond) = middle;
+  }
+  const std::uint64_t groups = (blocks + fits - 1) / fits;
+  std::optional<MemoryPlan> plan = in_groups((blocks + groups - 1) / groups);
+  if (plan) {
+    widen_ring(limit, *plan);
+  }
+  return plan;
+}
+
+/// The plan under which streamed layers meet groups of a part's blocks that has least to read, of
+/// those the one with the largest blocks; nothing if the least groups do not fit.
+/// @param staging  Bytes to leave.
+std::optional<MemoryPlan> plan_in_groups(const MemoryInputs& in, const MemorySizes& sizes,
+                                         std::uint64_t staging) {
+  std::optional<MemoryPlan> best;
+  std::uint64_t best_bytes = 0;
+  for (const bool state_in_memory : {true, false}) {
+    if (staging > in.limit_bytes ||
+        in.state == (state_in_memory ? StateMode::disk : StateMode::memory)) {
+      continue;
+    }
+    for (const std::uint64_t block : block_choices(in)) {
+      std::optional<MemoryPlan> plan =
+          best && block < kEfficientBlock
+              ? std::nullopt
+              : fewest_groups(in, sizes, block, in.limit_bytes - staging,
+                              {false, state_in_memory, true, least_slots(sizes)});
+      if (!plan) {
+        continue;
+      }
+      const std::uint64_t state =
+          state_in_memory ? 0 : 2 * in.part_tokens_max * state_row_bytes(in);
+      const std::uint64_t bytes = plan->readings_max * sizes.layer_bytes + state;
+      if (!best || bytes < best_bytes) {
+        best_bytes = bytes;
+        best = std::move(plan);
+      }
     }
   }
-  return 0;
+  return best;
 }
 
 }  // namespace
@@ -325,15 +383,17 @@ Result<MemoryPlan> plan_memory(const MemoryInputs& in) {
   if (const std::optional<MemoryPlan> best = find_plan(in, sizes)) {
     return *best;
   }
+  for (const std::uint64_t segments : {kStagingSegments, std::uint64_t{1}, std::uint64_t{0}}) {
+    if (const std::optional<MemoryPlan> best =
+            plan_in_groups(in, sizes, segments * in.staging_segment_bytes)) {
+      return *best;
+    }
+  }
   LIB_TRY(const MemoryPlan least,
           least_plan(in, sizes, block_choices(in).back(), least_slots(sizes)));
   std::string advice;
   if (in.state == StateMode::memory) {
     advice += ", or leave out --state memory";
-  }
-  if (const std::uint64_t tokens = smaller_parts(in); tokens != 0) {
-    advice += ", or take --part-tokens " + std::to_string(tokens) +
-              ": this limit does for parts of that size, each of which reads all weights";
   }
   if (in.block_tokens != 0) {
     advice += ", or leave out --block-tokens";

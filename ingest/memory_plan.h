@@ -36,6 +36,9 @@ struct MemoryInputs {
   std::function<std::uint64_t(std::uint64_t block_tokens)> blocks_max;
   StateMode state = StateMode::automatic;
   int threads = 1;
+  /// What staging on disk takes for each segment on its way: some of it is left where streamed
+  /// layers are read more than once, if it can be. 0: nothing will be staged.
+  std::uint64_t staging_segment_bytes = 0;
   std::uint64_t logit_rows_max = 0;  ///< Rows that logits.topk keeps of one part, at most.
 };
 
@@ -46,6 +49,10 @@ struct MemoryPlan {
 
   gpu_exec::ExecutorOptions executor;        ///< What these numbers are for.
   gpu_exec::ExecutorMemory executor_memory;  ///< Of the device, where it has its own.
+
+  /// How often the largest part's layers are read: streamed ones for each group of so many tokens
+  /// as ExecutorMemory::rows_together says.
+  std::uint64_t readings_max = 1;
 
   std::uint64_t packed_weight_bytes = 0;  ///< The layer that computes; 0: the device has it.
   std::uint64_t workspace_bytes = 0;      ///< Block buffers, keys, values; or rows on their way.
@@ -63,8 +70,10 @@ struct MemoryPlan {
   activation_store::EncodePoolOptions encode;
 };
 
-/// The best plan within the limit: a whole layer of prefetch, then state in memory, then the
-/// largest block; blocks below 256 rows only if nothing else fits.
+/// The best plan within the limit: layers whole, else streamed by stages; a whole layer of
+/// prefetch, then state in memory, then the largest block; blocks below 256 rows only if nothing
+/// else fits. Streamed layers meet all tokens of a part together, or if these are too many, groups
+/// of them, as few groups as possible: the layers' weights are read for each.
 /// @error does_not_fit  Says the smallest limit that would do, and what to change.
 Result<MemoryPlan> plan_memory(const MemoryInputs& inputs);
 

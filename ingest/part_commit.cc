@@ -55,7 +55,7 @@ Result<void> PartRun::commit_now(LayerWork& work, const std::stop_token& stop) {
   event.layer = work.layer;
   event.last_layer = last_layer_;
   event.tokens = range_.tokens;
-  event.fetched_bytes = context_.checkpoint.layer(work.layer).bytes;
+  event.fetched_bytes = work.weight_bytes;
   event.times = work.times;
   context_.observer.layer_done(event);
   return {};

@@ -235,9 +235,17 @@ Result<void> PartRun::check_moved_source(const PartTools& tools, const std::stop
     if (record.layer == weightmap::kEmbeddingLayer) {
       continue;
     }
-    const auto smallest = std::min_element(
-        plan.tensors.begin(), plan.tensors.end(),
-        [](const auto& a, const auto& b) { return a.bytes.size() < b.bytes.size(); });
+    // Of those that were needed: not every expert may have been.
+    const weightmap::WeightTensor* smallest = nullptr;
+    for (const weightmap::WeightTensor& tensor : plan.tensors) {
+      if (record.weights.contains(tensor.name) &&
+          (smallest == nullptr || tensor.bytes.size() < smallest->bytes.size())) {
+        smallest = &tensor;
+      }
+    }
+    if (smallest == nullptr) {
+      smallest = &plan.tensors.front();  // It has none of the names that are known.
+    }
     std::vector<std::byte> bytes(smallest->bytes.size());
     const weightmap::WeightFile& file = context_.checkpoint.files()[smallest->file];
     LIB_TRY_VOID(tools.fetcher.fetch({file.object, {{smallest->bytes, bytes.data()}}}, stop));

@@ -27,8 +27,10 @@ class PartRun::BlockIo final : public gpu_exec::LayerIo {
   bool wants(CapturePoint point) const override {
     return run_.context_.captures.layers[static_cast<std::size_t>(work_.layer)].contains(point);
   }
+  /// What run() calls block 0 from now on.
+  void set_first_block(std::size_t first) { first_block_ = first; }
   Result<std::span<std::byte>> load(std::size_t block) override {
-    return run_.state_->load(run_.blocks_[block].row_begin, run_.blocks_[block].rows);
+    return run_.state_->load(range(block).row_begin, range(block).rows);
   }
   Result<void> capture(CapturePoint point, std::size_t block,
                        std::span<const std::byte> rows) override {
@@ -37,18 +39,23 @@ class PartRun::BlockIo final : public gpu_exec::LayerIo {
     const auto output = std::find_if(work_.outputs.begin(), work_.outputs.end(),
                                      [&](const auto& sink) { return sink.name() == name; });
     LIB_CHECK(output != work_.outputs.end());
-    return output->append(rows, run_.blocks_[block].row_begin, stop_);
+    return output->append(rows, range(block).row_begin, stop_);
   }
   Result<void> store(std::size_t block, std::span<std::byte> rows) override {
-    const BlockRange& range = run_.blocks_[block];
-    LIB_TRY_VOID(run_.check_finite(rows, run_.context_.dtype, work_, range.row_begin));
-    LIB_TRY_VOID(run_.state_->store(range.row_begin, rows));
-    run_.context_.observer.rows_done(run_.part_, work_.layer, range.row_begin + range.rows,
+    const BlockRange& where = range(block);
+    LIB_TRY_VOID(run_.check_finite(rows, run_.context_.dtype, work_, where.row_begin));
+    LIB_TRY_VOID(run_.state_->store(where.row_begin, rows));
+    run_.context_.observer.rows_done(run_.part_, work_.layer, where.row_begin + where.rows,
                                      run_.range_.tokens);
     return {};
   }
   Result<void> load_stage(std::uint32_t order_end) override {
-    return loader_.load_stage(order_end, work_.times, stop_);
+    LIB_TRY(const std::uint64_t bytes, loader_.load_stage(order_end, work_.times, stop_));
+    work_.weight_bytes += bytes;
+    return {};
+  }
+  void unneeded_experts(std::vector<bool> unneeded) override {
+    loader_.skip_experts(std::move(unneeded));
   }
   Result<void> idle() override {
     // The head comes tile by tile, to where this layer's weights are.
@@ -59,10 +66,13 @@ class PartRun::BlockIo final : public gpu_exec::LayerIo {
   }
 
  private:
+  const BlockRange& range(std::size_t block) const { return run_.blocks_[first_block_ + block]; }
+
   PartRun& run_;
   WeightLoader& loader_;
   LayerWork& work_;
   std::stop_token stop_;
+  std::size_t first_block_ = 0;
 };
 
 /// Commits layers in order on its own thread, so that the next layer computes while this one's
@@ -154,6 +164,7 @@ Result<void> PartRun::run(const PartTools& tools,
     for (std::int32_t layer = first_layer(); layer <= last_layer_; ++layer) {
       LayerWork work;
       work.layer = layer;
+      work.weight_bytes = context_.checkpoint.layer(layer).bytes;
       work.begin = context_.clock.now();
       work.times.commit_wait = std::exchange(waited, Duration{});
       LIB_TRY_VOID(open_writers(tools, work));
@@ -219,7 +230,7 @@ Result<void> PartRun::prefetch_after(const PartTools& tools, std::int32_t layer)
   if (layer == last_layer_) {
     return on_last_layer_();
   }
-  tools.weights.prefetch(layer + 1);
+  tools.weights.prefetch(layer + 1, readings(layer + 1));
   return {};
 }
 
@@ -304,11 +315,19 @@ Result<void> PartRun::run_embedding(const PartTools& tools, LayerWork& work,
   return {};
 }
 
+std::uint32_t PartRun::readings(std::int32_t layer) const {
+  const bool is_layer = layer >= 0 && layer < context_.checkpoint.layer_count();
+  return context_.blocks_together == 0 || !is_layer
+             ? 1
+             : static_cast<std::uint32_t>((blocks_.size() + context_.blocks_together - 1) /
+                                          context_.blocks_together);
+}
+
 Result<void> PartRun::run_layer(const PartTools& tools, WeightLoader& loader, LayerWork& work,
                                 const std::stop_token& stop) {
   const bool streams = tools.executor.streams();
   if (streams) {
-    LIB_TRY_VOID(loader.begin_stages(work.layer, work.times, stop));
+    work.weight_bytes = 0;  // It comes stage by stage, without what no token needs.
   } else {
     LIB_TRY(work.weights, loader.load(work.layer, work.times, stop));
   }
@@ -323,14 +342,25 @@ Result<void> PartRun::run_layer(const PartTools& tools, WeightLoader& loader, La
   const auto elsewhere = [&work] {
     return work.times.capture_wait + work.times.fetch_wait + work.times.load_busy;
   };
-  const Duration elsewhere_before = elsewhere();
-  {
+  const auto run = [&](std::span<const gpu_exec::Block> group) {
+    const Duration before = elsewhere();
     const Stopwatch watch(context_.clock, work.times.compute_busy);
-    LIB_TRY_VOID(tools.executor.run(blocks, io, stop));
+    auto done = tools.executor.run(group, io, stop);
+    work.times.compute_busy -= elsewhere() - before;
+    return done;
+  };
+  if (!streams) {
+    LIB_TRY_VOID(run(blocks));
   }
-  work.times.compute_busy -= elsewhere() - elsewhere_before;
-  if (streams) {
-    LIB_TRY(work.weights, loader.end_stages(stop));
+  for (std::uint32_t reading = 0; streams && reading < readings(work.layer); ++reading) {
+    const std::size_t first = reading * context_.blocks_together;
+    io.set_first_block(first);
+    LIB_TRY_VOID(loader.begin_stages(work.layer, reading, readings(work.layer), work.times, stop));
+    LIB_TRY_VOID(run(std::span(blocks).subspan(
+        first, std::min<std::size_t>(context_.blocks_together, blocks.size() - first))));
+    LIB_TRY(const auto digests, loader.end_stages(stop));
+    LIB_TRY_VOID(context_.known_weights.check(digests));
+    work.weights.insert(digests.begin(), digests.end());
   }
   loader.layer_done();
   const Stopwatch watch(context_.clock, work.times.commit_wait);

@@ -54,6 +54,7 @@ struct PartContext {
   std::uint64_t chunk_tokens = 0;
   std::uint64_t shard_tokens = 0;
   std::uint64_t block_tokens = 0;
+  std::uint64_t blocks_together = 0;  ///< That meet a streamed layer at a time; 0: not streamed.
   bool state_in_memory = true;
   Duration save_state_every{};
   bool allow_nonfinite = false;
@@ -83,6 +84,8 @@ class PartRun {
   /// First layer that is not finished; above last_layer() if only publishing is left.
   std::int32_t first_layer() const;
   std::int32_t last_layer() const { return last_layer_; }
+  /// How often a layer's weights are read: once, but streamed ones for each group of blocks.
+  std::uint32_t readings(std::int32_t layer) const;
 
   /// Runs what is left and publishes the part.
   /// @param on_last_layer  Called once when nothing of this part is left to fetch, so that the job

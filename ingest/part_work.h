@@ -15,6 +15,7 @@ struct PartRun::LayerWork {
   std::int32_t layer = 0;
   std::vector<CaptureSink> outputs;
   std::map<std::string, std::string> weights;
+  std::uint64_t weight_bytes = 0;  // That came for it.
   StatePlace place;
   LayerTimes times;
   TimePoint begin{};

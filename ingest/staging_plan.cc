@@ -32,11 +32,11 @@ std::string percent(double ratio) {
 
 void add_sizes(const StagingInputs& in, StagingPlan& plan) {
   const std::vector<weightmap::WeightFile>& files = in.checkpoint->files();
+  plan.needed_bytes = pass_bytes(*in.checkpoint, in.last_layer, in.readings_max);
   std::set<std::uint32_t> all;
   std::set<std::uint32_t> before;
   for (std::int32_t layer = weightmap::kEmbeddingLayer; layer <= in.last_layer; ++layer) {
     const weightmap::LayerPlan& of_layer = in.checkpoint->layer(layer);
-    plan.needed_bytes += of_layer.bytes;
     const std::set<std::uint32_t> now = files_of(of_layer);
     std::set<std::uint32_t> both = now;
     both.insert(before.begin(), before.end());
@@ -67,6 +67,28 @@ void add_memory(const StagingInputs& in, StagingPlan& plan) {
 
 }  // namespace
 
+std::uint64_t staging_segment_bytes(const weightmap::Checkpoint& checkpoint, StagingMode mode) {
+  if (checkpoint.directory().scheme == "file" || mode == StagingMode::memory) {
+    return 0;
+  }
+  FileStagingOptions options;
+  for (const weightmap::WeightFile& file : checkpoint.files()) {
+    options.object_bytes_max = std::max(options.object_bytes_max, file.info.size);
+  }
+  options.slabs = 1;
+  return FileStaging::memory_bytes(options);
+}
+
+std::uint64_t pass_bytes(const weightmap::Checkpoint& checkpoint, std::int32_t last_layer,
+                         std::uint64_t readings) {
+  std::uint64_t bytes = 0;
+  for (std::int32_t layer = weightmap::kEmbeddingLayer; layer <= last_layer; ++layer) {
+    const bool is_layer = layer >= 0 && layer < checkpoint.layer_count();
+    bytes += checkpoint.layer(layer).bytes * (is_layer ? readings : 1);
+  }
+  return bytes;
+}
+
 StagingPlan plan_staging(const StagingInputs& in) {
   StagingPlan plan;
   plan.limit_bytes = in.limit_bytes;
@@ -91,8 +113,10 @@ StagingPlan plan_staging(const StagingInputs& in) {
                   " to the bytes needed (--staging disk takes them all the same)";
   } else {
     plan.on_disk = true;
-    plan.reason = in.mode == StagingMode::disk
-                      ? "as asked for"
+    plan.reason = in.mode == StagingMode::disk ? "as asked for"
+                  : in.readings_max > 1
+                      ? "layers are read " + std::to_string(in.readings_max) +
+                            " times a part, and whole files are fetched once"
                       : "whole files add " + percent(more) +
                             " to the bytes needed, and can be hashed and kept over a crash";
   }

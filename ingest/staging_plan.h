@@ -17,6 +17,7 @@ namespace librarian::ingest {
 struct StagingInputs {
   const weightmap::Checkpoint* checkpoint = nullptr;
   std::int32_t last_layer = 0;
+  std::uint64_t readings_max = 1;  ///< Of the layers, see MemoryPlan.
   StagingMode mode = StagingMode::automatic;
   std::uint64_t limit_bytes = 0;         ///< Disk that whole files may take together.
   std::uint64_t spare_memory_bytes = 0;  ///< Host memory that nothing else needs.
@@ -29,7 +30,7 @@ struct StagingPlan {
   std::string directory;  ///< Where files would go.
   bool is_cache = false;  ///< Files stay there.
   std::uint64_t limit_bytes = 0;
-  std::uint64_t needed_bytes = 0;      ///< Of the weights of a pass.
+  std::uint64_t needed_bytes = 0;      ///< Of the weights that a pass reads, every reading.
   std::uint64_t file_bytes = 0;        ///< Of the whole files that they lie in.
   std::uint64_t two_layers_bytes = 0;  ///< The most that files of two successive layers take.
   std::uint64_t largest_file_bytes = 0;
@@ -40,8 +41,17 @@ struct StagingPlan {
 };
 
 /// Staging on disk needs a remote model, room for the files of two layers, and memory for one
-/// segment; by itself it is chosen only where whole files add at most 2 % to what is needed.
+/// segment; by itself it is chosen only where whole files add at most 2 % to what would be fetched
+/// by ranges.
 StagingPlan plan_staging(const StagingInputs& inputs);
+
+/// Host memory that staging a model takes for each segment on its way; 0 if it will not be staged.
+std::uint64_t staging_segment_bytes(const weightmap::Checkpoint& checkpoint, StagingMode mode);
+
+/// Bytes of the weights that a pass reads from its beginning to a layer, those of layers `readings`
+/// times.
+std::uint64_t pass_bytes(const weightmap::Checkpoint& checkpoint, std::int32_t last_layer,
+                         std::uint64_t readings);
 
 /// What --weights-cache may hold: --cache-limit, and never more than its disk has room for beside
 /// `others` bytes and a margin. @error io

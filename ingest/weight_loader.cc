@@ -27,9 +27,9 @@ WeightLoader::~WeightLoader() {
   static_cast<void>(end_lease({}));
 }
 
-Result<void> WeightLoader::begin(std::int32_t layer) {
+Result<void> WeightLoader::begin(std::int32_t layer, std::uint32_t readings) {
   layer_ = layer;
-  lease_.emplace(weights_.acquire(layer));
+  lease_.emplace(weights_.acquire(layer, readings));
   tables_.clear();
   if (layer < checkpoint_.layer_count()) {
     executor_.begin_layer(static_cast<std::uint32_t>(layer));
@@ -134,20 +134,37 @@ std::map<std::string, std::string> WeightLoader::digests() {
   return digests;
 }
 
-Result<void> WeightLoader::begin_stages(std::int32_t layer, LayerTimes& times,
+Result<void> WeightLoader::begin_stages(std::int32_t layer, std::uint32_t reading,
+                                        std::uint32_t readings, LayerTimes& times,
                                         const std::stop_token& stop) {
   const Stopwatch watch(clock_, times.load_busy);
   LIB_TRY_VOID(end_lease(stop));
-  tensors_taken_ = 0;
-  return begin(layer);
+  unneeded_experts_.clear();
+  if (reading == 0) {
+    return begin(layer, readings);
+  }
+  layer_ = layer;
+  lease_.emplace(weights_.acquire(layer));
+  tables_.clear();
+  return {};
 }
 
-Result<void> WeightLoader::load_stage(std::uint32_t order_end, LayerTimes& times,
-                                      const std::stop_token& stop) {
+bool WeightLoader::is_unneeded(const weightmap::WeightTensor& tensor) const {
+  return gpu_exec::is_expert_role(tensor.key.role) &&
+         tensor.key.expert < unneeded_experts_.size() && unneeded_experts_[tensor.key.expert];
+}
+
+void WeightLoader::skip_experts(std::vector<bool> unneeded) {
+  unneeded_experts_ = std::move(unneeded);
+  lease_->skip([this](const weightmap::WeightTensor& tensor) { return is_unneeded(tensor); });
+}
+
+Result<std::uint64_t> WeightLoader::load_stage(std::uint32_t order_end, LayerTimes& times,
+                                               const std::stop_token& stop) {
+  std::uint64_t bytes = 0;
   const weightmap::LayerPlan& plan = checkpoint_.layer(*layer_);
-  for (; tensors_taken_ < plan.tensors.size() &&
-         plan.turn_of(plan.tensors[tensors_taken_]) < order_end;
-       ++tensors_taken_) {
+  const weightmap::WeightTensor* next = nullptr;
+  while ((next = lease_->upcoming()) != nullptr && plan.turn_of(*next) < order_end) {
     std::optional<weightmap::ArrivedPiece> piece;
     {
       const Stopwatch watch(clock_, times.fetch_wait);
@@ -155,13 +172,20 @@ Result<void> WeightLoader::load_stage(std::uint32_t order_end, LayerTimes& times
     }
     const Stopwatch watch(clock_, times.load_busy);
     LIB_TRY_VOID(take(*piece));
+    bytes += piece->bytes.size();
   }
-  return {};
+  return bytes;
 }
 
 Result<std::map<std::string, std::string>> WeightLoader::end_stages(const std::stop_token& stop) {
   LIB_CHECK(lease_->complete());
   std::map<std::string, std::string> all = digests();
+  // Some of those came before it was known: what a store says must not depend on when.
+  for (const weightmap::WeightTensor& tensor : checkpoint_.layer(*layer_).tensors) {
+    if (is_unneeded(tensor)) {
+      all.erase(tensor.name);
+    }
+  }
   LIB_TRY_VOID(end_lease(stop));
   return all;
 }

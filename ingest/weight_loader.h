@@ -37,10 +37,16 @@ class WeightLoader {
   Result<std::map<std::string, std::string>> load(std::int32_t layer, LayerTimes& times,
                                                   const std::stop_token& stop);
   /// For an executor that streams(): begins a layer without loading anything, loads its next
-  /// tensors whose stage_order() is below `order_end`, and ends it when all were loaded.
-  Result<void> begin_stages(std::int32_t layer, LayerTimes& times, const std::stop_token& stop);
-  Result<void> load_stage(std::uint32_t order_end, LayerTimes& times, const std::stop_token& stop);
-  /// @return  As load().
+  /// tensors whose stage_order() is below `order_end`, and ends it when all were loaded. All this
+  /// `readings` times, of which `reading` is the number from 0.
+  Result<void> begin_stages(std::int32_t layer, std::uint32_t reading, std::uint32_t readings,
+                            LayerTimes& times, const std::stop_token& stop);
+  /// What has not begun to come of these experts is not fetched, this time.
+  void skip_experts(std::vector<bool> unneeded);
+  /// @return  Bytes of what it loaded.
+  Result<std::uint64_t> load_stage(std::uint32_t order_end, LayerTimes& times,
+                                   const std::stop_token& stop);
+  /// @return  As load(), without the experts that were not needed.
   Result<std::map<std::string, std::string>> end_stages(const std::stop_token& stop);
   /// Loads what has arrived of `layer`, the one after the layer that runs, if the executor can take
   /// it now. Does not wait.
@@ -52,12 +58,13 @@ class WeightLoader {
   Result<void> end_lease(const std::stop_token& stop);
 
  private:
-  Result<void> begin(std::int32_t layer);
+  Result<void> begin(std::int32_t layer, std::uint32_t readings = 1);
   Result<std::optional<weightmap::ArrivedPiece>> next_piece(const std::stop_token& stop);
   std::map<std::string, std::string> digests();
   Result<void> take(const weightmap::ArrivedPiece& piece);
   Result<gpu_exec::Ticket> take_quantised(const weightmap::ArrivedPiece& piece);
   Result<void> give_back_reached();
+  bool is_unneeded(const weightmap::WeightTensor& tensor) const;
 
   weightmap::VirtualWeightMap& weights_;
   gpu_exec::LayerExecutor& executor_;
@@ -66,7 +73,7 @@ class WeightLoader {
   std::function<Result<void>(std::int32_t)> on_begun_;
   std::optional<std::int32_t> layer_;  ///< Whose lease it is.
   std::optional<weightmap::Lease> lease_;
-  std::size_t tensors_taken_ = 0;        ///< Of the layer, where it comes in stages.
+  std::vector<bool> unneeded_experts_;   ///< Of this lease; empty: all may be needed.
   std::deque<gpu_exec::Ticket> pieces_;  ///< Taken and not given back, oldest first.
   /// Scales and the like of the layer's quantised matrices, by suffix, until it has run.
   std::map<gpu_exec::WeightKey, std::map<std::string, std::vector<std::byte>>> tables_;

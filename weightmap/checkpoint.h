@@ -93,7 +93,7 @@ class Checkpoint {
   const std::string& index_sha256() const { return index_sha256_; }
   /// config.json's type, else the type that most weight bytes have.
   gpu_exec::DType dtype() const;
-  /// Widest type among the matrices.
+  /// Widest type among the matrices, but for routers (see gpu_exec::is_router_role()).
   gpu_exec::DType widest_dtype() const { return widest_dtype_; }
   /// Whether any matrix of a layer is quantised: it is decoded to the type of the computation.
   bool quantised() const { return quantised_; }

@@ -238,7 +238,8 @@ Result<void> Checkpoint::plan_plain(FoundTensor& tensor, std::string_view where)
   const std::uint64_t bytes = tensor.info.bytes.size();
   bytes_of_dtype_[static_cast<std::size_t>(*dtype)] += bytes;
   // A vector is kept as f32 whatever it comes as.
-  if (shape.size() > 1 && gpu_exec::dtype_bytes(*dtype) > gpu_exec::dtype_bytes(widest_dtype_)) {
+  if (shape.size() > 1 && !gpu_exec::is_router_role(named.key.role) &&
+      gpu_exec::dtype_bytes(*dtype) > gpu_exec::dtype_bytes(widest_dtype_)) {
     widest_dtype_ = *dtype;
   }
   plan.bytes += bytes;

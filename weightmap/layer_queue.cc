@@ -27,16 +27,18 @@ LayerQueue::Layer LayerQueue::make_layer(std::int32_t layer) {
   return made;
 }
 
-void LayerQueue::announce(std::int32_t layer) {
+void LayerQueue::announce(std::int32_t layer, std::uint32_t readings) {
   const auto expected = std::find_if(layers_.begin(), layers_.end(),
                                      [](const Layer& queued) { return !queued.announced; });
   if (expected != layers_.end() && expected->layer == layer) {
     expected->announced = true;
+    expected->bytes *= readings;
     return;
   }
   layers_.erase(expected, layers_.end());
   layers_.push_back(make_layer(layer));
   layers_.back().announced = true;
+  layers_.back().bytes *= readings;
   for (std::int32_t later = layer + 1; later <= last_layer_; ++later) {
     layers_.push_back(make_layer(later));
   }
@@ -49,6 +51,10 @@ std::uint64_t LayerQueue::asked_for(std::uint64_t bytes) {
   LIB_CHECK(asking != layers_.end());
   asking->asked_bytes += bytes;
   return asking->number;
+}
+
+void LayerQueue::pass_over(std::uint64_t bytes) {
+  arrived(asked_for(bytes), bytes, Verification::sha256);
 }
 
 void LayerQueue::arrived(std::uint64_t number, std::uint64_t bytes, Verification verification) {

@@ -20,11 +20,13 @@ class LayerQueue {
   LayerQueue(const Checkpoint& checkpoint, std::vector<std::size_t> object_of_file,
              std::int32_t last_layer);
 
-  /// Layer `layer` will be read; it and those expected behind it are queued.
-  void announce(std::int32_t layer);
+  /// Layer `layer` will be read `readings` times; it and those expected behind it are queued.
+  void announce(std::int32_t layer, std::uint32_t readings);
   /// Some bytes of the first announced layer that was not asked for in full were asked for.
   /// @return  The layer's number in the queue, for arrived().
   std::uint64_t asked_for(std::uint64_t bytes);
+  /// Some bytes of that layer will not be asked for.
+  void pass_over(std::uint64_t bytes);
   void arrived(std::uint64_t number, std::uint64_t bytes, Verification verification);
   /// Takes the oldest layer, which must be this one, out of the queue.
   /// @return  Objects that it needed and that no queued layer needs.
@@ -45,7 +47,7 @@ class LayerQueue {
   struct Layer {
     std::int32_t layer;
     std::uint64_t number;
-    std::uint64_t bytes;
+    std::uint64_t bytes;  // Of all readings.
     std::vector<std::size_t> objects;
     bool announced = false;
     std::uint64_t asked_bytes = 0;

@@ -69,9 +69,9 @@ StagedSource::Impl::~Impl() {
   monitor_.wait(lock, {}, [&] { return direct_in_flight_ == 0; });
 }
 
-void StagedSource::Impl::announce(std::int32_t layer) {
+void StagedSource::Impl::announce(std::int32_t layer, std::uint32_t readings) {
   auto lock = monitor_.lock();
-  queue_.announce(layer);
+  queue_.announce(layer, readings);
   monitor_.notify_all(lock);
 }
 
@@ -80,6 +80,12 @@ void StagedSource::Impl::submit(std::uint32_t file, std::vector<remote::FetchPie
   auto lock = monitor_.lock();
   const std::uint64_t bytes = size_of(pieces);
   jobs_.push_back({file, queue_.asked_for(bytes), bytes, std::move(pieces), std::move(done)});
+  monitor_.notify_all(lock);
+}
+
+void StagedSource::Impl::pass_over(std::uint64_t bytes) {
+  auto lock = monitor_.lock();
+  queue_.pass_over(bytes);
   monitor_.notify_all(lock);
 }
 
@@ -223,10 +229,13 @@ StagedSource::StagedSource(remote::Fetcher& fetcher, const Checkpoint& checkpoin
 
 StagedSource::~StagedSource() = default;
 
-void StagedSource::announce(std::int32_t layer) { impl_->announce(layer); }
+void StagedSource::announce(std::int32_t layer, std::uint32_t readings) {
+  impl_->announce(layer, readings);
+}
 void StagedSource::submit(WeightRequest request, remote::Fetcher::Done done) {
   impl_->submit(request.file, std::move(request.pieces), std::move(done));
 }
+void StagedSource::pass_over(std::uint64_t bytes) { impl_->pass_over(bytes); }
 
 remote::RequestSizes StagedSource::sizes(std::uint32_t /*file*/) const {
   return {kReadBytes, kReadHoleBytes};

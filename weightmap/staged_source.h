@@ -45,8 +45,9 @@ class StagedSource final : public WeightSource {
   StagedSource(const StagedSource&) = delete;
   StagedSource& operator=(const StagedSource&) = delete;
 
-  void announce(std::int32_t layer) override;
+  void announce(std::int32_t layer, std::uint32_t readings) override;
   void submit(WeightRequest request, remote::Fetcher::Done done) override;
+  void pass_over(std::uint64_t bytes) override;
   remote::RequestSizes sizes(std::uint32_t file) const override;
   void cancel_all() override;
   void layer_is_durable(std::int32_t layer, const std::stop_token& stop) override;

@@ -26,9 +26,10 @@ class StagedSource::Impl {
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
 
-  void announce(std::int32_t layer);
+  void announce(std::int32_t layer, std::uint32_t readings);
   void submit(std::uint32_t file, std::vector<remote::FetchPiece> pieces,
               remote::Fetcher::Done done);
+  void pass_over(std::uint64_t bytes);
   void cancel_all();
   void layer_is_durable(std::int32_t layer, const std::stop_token& stop);
   void expect_another_pass(bool expected);

@@ -1,6 +1,7 @@
 #include "weightmap/virtual_weight_map.h"
 
 #include <algorithm>
+#include <deque>
 #include <utility>
 
 #include "weightmap/host_ring.h"
@@ -19,20 +20,23 @@ constexpr std::uint64_t kHolesPerByte = 100;  // Larger holes: 1 % of the layer 
 /// One queued layer. Everything mutable is guarded by the map's monitor.
 struct Lease::Stream {
   const LayerPlan* plan = nullptr;
-  std::uint64_t number = 0;  // Counts queued layers.
-  std::vector<Piece> pieces;
-  std::uint64_t batched_bytes = 0;  // Of the plan, put into requests.
-  std::uint64_t hole_bytes = 0;     // Fetched besides.
+  std::uint64_t number = 0;                          // Counts queued layers.
+  std::shared_ptr<const std::vector<Piece>> pieces;  // One for all readings.
+  std::uint64_t batched_bytes = 0;                   // Of the plan, put into requests.
+  std::uint64_t hole_bytes = 0;                      // Fetched besides.
   struct Slot {
     std::span<std::byte> memory;
     std::uint32_t requests_left = 0;  // Requests that still bring bytes of this piece.
     bool requested = false;           // All of its requests are queued.
     remote::CrcRuns crcs;             // Of what those that are done brought, as it arrived.
+    bool has_memory() const { return !memory.empty(); }
   };
-  std::vector<Slot> slots;       // As far as allocated; pieces beyond have none yet.
+  std::vector<bool> skipped;     // By piece: nobody wants it, so it gets a slot without memory.
+  std::vector<Slot> slots;       // As far as allocated; pieces beyond have none yet. Room for all
+                                 // from the first on: they stay where they are.
   std::size_t released = 0;      // Slots given back.
   std::optional<Error> failure;  // First error of any of its requests.
-  bool abandoned = false;        // The lease ended: fetch nothing more.
+  bool abandoned = false;        // The lease ended early: fetch nothing more.
   std::uint32_t in_flight = 0;
 };
 
@@ -57,22 +61,26 @@ class VirtualWeightMap::Impl {
     monitor_.wait(lock, {}, [&] { return in_flight_ == 0; });
   }
 
-  std::shared_ptr<Stream> queue(std::int32_t layer) {
-    auto stream = std::make_shared<Stream>();
-    stream->plan = &checkpoint_.layer(layer);
-    stream->pieces = plan_pieces(*stream->plan, options_.table_piece_bytes);
-    stream->slots.reserve(stream->pieces.size());
-    source_.announce(layer);
+  void queue(std::int32_t layer, std::uint32_t readings) {
+    source_.announce(layer, readings);
+    const LayerPlan& plan = checkpoint_.layer(layer);
+    const auto pieces =
+        std::make_shared<const std::vector<Piece>>(plan_pieces(plan, options_.table_piece_bytes));
     auto lock = monitor_.lock();
-    stream->number = queued_++;
-    to_fill_.push_back(stream);
-    to_lease_.push_back(stream);
-    statistics_.needed_bytes += stream->plan->bytes;
+    for (std::uint32_t reading = 0; reading < readings; ++reading) {
+      auto stream = std::make_shared<Stream>();
+      stream->plan = &plan;
+      stream->pieces = pieces;
+      stream->skipped.resize(pieces->size());
+      stream->number = queued_++;
+      to_fill_.push_back(stream);
+      to_lease_.push_back(stream);
+      statistics_.needed_bytes += plan.bytes;
+    }
     monitor_.notify_all(lock);
-    return stream;
   }
 
-  std::shared_ptr<Stream> take(std::int32_t layer) {
+  std::shared_ptr<Stream> take(std::int32_t layer, std::uint32_t readings) {
     {
       auto lock = monitor_.lock();
       if (!to_lease_.empty()) {
@@ -80,7 +88,7 @@ class VirtualWeightMap::Impl {
       }
     }
     if (to_lease_.empty()) {
-      queue(layer);
+      queue(layer, readings);
     }
     auto lock = monitor_.lock();
     std::shared_ptr<Stream> stream = to_lease_.front();
@@ -116,15 +124,28 @@ class VirtualWeightMap::Impl {
   /// Gives back the oldest slot, which belongs to `stream`.
   void release(Stream& stream) {
     auto lock = monitor_.lock();
-    ring_.release_oldest();
-    ++stream.released;
+    while (!release_next(stream)) {
+    }
+    monitor_.notify_all(lock);
+  }
+
+  /// Sees to it that no tensor is fetched that nobody needs, unless it was asked for already.
+  void skip(Stream& stream, const std::function<bool(const WeightTensor&)>& is_unneeded) {
+    auto lock = monitor_.lock();
+    for (std::size_t i = stream.slots.size(); i < stream.pieces->size(); ++i) {
+      const Piece& piece = (*stream.pieces)[i];
+      const WeightTensor& tensor = stream.plan->tensors[piece.tensor];
+      LIB_CHECK(piece.bytes == tensor.bytes);
+      stream.skipped[i] = stream.skipped[i] || is_unneeded(tensor);
+    }
     monitor_.notify_all(lock);
   }
 
   /// Ends a stream early or late: its slots go back once no request writes to them any more.
-  void abandon(Stream& stream) {
+  void end(Stream& stream, bool complete) {
     auto lock = monitor_.lock();
-    stream.abandoned = true;
+    // What is left of a complete one is only passed over, of which the source must be told.
+    stream.abandoned = !complete;
     monitor_.notify_all(lock);
     monitor_.wait(lock, {}, [&] { return filling_ != &stream; });
     if (stream.in_flight > 0) {
@@ -135,8 +156,8 @@ class VirtualWeightMap::Impl {
       lock.lock();
     }
     monitor_.wait(lock, {}, [&] { return stream.in_flight == 0; });
-    for (; stream.released < stream.slots.size(); ++stream.released) {
-      ring_.release_oldest();
+    while (stream.released < stream.slots.size()) {
+      release_next(stream);
     }
     monitor_.notify_all(lock);
   }
@@ -174,6 +195,16 @@ class VirtualWeightMap::Impl {
            stream.slots[index].requests_left == 0;
   }
 
+  /// Gives the next slot of a stream back. @return whether it had memory.
+  bool release_next(Stream& stream) {
+    LIB_CHECK(stream.released < stream.slots.size());
+    const bool has_memory = stream.slots[stream.released++].has_memory();
+    if (has_memory) {
+      ring_.release_oldest();
+    }
+    return has_memory;
+  }
+
   void fill(const std::stop_token& stop) {
     while (true) {
       std::shared_ptr<Stream> stream;
@@ -195,44 +226,52 @@ class VirtualWeightMap::Impl {
 
   void fill_stream(const std::shared_ptr<Stream>& stream, const std::stop_token& stop) {
     Batch batch;
-    for (std::size_t i = 0; i < stream->pieces.size(); ++i) {
+    {
+      auto lock = monitor_.lock();
+      stream->slots.reserve(stream->pieces->size());
+    }
+    for (std::size_t i = 0; i < stream->pieces->size(); ++i) {
       if (!allocate(*stream, i, batch, stream, stop)) {
         break;
       }
-      add_to_batch(stream, i, batch);
+      if (stream->slots[i].has_memory()) {
+        add_to_batch(stream, i, batch);
+      } else {
+        source_.pass_over((*stream->pieces)[i].bytes.size());
+      }
     }
     submit(stream, batch);
   }
 
-  /// Takes a slot for piece `index`. Sends what is batched before it waits: the ring only gets
+  /// Makes the slot of piece `index`. Sends what is batched before it waits: the ring only gets
   /// free when requested pieces arrive and are used.
   bool allocate(Stream& stream, std::size_t index, Batch& batch,
                 const std::shared_ptr<Stream>& shared, const std::stop_token& stop) {
-    const std::uint64_t bytes = stream.pieces[index].bytes.size();
+    const std::uint64_t bytes = (*stream.pieces)[index].bytes.size();
     std::optional<std::span<std::byte>> memory;
-    {
-      auto lock = monitor_.lock();
-      if (stream.abandoned) {
-        return false;
-      }
-      memory = ring_.allocate(bytes);
-    }
-    if (!memory) {
+    auto lock = monitor_.lock();
+    const auto is_decided = [&] {
+      return stream.abandoned || stream.skipped[index] ||
+             (memory = ring_.allocate(bytes)).has_value();
+    };
+    if (!is_decided()) {
+      lock.unlock();
       submit(shared, batch);
-      auto lock = monitor_.lock();
+      lock.lock();
       const TimePoint begin = monitor_.clock().now();
-      monitor_.wait(lock, stop, [&] {
-        return stream.abandoned || (memory = ring_.allocate(bytes)).has_value();
-      });
+      monitor_.wait(lock, stop, is_decided);
       statistics_.ring_wait += monitor_.clock().now() - begin;
-      if (!memory) {
-        return false;
-      }
+    }
+    if (memory) {
       stream.slots.push_back({*memory, 0, false, {}});
       return true;
     }
-    auto lock = monitor_.lock();
-    stream.slots.push_back({*memory, 0, false, {}});
+    if (stream.abandoned || !stream.skipped[index]) {
+      return false;
+    }
+    stream.slots.push_back({{}, 0, true, {}});
+    stream.batched_bytes += bytes;
+    statistics_.needed_bytes -= bytes;
     return true;
   }
 
@@ -257,7 +296,7 @@ class VirtualWeightMap::Impl {
   }
 
   void add_to_batch(const std::shared_ptr<Stream>& stream, std::size_t index, Batch& batch) {
-    const Piece& piece = stream->pieces[index];
+    const Piece& piece = (*stream->pieces)[index];
     const std::uint32_t file = stream->plan->tensors[piece.tensor].file;
     std::byte* const memory = stream->slots[index].memory.data();
     const remote::RequestSizes sizes = source_.sizes(file);
@@ -317,7 +356,7 @@ class VirtualWeightMap::Impl {
     const remote::CrcRuns& crcs = result ? *result : none;
     auto crc = crcs.begin();  // Of a request's pieces, in their order; some may have none.
     for (const std::size_t slot : slots) {
-      const remote::ByteRange& piece = stream.pieces[slot].bytes;
+      const remote::ByteRange& piece = (*stream.pieces)[slot].bytes;
       if (crc != crcs.end() && crc->range.begin >= piece.begin && crc->range.end <= piece.end) {
         stream.slots[slot].crcs.push_back(*crc++);
       }
@@ -352,7 +391,7 @@ Lease::Lease(Lease&& other) noexcept
 
 Lease::~Lease() {
   if (map_ != nullptr) {
-    map_->impl_->abandon(*stream_);
+    map_->impl_->end(*stream_, complete());
   }
 }
 
@@ -377,7 +416,23 @@ Result<std::optional<ArrivedPiece>> Lease::next_if_there() {
   return std::optional<ArrivedPiece>(piece);
 }
 
-bool Lease::complete() const { return next_piece_ == stream_->pieces.size(); }
+bool Lease::complete() const { return next_piece_ == stream_->pieces->size(); }
+
+const WeightTensor* Lease::upcoming() const {
+  return complete() ? nullptr : &stream_->plan->tensors[(*stream_->pieces)[next_piece_].tensor];
+}
+
+void Lease::skip(const std::function<bool(const WeightTensor&)>& is_unneeded) {
+  map_->impl_->skip(*stream_, is_unneeded);
+  pass_over_skipped();
+}
+
+void Lease::pass_over_skipped() {
+  // Only this thread changes what is skipped.
+  while (next_piece_ < stream_->pieces->size() && stream_->skipped[next_piece_]) {
+    ++next_piece_;
+  }
+}
 
 void Lease::give_back_oldest() {
   LIB_CHECK(stream_->released < next_piece_);
@@ -385,7 +440,7 @@ void Lease::give_back_oldest() {
 }
 
 Result<ArrivedPiece> Lease::take_next() {
-  const Piece& piece = stream_->pieces[next_piece_];
+  const Piece& piece = (*stream_->pieces)[next_piece_];
   const WeightTensor& tensor = stream_->plan->tensors[piece.tensor];
   Stream::Slot& slot = stream_->slots[next_piece_];
   const std::span<const std::byte> bytes = slot.memory;
@@ -410,6 +465,7 @@ Result<ArrivedPiece> Lease::take_next() {
     digests_.push_back({tensor.name, hash_.digest()});
   }
   ++next_piece_;
+  pass_over_skipped();
   return ArrivedPiece{&tensor, piece.bytes.begin - tensor.bytes.begin, bytes};
 }
 
@@ -419,9 +475,13 @@ VirtualWeightMap::VirtualWeightMap(WeightSource& source, Clock& clock, const Che
 
 VirtualWeightMap::~VirtualWeightMap() = default;
 
-void VirtualWeightMap::prefetch(std::int32_t layer) { impl_->queue(layer); }
+void VirtualWeightMap::prefetch(std::int32_t layer, std::uint32_t readings) {
+  impl_->queue(layer, readings);
+}
 
-Lease VirtualWeightMap::acquire(std::int32_t layer) { return {*this, impl_->take(layer)}; }
+Lease VirtualWeightMap::acquire(std::int32_t layer, std::uint32_t readings) {
+  return {*this, impl_->take(layer, readings)};
+}
 
 WeightMapStatistics VirtualWeightMap::statistics() const { return impl_->statistics(); }
 

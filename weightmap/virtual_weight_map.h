@@ -3,7 +3,7 @@
 /// is already on its way, and what was used is gone.
 
 #include <cstdint>
-#include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -72,6 +72,12 @@ class Lease {
   Result<std::optional<ArrivedPiece>> next_if_there();
   /// Whether next() has given every piece.
   bool complete() const;
+  /// The tensor of the piece that comes next; null once the layer is complete.
+  const WeightTensor* upcoming() const;
+  /// Passes over tensors that turned out not to be needed, as far as no byte of them was asked for
+  /// yet: next() gives none of their bytes, and they have no digest. For layers, whose pieces are
+  /// whole tensors.
+  void skip(const std::function<bool(const WeightTensor&)>& is_unneeded);
   /// Gives the oldest piece back: its memory is the next one's that is fetched.
   void give_back_oldest();
   /// One per tensor, in file order, once next() returned nothing.
@@ -82,6 +88,7 @@ class Lease {
   struct Stream;
   Lease(VirtualWeightMap& map, std::shared_ptr<Stream> stream);
   Result<ArrivedPiece> take_next();
+  void pass_over_skipped();
 
   VirtualWeightMap* map_;
   std::shared_ptr<Stream> stream_;
@@ -101,11 +108,12 @@ class VirtualWeightMap {
   VirtualWeightMap(const VirtualWeightMap&) = delete;
   VirtualWeightMap& operator=(const VirtualWeightMap&) = delete;
 
-  /// Queues a layer to be fetched behind those already queued, as far as the ring has room.
-  /// Layers must be acquired in the order they were queued.
-  void prefetch(std::int32_t layer);
-  /// The layer's weights; queues it if prefetch() did not. The lease before must have ended.
-  Lease acquire(std::int32_t layer);
+  /// Queues a layer to be fetched behind those already queued, `readings` times, as far as the ring
+  /// has room. Layers must be acquired in the order they were queued, each for every reading.
+  void prefetch(std::int32_t layer, std::uint32_t readings = 1);
+  /// The layer's weights; queues it if prefetch() did not, for this and so many readings less one
+  /// to follow. The lease before must have ended.
+  Lease acquire(std::int32_t layer, std::uint32_t readings = 1);
 
   WeightMapStatistics statistics() const;
 

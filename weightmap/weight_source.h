@@ -35,12 +35,15 @@ class WeightSource {
  public:
   virtual ~WeightSource() = default;
 
-  /// A layer will be asked for behind those announced before; its files may come meanwhile.
-  virtual void announce(std::int32_t layer) = 0;
+  /// A layer will be asked for behind those announced before, `readings` times; its files may come
+  /// meanwhile.
+  virtual void announce(std::int32_t layer, std::uint32_t readings) = 0;
   /// Brings pieces to their places, as Fetcher::submit(); of staged files there are no CRCs, as of
-  /// other local ones. Layers are asked for in the order they were announced, each for exactly the
-  /// bytes of its plan.
+  /// other local ones. Layers are asked for in the order they were announced, each reading for
+  /// exactly the bytes of its plan, less what is passed over.
   virtual void submit(WeightRequest request, remote::Fetcher::Done done) = 0;
+  /// So many bytes of the layer that is being asked for are not needed after all.
+  virtual void pass_over(std::uint64_t bytes) = 0;
   /// Sizes of requests that suit where the file's bytes come from, as far as that is known by now.
   virtual remote::RequestSizes sizes(std::uint32_t file) const = 0;
   /// Ends everything that was submitted so far with `cancelled`.
@@ -65,12 +68,15 @@ class DirectSource final : public WeightSource {
   DirectSource(remote::Fetcher& fetcher, const Checkpoint& checkpoint)
       : fetcher_(fetcher), checkpoint_(checkpoint) {}
 
-  void announce(std::int32_t layer) override { needed_bytes_ += checkpoint_.layer(layer).bytes; }
+  void announce(std::int32_t layer, std::uint32_t readings) override {
+    needed_bytes_ += readings * checkpoint_.layer(layer).bytes;
+  }
   void submit(WeightRequest request, remote::Fetcher::Done done) override {
     fetcher_.submit(
         {checkpoint_.files()[request.file].object, std::move(request.pieces), request.layer_number},
         std::move(done));
   }
+  void pass_over(std::uint64_t bytes) override { needed_bytes_ -= bytes; }
   remote::RequestSizes sizes(std::uint32_t file) const override {
     return fetcher_.sizes(checkpoint_.files()[file].object);
   }

@@ -6,6 +6,7 @@
 
 #include "gpu_exec/layer_steps.h"
 #include "tests/gpu_exec/exec_testing.h"
+#include "tests/gpu_exec/streaming.h"
 #include "tests/support/forwarding_device.h"
 
 namespace librarian::gpu_exec {
@@ -113,90 +114,82 @@ TEST(Stages, GiveTheSameBitsAsAWholeLayer) {
   }
 }
 
-/// Brings weights when the executor asks for them, and takes them away afterwards.
-class StreamingSink final : public LayerIo {
- public:
-  StreamingSink(LayerExecutor& executor, const TestLayer& layer)
-      : executor_(executor), layer_(layer) {}
-
-  bool wants(CapturePoint /*point*/) const override { return true; }
-  Result<std::span<std::byte>> load(std::size_t block) override { return rows.load(block); }
-  Result<void> capture(CapturePoint point, std::size_t block,
-                       std::span<const std::byte> bytes) override {
-    return rows.capture(point, block, bytes);
-  }
-  Result<void> store(std::size_t block, std::span<std::byte> bytes) override {
-    return rows.store(block, bytes);
-  }
-  Result<void> load_stage(std::uint32_t order_end) override {
-    EXPECT_GT(order_end, order_);
-    std::vector<WeightKey> keys = weight_keys(layer_.model, layer_.model.layers[0]);
-    std::stable_sort(keys.begin(), keys.end(), [](const WeightKey& a, const WeightKey& b) {
-      return stage_order(a) < stage_order(b);
-    });
-    for (const WeightKey& key : keys) {
-      if (stage_order(key) < order_ || stage_order(key) >= order_end) {
-        continue;
-      }
-      Bytes bytes = to_bytes(layer_.weights.at(key), layer_.weight_type);
-      LIB_TRY(const Ticket taken, executor_.load(key, layer_.weight_type, bytes));
-      LIB_TRY_VOID(executor_.wait_for(taken));
-      std::fill(bytes.begin(), bytes.end(), std::byte{0xFF});  // NaN for whoever still reads them.
-    }
-    order_ = order_end;
-    ++stages;
-    return {};
-  }
-
-  RecordingSink rows;
-  std::size_t stages = 0;
-
- private:
-  LayerExecutor& executor_;
-  const TestLayer& layer_;
-  std::uint32_t order_ = 0;
-};
-
-// Goal: weights that come and go stage by stage give the bits of a layer that is there.
+// Goal: weights that come and go stage by stage give the bits of a layer that is there, whether all
+// blocks meet them or groups do.
 // Method: every kind of layer, on a device that works on host memory and on one that copies rows;
-// what was loaded becomes NaN as soon as the executor says that it has it.
+// what was loaded becomes NaN as soon as the executor says that it has it. Groups of two end within
+// the sample that comes in tiles, and the last one is of a single block.
 TEST(Stages, GiveTheSameBitsWhenTheirWeightsAreStreamed) {
   for (const Flavour& flavour : wide_flavours()) {
     const TestLayer layer = make_layer(kHidden, flavour.layer, DType::bf16, 1, flavour.norm);
     ExecutorOptions options = sliced(layer, DType::bf16);
     const Blocks blocks = make_blocks(flavour.layer.attention.causal);
-    options.blocks_max = blocks.blocks.size();
     const Bytes state = to_bytes(TestRandom(3).vector(blocks.rows * kHidden, 2.0F), DType::bf16);
     const auto roomy = cpu_device(best_cpu_isa(), 2);
     RecordingSink expected;
     const Bytes expected_state =
         run_blocks(*loaded_executor(layer, *roomy, options), blocks.blocks, state, expected);
     options.streamed = true;
-    for (const auto kind : {LimitedDevice::Kind::host_memory, LimitedDevice::Kind::own_memory}) {
-      LimitedDevice device(cpu_device(best_cpu_isa(), 2), 64U << 20U, kind);
-      const auto memory = LayerExecutor::memory(layer.model, options, device);
-      ASSERT_TRUE(memory) << memory.error().message();
-      const auto executor = *LayerExecutor::create(layer.model, options, device);
-      EXPECT_EQ(device.allocated_bytes, memory->device_bytes());
-      EXPECT_TRUE(executor->streams());
-      EXPECT_FALSE(executor->keeps_tensors());
-      for (int layers = 0; layers < 2; ++layers) {
-        executor->begin_layer(0);
-        StreamingSink sink(*executor, layer);
-        Bytes rows = state;
-        sink.rows.begin(blocks.blocks, rows);
-        const auto done = executor->run(blocks.blocks, sink, {});
-        ASSERT_TRUE(done) << flavour.name << ": " << done.error().message();
-        EXPECT_EQ(rows, expected_state) << flavour.name;
-        EXPECT_EQ(sink.rows.rows, expected.rows) << flavour.name;
-        EXPECT_GE(sink.stages, flavour.layer.moe.experts == 0 ? 2U : 3U) << flavour.name;
+    for (const std::size_t together : {blocks.blocks.size(), std::size_t{2}}) {
+      options.blocks_max = together;
+      for (const auto kind : {LimitedDevice::Kind::host_memory, LimitedDevice::Kind::own_memory}) {
+        LimitedDevice device(cpu_device(best_cpu_isa(), 2), 64U << 20U, kind);
+        const auto memory = LayerExecutor::memory(layer.model, options, device);
+        ASSERT_TRUE(memory) << memory.error().message();
+        const auto executor = *LayerExecutor::create(layer.model, options, device);
+        EXPECT_EQ(device.allocated_bytes, memory->device_bytes());
+        EXPECT_TRUE(executor->streams());
+        EXPECT_FALSE(executor->keeps_tensors());
+        EXPECT_EQ(executor->blocks_together(), together);
+        for (int layers = 0; layers < 2; ++layers) {
+          std::map<CapturePoint, Bytes> captures;
+          EXPECT_EQ(run_streamed(*executor, layer, blocks.blocks, state, captures,
+                                 flavour.layer.moe.experts == 0 ? 2 : 3),
+                    expected_state)
+              << flavour.name;
+          EXPECT_EQ(captures, expected.rows) << flavour.name;
+        }
       }
+      // Fewer blocks together would need the weights again.
+      LimitedDevice small(cpu_device(best_cpu_isa(), 2),
+                          LayerExecutor::memory(layer.model, options, *roomy)->device_bytes() - 1);
+      EXPECT_FALSE(LayerExecutor::memory(layer.model, options, small)) << flavour.name;
     }
-    // Fewer blocks together would need the weights again.
-    LimitedDevice small(cpu_device(best_cpu_isa(), 2),
-                        LayerExecutor::memory(layer.model, options, *roomy)->device_bytes() - 1);
-    EXPECT_FALSE(LayerExecutor::memory(layer.model, options, small)) << flavour.name;
   }
+}
+
+TEST(Stages, AreNotRunBeforeALayerHasBegun) {
+  const TestLayer layer = make_layer(kHidden, wide_flavour("awkward").layer, DType::bf16);
+  ExecutorOptions options = executor_options(layer, DType::bf16, 64, 200);
+  options.streamed = true;
+  const auto device = cpu_device(best_cpu_isa(), 1);
+  const auto executor = *LayerExecutor::create(layer.model, options, *device);
+  StreamingSink sink(*executor, layer);
+  const auto done = executor->run({}, sink, {});
+  ASSERT_FALSE(done);
+  EXPECT_EQ(done.error().code(), ErrorCode::invalid_argument);
+}
+
+// Goal: what lies between two products of a half is kept for every block only where that saves
+// memory: with many blocks, and a stage that is larger for it, it is one buffer.
+// Method: a layer whose widest rows are its widest matrices' outputs, planned for one block and for
+// many.
+TEST(Stages, ManyBlocksShareTheWidestBuffer) {
+  const TestLayer layer = make_layer(kHidden, wide_flavour("awkward").layer, DType::bf16);
+  ExecutorOptions options = executor_options(layer, DType::bf16, 64, 200);
+  options.streamed = true;
+  const auto device = cpu_device(best_cpu_isa(), 1);
+  const auto bytes = [&](std::uint64_t blocks) {
+    options.blocks_max = blocks;
+    return *LayerExecutor::memory(layer.model, options, *device);
+  };
+  const std::uint64_t row_bytes = kHidden * dtype_bytes(DType::bf16);
+  const std::uint64_t wide_bytes = 64 * 300 * dtype_bytes(DType::bf16);
+  const std::uint64_t of_few = bytes(2).device_bytes() - bytes(1).device_bytes();
+  const std::uint64_t of_many = bytes(101).device_bytes() - bytes(100).device_bytes();
+  EXPECT_GE(of_few, of_many + wide_bytes);
+  EXPECT_LE(of_many, 64 * 3 * row_bytes + 3 * 64) << "state, norm's output, projection's output";
+  EXPECT_GT(bytes(100).weight_bytes, bytes(1).weight_bytes);
 }
 
 class CountingDevice final : public LimitedDevice {
@@ -246,6 +239,17 @@ TEST(Stages, ExpertsThatNoTokenChoseAreNotLoaded) {
   sink.rows.begin(blocks.blocks, rows);
   ASSERT_TRUE((*executor)->run(blocks.blocks, sink, {}));
   EXPECT_EQ(sink.rows.rows, expected.rows);
+  EXPECT_EQ(device.packed_matrices, kNeeded);
+  EXPECT_EQ(sink.unneeded, (std::vector<bool>{true, true, false, true, true, true, true}));
+
+  // Also in a group that is not full.
+  device.packed_matrices = 0;
+  (*executor)->begin_layer(0);
+  StreamingSink one(**executor, layer);
+  one.rows.begin(std::span(blocks.blocks).first(1),
+                 std::span(rows).first(blocks.blocks[0].rows * kHidden * dtype_bytes(DType::bf16)));
+  ASSERT_TRUE((*executor)->run(std::span(blocks.blocks).first(1), one, {}));
+  EXPECT_EQ(one.unneeded, sink.unneeded);
   EXPECT_EQ(device.packed_matrices, kNeeded);
 }
 
@@ -300,7 +304,7 @@ void expect_covered(const TestLayer& layer) {
   for (const std::uint64_t stage_bytes :
        {std::uint64_t{0}, std::uint64_t{200'000}, ~std::uint64_t{0}}) {
     std::vector<StepKind> kinds;
-    for (const Stage& stage : make_stages(spec, steps, DType::bf16, stage_bytes, false, *device)) {
+    for (const Stage& stage : make_stages(spec, steps, {DType::bf16, stage_bytes}, *device)) {
       for (const Step& step : stage.steps) {
         kinds.push_back(step.kind);
         for (const StepWeight& weight : step.weights) {

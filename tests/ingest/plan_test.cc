@@ -186,6 +186,13 @@ TEST(MemoryPlan, StaysWithinEveryLimitAndSaysTheSmallest) {
           ASSERT_LE(plan->total_bytes, in.limit_bytes);
           EXPECT_EQ(plan->total_bytes, sum_of(*plan));
           EXPECT_GE(plan->block_tokens, 1U);
+          if (plan->readings_max > 1) {
+            EXPECT_TRUE(plan->executor_memory.streamed);
+            const std::uint64_t blocks = in.blocks_max(plan->block_tokens);
+            const std::uint64_t together = plan->executor_memory.rows_together / plan->block_tokens;
+            EXPECT_EQ(plan->readings_max, (blocks + together - 1) / together);
+            EXPECT_GE(plan->executor_memory.rows_together, std::min<std::uint64_t>(4096, part));
+          }
           if (state != StateMode::automatic) {
             EXPECT_EQ(plan->state_in_memory, state == StateMode::memory);
           }

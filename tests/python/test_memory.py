@@ -199,11 +199,11 @@ def test_a_job_larger_than_the_disk_limit_is_refused(refused, librarian, tmp_pat
     librarian("extract", *job, "--out", tmp_path / "store", "--disk-limit", needed)
 
 
-EXPERTS, EXPERT_WIDTH, EXPERT_HIDDEN, EXPERT_LAYERS = 64, 1280, 1024, 4
+EXPERTS = 64
 
 
-def write_large_experts(model):
-    """2 GB of weights in layers of 500 MB, nearly all of it experts; returns their bytes."""
+def write_large_experts(model, width, hidden, layers, chosen):
+    """A model that is nearly all experts, of which a token chooses so many; returns its bytes."""
     rng = np.random.default_rng(1)
     noise = ((rng.integers(0, 1 << 16, 1 << 21, dtype=np.uint16) & 0x80FF) | 0x3C00).tobytes()
 
@@ -215,11 +215,11 @@ def write_large_experts(model):
     def ones(size):
         return "BF16", [size], np.full(size, 0x3F80, np.uint16).tobytes()
 
-    hidden, head = EXPERT_HIDDEN, 64
+    head = 64
     config = {
-        "model_type": "qwen3_moe", "hidden_size": hidden, "intermediate_size": EXPERT_WIDTH,
-        "moe_intermediate_size": EXPERT_WIDTH, "num_experts": EXPERTS, "num_experts_per_tok": 8,
-        "norm_topk_prob": True, "num_hidden_layers": EXPERT_LAYERS, "num_attention_heads": 16,
+        "model_type": "qwen3_moe", "hidden_size": hidden, "intermediate_size": width,
+        "moe_intermediate_size": width, "num_experts": EXPERTS, "num_experts_per_tok": chosen,
+        "norm_topk_prob": True, "num_hidden_layers": layers, "num_attention_heads": 16,
         "num_key_value_heads": 4, "head_dim": head, "vocab_size": 1024,
         "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
         "hidden_act": "silu", "decoder_sparse_step": 1, "mlp_only_layers": [],
@@ -229,7 +229,7 @@ def write_large_experts(model):
     weight_map, total = {}, 0
     outside = {"lm_head.weight": tensor(1024, hidden), "model.norm.weight": ones(hidden),
                "model.embed_tokens.weight": tensor(1024, hidden)}
-    for layer in range(-1, EXPERT_LAYERS):
+    for layer in range(-1, layers):
         prefix = f"model.layers.{layer}."
         tensors = outside if layer < 0 else {
             prefix + "input_layernorm.weight": ones(hidden),
@@ -242,8 +242,8 @@ def write_large_experts(model):
             prefix + "self_attn.o_proj.weight": tensor(hidden, 16 * head),
             prefix + "mlp.gate.weight": tensor(EXPERTS, hidden)}
         for expert in range(EXPERTS if layer >= 0 else 0):
-            for name, shape in (("gate", (EXPERT_WIDTH, hidden)), ("up", (EXPERT_WIDTH, hidden)),
-                                ("down", (hidden, EXPERT_WIDTH))):
+            for name, shape in (("gate", (width, hidden)), ("up", (width, hidden)),
+                                ("down", (hidden, width))):
                 tensors[f"{prefix}mlp.experts.{expert}.{name}_proj.weight"] = tensor(*shape)
         file = f"model-{layer + 1}.safetensors"
         write_raw_tensors(model / file, dict(sorted(tensors.items())))
@@ -256,7 +256,7 @@ def write_large_experts(model):
 def test_layers_of_experts_twice_the_limit_come_in_stages(librarian, serve, memory_path):
     """Each byte is fetched once, and the bits are those of layers that are there as wholes."""
     model = memory_path / "model"
-    assert write_large_experts(model) > 1_900_000_000
+    assert write_large_experts(model, 1280, 1024, 4, 8) > 1_900_000_000
     ids = np.random.default_rng(0).integers(0, 1024, 1024).tolist()
     tokens = write_tokens(memory_path / "tokens.safetensors", [ids[:400], ids[400:]])
     job = ["--tokens", str(tokens), "--capture", "resid_post@-1,router@-1", "--threads", "2",
@@ -274,3 +274,72 @@ def test_layers_of_experts_twice_the_limit_come_in_stages(librarian, serve, memo
     plan = json.loads(librarian("plan", model, *job, "--host-memory", "256MiB", "--json").stdout)
     assert plan["memory"]["streamed"] and plan["layer_kinds"][0]["wire_bytes"] > 500_000_000
     librarian("diff", *stores.values())  # Fails where a bit differs.
+
+
+def run_of(store):
+    return json.loads((store / "report.json").read_text())["runs"][-1]
+
+
+def test_a_part_that_does_not_fit_beside_a_stage_meets_layers_in_groups(librarian, serve,
+                                                                        memory_path):
+    """Weights are read for each group, over the network or from files that were fetched once; the
+    bits are those of layers that are there as wholes."""
+    model = memory_path / "model"
+    total = write_large_experts(model, 384, 512, 2, 4)
+    ids = np.random.default_rng(0).integers(0, 1024, 14000).tolist()
+    tokens = write_tokens(memory_path / "tokens.safetensors",
+                          [ids[:300], ids[300:5000], *([i] for i in ids[5000:5200]), ids[5200:]])
+    url = serve(model).url
+    job = ["--tokens", str(tokens), "--capture", "resid_post@-1,router@0", "--threads", "2",
+           "--skeleton", "no"]
+    stores = {name: memory_path / name for name in ("whole", "ranges", "files", "state on disk")}
+    librarian("extract", url, *job, "--host-memory", "2GiB", "--out", stores["whole"])
+    small = ["--host-memory", "84MiB"]
+    plan = json.loads(librarian("plan", url, *job, *small, "--json").stdout)
+    readings = plan["memory"]["readings_per_part"]
+    assert readings >= 2 and plan["memory"]["rows_together"] >= 4096
+    layers = 2 * plan["layer_kinds"][0]["wire_bytes"]
+    assert layers > 2 * 64 * MIB
+
+    text = librarian("plan", url, *job, *small, "--staging", "memory").stdout
+    assert f"up to {readings} times a part" in text and "over the network" in text
+    librarian("extract", url, *job, *small, "--staging", "memory", "--out", stores["ranges"])
+    report = run_of(stores["ranges"])
+    outside = 2 * 512 * 1024  # The embedding; no norm and no head are needed.
+    # Experts that nobody in a group has chosen do not come for it.
+    assert layers + outside < report["fetched_bytes"] <= readings * layers + outside
+    assert report["fetched_bytes"] == report["needed_bytes"]
+    assert report["memory_planned_bytes"] <= 84 * MIB
+
+    text = librarian("plan", url, *job, *small, "--staging", "disk").stdout
+    assert "from the scratch disk, where they are fetched to once" in text
+    librarian("extract", url, *job, *small, "--staging", "disk", "--out", stores["files"])
+    report = run_of(stores["files"])
+    assert report["staging"] == "disk"
+    assert total <= report["fetched_bytes"] <= total + MIB  # Headers.
+
+    # Groups that leave no room for staging are better than none.
+    plan = json.loads(librarian("plan", url, *job, "--host-memory", "60MiB", "--json").stdout)
+    assert plan["memory"]["readings_per_part"] > readings and not plan["staging"]["on_disk"]
+
+    librarian("extract", url, *job, *small, "--state", "disk", "--out", stores["state on disk"])
+    for name in ("ranges", "files", "state on disk"):
+        librarian("diff", stores["whole"], stores[name])
+
+
+def test_experts_that_no_token_chose_are_not_fetched(librarian, serve, memory_path):
+    """Of a layer that comes in stages: its router has run before most experts are asked for."""
+    model = memory_path / "model"
+    write_large_experts(model, 384, 512, 2, 2)
+    tokens = write_tokens(memory_path / "tokens.safetensors", [[5, 6, 7], [8]])
+    url = serve(model).url
+    job = ["--tokens", str(tokens), "--capture", "resid_post@-1,router@-1", "--skeleton", "no",
+           "--staging", "memory", "--threads", "1"]
+    stores = {"stages": memory_path / "stages", "whole": memory_path / "whole"}
+    librarian("extract", url, *job, "--host-memory", "1GiB", "--out", stores["whole"])
+    librarian("extract", url, *job, "--host-memory", "48MiB", "--out", stores["stages"])
+    fetched = {name: run_of(store)["fetched_bytes"] for name, store in stores.items()}
+    # At most 8 of 64 experts are chosen, and some come before that is known.
+    assert fetched["stages"] < fetched["whole"] / 2
+    assert run_of(stores["stages"])["needed_bytes"] == fetched["stages"]
+    librarian("diff", *stores.values())

@@ -7,7 +7,6 @@ an emulated GPU, which takes no memory before a job runs.
 """
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from support import write_safetensors, write_tokens
 from teacher_headers import CONFIGS, write_teacher
 
-BAD_INPUT, DOES_NOT_FIT = 3, 5
+BAD_INPUT = 3
 GIB = 1 << 30
 # Published sizes: bytes of all weights (of the index, or parameters times their size), and GiB of
 # one layer with experts as shipped.
@@ -106,14 +105,24 @@ def test_a_model_that_cannot_run_tells_its_sizes(librarian, tmp_path, tokens):
                      exit_code=BAD_INPUT).stdout == ""
 
 
-def test_a_refusal_names_parts_that_would_fit(librarian, tmp_path):
-    # Catches: a refusal that only asks for more memory where smaller parts would do, and advice
-    # that is not enough.
+def test_a_part_too_large_for_streamed_layers_meets_them_in_groups(librarian, tmp_path):
+    # Catches: a refusal, groups that are too small because of a state that could wait on disk, more
+    # readings than the tokens together ask for, and costs that are not those of all readings.
     model = tmp_path / "kimi_k2"
     write_teacher(model, "kimi_k2")
     tokens = write_tokens(tmp_path / "tokens.safetensors", [[7] * 8192] * 64)
-    job = ["plan", model, "--tokens", tokens, "--capture", "resid_post@-1", "--host-memory",
-           "24GiB"]
-    said = librarian(*job, exit_code=DOES_NOT_FIT).stderr
-    advised = re.search(r", or take --part-tokens (\d+): ", said)[1]
-    assert "comes and goes in up to" in librarian(*job, "--part-tokens", advised).stdout
+    job = ["plan", model, "--tokens", tokens, "--capture", "resid_post@-1", "--host-memory"]
+    before = 1
+    for limit in ("32GiB", "24GiB", "12GiB", "6GiB"):
+        plan = json.loads(librarian(*job, limit, "--json").stdout)
+        memory = plan["memory"]
+        readings, together = memory["readings_per_part"], memory["rows_together"]
+        assert memory["total_bytes"] <= memory["limit_bytes"]
+        assert readings == -(-64 * 8192 // together) >= before
+        before = readings
+        wire = sum(kind["layers"] * kind["wire_bytes"] for kind in plan["layer_kinds"])
+        outside = plan["fetch_bytes_per_part"] - readings * wire
+        assert 0 < outside < 3 * GIB
+    assert 4 <= readings <= 8
+    text = librarian(*job, "6GiB").stdout
+    assert f"up to {readings} times a part" in text and "from the model's disk" in text

@@ -82,13 +82,18 @@ TEST(ExpertTensors, ComeAfterWhatChoosesThemAndByNumber) {
   }
 }
 
-// Catches: 4-byte corrections of a router that make every matrix take twice the memory.
-TEST(ExpertTensors, WideVectorsDoNotWidenTheMatrices) {
-  CheckpointFiles files = golden("deepseek_v3");
-  ASSERT_EQ(files.tensor("model.layers.1.mlp.gate.e_score_correction_bias").dtype, "F32");
-  const OpenedCheckpoint opened(files.contents());
-  ASSERT_TRUE(opened.checkpoint) << opened.checkpoint.error().message();
-  EXPECT_EQ(opened.checkpoint->widest_dtype(), gpu_exec::DType::bf16);
+// Catches: a router's corrections, or its matrix, that make every matrix take twice the memory
+// because they are of 4 bytes.
+TEST(ExpertTensors, WideRoutersDoNotWidenTheMatrices) {
+  for (const auto& [family, tensor] :
+       {std::pair("deepseek_v3", "model.layers.1.mlp.gate.e_score_correction_bias"),
+        std::pair("hunyuan_v1_moe", "model.layers.0.mlp.gate.wg.weight")}) {
+    CheckpointFiles files = golden(family);
+    ASSERT_EQ(files.tensor(tensor).dtype, "F32") << family;
+    const OpenedCheckpoint opened(files.contents());
+    ASSERT_TRUE(opened.checkpoint) << opened.checkpoint.error().message();
+    EXPECT_EQ(opened.checkpoint->widest_dtype(), gpu_exec::DType::bf16) << family;
+  }
 }
 
 struct Change {

@@ -33,7 +33,7 @@ class LayerQueueTest : public ::testing::Test {
 TEST_F(LayerQueueTest, AnObjectIsFreeWhenTheLastLayerThatNeedsItIsDurable) {
   LayerQueue queue(checkpoint(), {0, 1}, kLastLayer);
   for (std::int32_t layer = kEmbeddingLayer; layer <= kLastLayer; ++layer) {
-    queue.announce(layer);
+    queue.announce(layer, 1);
     EXPECT_EQ(queue.wanted(), layer <= 2 ? (Objects{0, 1}) : (Objects{1})) << layer;
     read(queue, layer);
     EXPECT_EQ(queue.durable(layer), layer == 2            ? Objects{0}
@@ -47,11 +47,11 @@ TEST_F(LayerQueueTest, AnObjectIsFreeWhenTheLastLayerThatNeedsItIsDurable) {
 TEST_F(LayerQueueTest, DistancesOrderWhatIsNeededWhen) {
   LayerQueue queue(checkpoint(), {0, 1}, kLastLayer);
   EXPECT_EQ(queue.distance(0, false), LayerQueue::kNever);
-  queue.announce(kEmbeddingLayer);
+  queue.announce(kEmbeddingLayer, 1);
   EXPECT_LT(queue.distance(0, false), queue.distance(1, false));
   for (std::int32_t layer = kEmbeddingLayer; layer <= 2; ++layer) {
     if (layer > kEmbeddingLayer) {
-      queue.announce(layer);
+      queue.announce(layer, 1);
     }
     read(queue, layer);
   }
@@ -68,20 +68,20 @@ TEST_F(LayerQueueTest, DistancesOrderWhatIsNeededWhen) {
 
 TEST_F(LayerQueueTest, AResumedPassWantsNoFileOfFinishedLayers) {
   LayerQueue queue(checkpoint(), {0, 1}, kLastLayer);
-  queue.announce(3);
+  queue.announce(3, 1);
   EXPECT_EQ(queue.wanted(), Objects{1});
   // The next part begins behind it.
   for (std::int32_t layer = 4; layer <= kLastLayer; ++layer) {
-    queue.announce(layer);
+    queue.announce(layer, 1);
   }
-  queue.announce(kEmbeddingLayer);
+  queue.announce(kEmbeddingLayer, 1);
   EXPECT_EQ(queue.wanted(), (Objects{1, 0}));
 }
 
 TEST_F(LayerQueueTest, ALayerIsAsVerifiedAsItsWeakestBytes) {
   LayerQueue queue(checkpoint(), {0, 1}, kLastLayer);
-  queue.announce(1);
-  queue.announce(2);
+  queue.announce(1, 1);
+  queue.announce(2, 1);
   const std::uint64_t bytes = checkpoint().layer(1).bytes;
   EXPECT_FALSE(queue.is_waited_for(0));
   const std::uint64_t first = queue.asked_for(bytes - 10);
@@ -92,6 +92,26 @@ TEST_F(LayerQueueTest, ALayerIsAsVerifiedAsItsWeakestBytes) {
   queue.arrived(first, bytes - 10, Verification::stream);
   EXPECT_EQ(queue.verification(1), Verification::stream);
   EXPECT_EQ(queue.verification(2), Verification::sha256);
+}
+
+// Catches: a file given up after the first of several readings, and bytes that nobody asked for
+// because they were not needed, taken for those of the next layer.
+TEST_F(LayerQueueTest, ALayerIsReadWhenAllItsReadingsAre) {
+  LayerQueue queue(checkpoint(), {0, 1}, kLastLayer);
+  queue.announce(2, 2);
+  queue.announce(3, 1);
+  const std::uint64_t bytes = checkpoint().layer(2).bytes;
+  const std::uint64_t number = queue.asked_for(bytes);
+  queue.arrived(number, bytes, Verification::sha256);
+  EXPECT_EQ(queue.wanted(), (Objects{0, 1}));
+  EXPECT_EQ(queue.asked_for(bytes - 10), number);
+  queue.arrived(number, bytes - 10, Verification::sha256);
+  EXPECT_EQ(queue.wanted(), (Objects{0, 1}));
+  queue.pass_over(10);
+  EXPECT_EQ(queue.wanted(), Objects{1});
+  EXPECT_FALSE(queue.is_waited_for(0));
+  EXPECT_EQ(queue.asked_for(1), number + 1);
+  EXPECT_EQ(queue.durable(2), Objects{0});
 }
 
 }  // namespace

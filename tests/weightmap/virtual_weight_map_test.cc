@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <mutex>
+#include <set>
 #include <thread>
 
 #include "tests/weightmap/checkpoint_files.h"
@@ -78,6 +79,10 @@ class HoldingTransport final : public remote::Transport {
   std::atomic<std::uint64_t> started_{0};
 };
 
+std::string to_string(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
 struct World {
   explicit World(std::map<std::string, std::string> from = CheckpointFiles::tiny().contents())
       : files(std::move(from)),
@@ -105,7 +110,10 @@ class ForgetfulSource final : public WeightSource {
   ForgetfulSource(WeightSource& inner, std::uint32_t file, std::uint64_t offset)
       : inner_(inner), file_(file), offset_(offset) {}
 
-  void announce(std::int32_t layer) override { inner_.announce(layer); }
+  void announce(std::int32_t layer, std::uint32_t readings) override {
+    inner_.announce(layer, readings);
+  }
+  void pass_over(std::uint64_t bytes) override { inner_.pass_over(bytes); }
   void submit(WeightRequest request, remote::Fetcher::Done done) override {
     std::byte* byte = nullptr;
     for (const remote::FetchPiece& piece : request.pieces) {
@@ -138,8 +146,7 @@ class ForgetfulSource final : public WeightSource {
 };
 
 /// Reads a whole layer and compares it with the files, digests included.
-void expect_layer(const World& world, VirtualWeightMap& map, std::int32_t layer) {
-  Lease lease = map.acquire(layer);
+void expect_layer(const World& world, Lease& lease, std::int32_t layer) {
   const std::vector<WeightTensor>& tensors = world.checkpoint.layer(layer).tensors;
   std::map<std::string, std::string> got;
   while (true) {
@@ -150,7 +157,7 @@ void expect_layer(const World& world, VirtualWeightMap& map, std::int32_t layer)
     }
     std::string& bytes = got[(*piece)->tensor->name];
     ASSERT_EQ(bytes.size(), (*piece)->offset) << "pieces come in order, without gaps";
-    bytes.append(reinterpret_cast<const char*>((*piece)->bytes.data()), (*piece)->bytes.size());
+    bytes += to_string((*piece)->bytes);
     lease.give_back_oldest();
   }
   ASSERT_EQ(got.size(), tensors.size());
@@ -161,6 +168,11 @@ void expect_layer(const World& world, VirtualWeightMap& map, std::int32_t layer)
     EXPECT_EQ(digests[i].name, tensors[i].name);
     EXPECT_EQ(digests[i].xxh3, xxh3_128(world.bytes_of(tensors[i]))) << tensors[i].name;
   }
+}
+
+void expect_layer(const World& world, VirtualWeightMap& map, std::int32_t layer) {
+  Lease lease = map.acquire(layer);
+  expect_layer(world, lease, layer);
 }
 
 TEST(RequestPlan, CutsTheTableIntoRowsAndNothingElse) {
@@ -217,6 +229,89 @@ TEST(VirtualWeightMap, BringsEveryByteForEveryRingAndRequestSize) {
         }
         ASSERT_NO_FATAL_FAILURE(expect_layer(world, map, layer));
       }
+    }
+  }
+}
+
+// Goal: a layer is read as often as was said, before the next one, and every reading is whole.
+TEST(VirtualWeightMap, ReadsALayerAsOftenAsItIsAskedTo) {
+  World world;
+  for (const std::uint64_t ring : {1024U, 3000U, 1U << 20U}) {
+    VirtualWeightMap map(world.source, real_clock(), world.checkpoint, {ring, 96, {}});
+    const std::uint64_t needed = world.source.needed_bytes();
+    map.prefetch(0, 3);
+    map.prefetch(1);
+    for (const std::int32_t layer : {0, 0, 0, 1, 2, 2}) {
+      Lease lease = map.acquire(layer, 2);
+      EXPECT_EQ(lease.upcoming(), &world.checkpoint.layer(layer).tensors[0]);
+      lease.skip([](const WeightTensor& /*tensor*/) { return false; });
+      ASSERT_NO_FATAL_FAILURE(expect_layer(world, lease, layer));
+      EXPECT_EQ(lease.upcoming(), nullptr);
+    }
+    const std::uint64_t asked = 3 * world.checkpoint.layer(0).bytes +
+                                world.checkpoint.layer(1).bytes +
+                                2 * world.checkpoint.layer(2).bytes;
+    EXPECT_EQ(map.statistics().needed_bytes, asked);
+    EXPECT_EQ(world.source.needed_bytes() - needed, asked);
+  }
+}
+
+// Goal: what turns out not to be needed is not fetched, if nothing of it was asked for; the rest
+// comes whole, and the ring's slots are given back in order all the same.
+// Method: a ring of a few tensors, so that most of the layer is not asked for yet; every second
+// tensor is skipped after some were taken, or the last ones, or all that are left.
+TEST(VirtualWeightMap, PassesOverWhatIsNotNeeded) {
+  World world;
+  const std::int32_t layer = 2;
+  const std::vector<WeightTensor>& tensors = world.checkpoint.layer(layer).tensors;
+  const std::uint64_t ring = 2 * largest_piece_bytes(world.checkpoint, 96);
+  const std::vector<std::function<bool(std::size_t)>> choices = {
+      [](std::size_t i) { return i % 2 == 1; }, [](std::size_t i) { return i % 2 == 0; },
+      [&](std::size_t i) { return i + 2 >= tensors.size(); }, [](std::size_t) { return true; }};
+  for (const auto& is_unneeded : choices) {
+    for (const std::size_t taken : {std::size_t{0}, std::size_t{1}, std::size_t{3}}) {
+      VirtualWeightMap map(world.source, real_clock(), world.checkpoint,
+                           {ring, 96, RequestLimits{0, 1U << 20U, 8}});
+      const std::uint64_t before = world.transport.started_bytes();
+      const std::uint64_t needed = world.source.needed_bytes();
+      std::set<std::string> came;
+      const auto take = [&](Lease& lease) {
+        const WeightTensor* const upcoming = lease.upcoming();
+        auto piece = lease.next({});
+        ASSERT_TRUE(piece && *piece);
+        EXPECT_EQ((*piece)->tensor, upcoming);
+        EXPECT_EQ(to_string((*piece)->bytes), world.bytes_of(*upcoming));
+        came.insert(upcoming->name);
+        lease.give_back_oldest();
+      };
+      {
+        Lease lease = map.acquire(layer);
+        for (std::size_t i = 0; i < taken; ++i) {
+          ASSERT_NO_FATAL_FAILURE(take(lease));
+        }
+        lease.skip([&](const WeightTensor& tensor) {
+          return is_unneeded(static_cast<std::size_t>(&tensor - tensors.data()));
+        });
+        lease.skip([](const WeightTensor& /*tensor*/) { return false; });  // Takes nothing back.
+        while (!lease.complete()) {
+          ASSERT_NO_FATAL_FAILURE(take(lease));
+        }
+        EXPECT_FALSE(*lease.next({}));
+        EXPECT_EQ(lease.take_digests().size(), came.size());
+      }
+      std::uint64_t bytes = 0;
+      for (std::size_t i = 0; i < tensors.size(); ++i) {
+        const bool did = came.contains(tensors[i].name);
+        EXPECT_TRUE(did || is_unneeded(i)) << tensors[i].name;
+        bytes += did ? tensors[i].bytes.size() : 0;
+      }
+      EXPECT_LT(came.size(), tensors.size());
+      EXPECT_EQ(world.transport.started_bytes() - before, bytes);
+      // The next layer finds its place; by then everything was counted.
+      ASSERT_NO_FATAL_FAILURE(expect_layer(world, map, layer + 1));
+      bytes += world.checkpoint.layer(layer + 1).bytes;
+      EXPECT_EQ(map.statistics().needed_bytes, bytes);
+      EXPECT_EQ(world.source.needed_bytes() - needed, bytes);
     }
   }
 }
