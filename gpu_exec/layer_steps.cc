@@ -115,9 +115,14 @@ void add_experts(const Parts& parts, const MoeSpec& moe, std::vector<Step>& step
   }
 }
 
-std::uint64_t slot_bytes(const StepWeight& weight, DType type, const Device& device) {
-  return weight.inputs == 0 ? device.vector_bytes(weight.end)
-                            : device.packed_bytes(weight.end - weight.begin, weight.inputs, type);
+/// Enough for every type up to `widest`: a device may pad bf16 to more than f32 takes.
+std::uint64_t slot_bytes(const StepWeight& weight, DType widest, const Device& device) {
+  if (weight.inputs == 0) {
+    return device.vector_bytes(weight.end);
+  }
+  const std::uint64_t outputs = weight.end - weight.begin;
+  return std::max(device.packed_bytes(outputs, weight.inputs, widest),
+                  device.packed_bytes(outputs, weight.inputs, DType::bf16));
 }
 
 /// No other step needs an expert's.
