@@ -4,6 +4,7 @@ Their samples and stacks are short: in 16 bits a token that meets another expert
 incomparable, and in float32 no choice of experts may be close (make_golden.MARGIN_MIN).
 """
 
+import make_golden
 from family_draws import (
     ANY_ROPE, FLAG, GATED_ACTS, PLAIN_ROPE, Family, one_window, own_head_dim, partial_rope, rope,
     unsaid_head_dim, windows)
@@ -71,15 +72,16 @@ def groups_by_method(draw):
 
 
 def dense_first(draw):
-    """The first few layers without experts, up to all of them."""
-    draw.maybe(0.8, first_k_dense_replace=(0, 1, 1, 2, draw.layers))
+    """The first few layers without experts, seldom all of them."""
+    half = draw.layers // 2
+    draw.maybe(0.9, first_k_dense_replace=(0, 0, 0, half, half, draw.layers - 1, draw.layers))
 
 
 def dense_listed(draw):
     """Transformers 5 lists the kind of each layer; without the list the class knows it."""
-    if draw.random.random() < 0.7:
+    if draw.random.random() < 0.9:
         draw.config["mlp_layer_types"] = [
-            draw.random.choice(("dense", "sparse", "sparse")) for _ in range(draw.layers)]
+            draw.random.choice(("dense", "sparse", "sparse", "sparse")) for _ in range(draw.layers)]
 
 
 def dense_between(draw):
@@ -106,7 +108,7 @@ def dense_or_turning(draw):
             range(draw.layers), draw.random.randint(0, draw.layers)))
     elif way == "step":
         draw.config["interleave_moe_layer_step"] = draw.random.choice((1, 2, 3))
-    way = draw.random.choice(("list", "step", "class"))
+    way = draw.random.choice(("list", "list", "step", "class"))
     if way == "list":
         draw.config["no_rope_layers"] = [draw.random.choice((0, 1)) for _ in range(draw.layers)]
     elif way == "step":
@@ -160,6 +162,11 @@ def rope_of_a_part(draw):
             "partial_rotary_factor": draw.random.choice(even)}
 
 
+def multimodal(draw):
+    """The text config of Llama 4 inside a multimodal one, as all that is published has it."""
+    draw.config = dict(text_config=draw.config, vision_config=VISION)
+
+
 def published_words(draw):
     """Keys of the published configs that transformers has no use for."""
     draw.maybe(0.3, scoring_func=("sigmoid",), topk_method=("noaux_tc",), moe_layer_freq=(1,),
@@ -168,6 +175,13 @@ def published_words(draw):
 
 SIGMOID = dict(hidden_act=GATED_ACTS, norm_topk_prob=FLAG, routed_scaling_factor=SCALINGS,
                n_shared_experts=(1, 2), attention_bias=FLAG)
+VISION = dict(make_golden.VISION, vision_output_dim=8, projector_input_dim=8,
+              projector_output_dim=8)
+LLAMA4 = dict(
+    hidden_act=GATED_ACTS, attention_bias=FLAG, use_qk_norm=FLAG, attn_temperature_tuning=FLAG,
+    attn_scale=(0.1, 0.5), floor_scale=(4, 16, 8192), attention_chunk_size=(3, 8, 16, 8192),
+    intermediate_size_mlp=(20, 33))
+LLAMA4_STEPS = (LOCAL, own_head_dim, rope("llama3", "linear"), dense_or_turning)
 MULTIPLIERS = dict(embedding_multiplier=(0.5, 12.0), residual_multiplier=(0.22, 1.5),
                    attention_multiplier=(0.05, 0.3), logits_scaling=(8.0,))
 FAMILIES = {
@@ -197,11 +211,9 @@ FAMILIES = {
     "minimax_m2": mixture("MiniMaxM2Config", dict(hidden_act=GATED_ACTS),
                           (LOCAL, own_head_dim, rope_of_a_part), wide=SELECT_BIAS,
                           transformers=(5,)),
-    "llama4_text": mixture("Llama4TextConfig", dict(
-        hidden_act=GATED_ACTS, attention_bias=FLAG, use_qk_norm=FLAG,
-        attn_temperature_tuning=FLAG, attn_scale=(0.1, 0.5), floor_scale=(4, 16, 8192),
-        attention_chunk_size=(3, 8, 16, 8192), intermediate_size_mlp=(20, 33)),
-        (LOCAL, own_head_dim, rope("llama3", "linear"), dense_or_turning)),
+    "llama4_text": mixture("Llama4TextConfig", LLAMA4, LLAMA4_STEPS),
+    "llama4": mixture("Llama4Config", LLAMA4, (*LLAMA4_STEPS, multimodal),
+                      auto_classes=("AutoModelForImageTextToText",)),
     "glm4_moe": mixture("Glm4MoeConfig", dict(SIGMOID, use_qk_norm=FLAG), (
         ROUTED, own_head_dim, partial_rope("partial_rotary_factor"), PLAIN_ROPE, groups,
         dense_first, published_words), wide=SELECT_BIAS),
@@ -221,6 +233,6 @@ FAMILIES = {
         transformers=(5,)),
     # Transformers 5.8 turns its heads by halves, against the model's own code; 5.23 does not.
     "glm_moe_dsa": mixture("GlmMoeDsaConfig", SIGMOID, (
-        ROUTED, latent, index, PLAIN_ROPE, groups, dense_listed, published_words),
+        ROUTED, latent, index, PLAIN_ROPE, groups, dense_first, dense_listed, published_words),
         wide=SELECT_BIAS, transformers=(5,)),
 }
