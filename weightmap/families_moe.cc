@@ -215,8 +215,7 @@ constexpr LatentForm kDeepseek3Latent{.kv_rank = 512,
                                       .nope_dim = 128,
                                       .rope_dim = 64,
                                       .value_dim = 128,
-                                      .interleave_key = true,
-                                      .yarn_scale = true};
+                                      .interleave_key = true};
 
 // sizes: vocab, hidden, layers, heads, kv_heads, head_dim, width, positions.
 constexpr std::array kMoeFamilies{
@@ -415,8 +414,7 @@ constexpr std::array kMoeFamilies{
                       .nope_dim = 192,
                       .rope_dim = 64,
                       .value_dim = 256,
-                      .interleave_key = true,
-                      .yarn_scale = true},
+                      .interleave_key = true},
            .moe = kGlm4LiteExperts,
            .next_token_layers = true,
            .aliases = kRoutedExperts,
@@ -432,7 +430,6 @@ constexpr std::array kMoeFamilies{
                       .rope_dim = 64,
                       .value_dim = 128,
                       .interleave_key = true,
-                      .yarn_scale = true,
                       .index_topk = 2048},
            .moe = kDeepseek3Experts,
            .next_token_layers = true,

@@ -8,6 +8,7 @@ import make_golden
 from family_draws import (
     ANY_ROPE, FLAG, GATED_ACTS, PLAIN_ROPE, Family, one_window, own_head_dim, partial_rope, rope,
     unsaid_head_dim, windows)
+from transformers.models.deepseek_v2 import modeling_deepseek_v2 as deepseek_v2
 
 LONGEST_SAMPLE = 40
 EXPERT_COUNTS = (2, 3, 4, 5, 6, 8, 8, 8, 12, 16)
@@ -124,6 +125,13 @@ def latent(draw):
         qk_rope_head_dim=pick((2, 4, 8, 16)), v_head_dim=pick((6, 10, 16, 32)))
 
 
+def no_mscale_of_all(draw):
+    """DeepSeek-V2: up to transformers 5.8 its class leaves this out, against DeepSeek's own code."""
+    scaling = draw.config.get("rope_scaling")
+    if scaling and not hasattr(deepseek_v2, "yarn_apply_mscale"):
+        scaling.pop("mscale_all_dim", None)
+
+
 def index(draw):
     """An index of keys that leaves out none of samples this short; it needs a latent of queries."""
     draw.config["q_lora_rank"] = draw.random.choice((8, 20))
@@ -219,8 +227,9 @@ FAMILIES = {
         dense_first, published_words), wide=SELECT_BIAS),
     "deepseek_v2": mixture("DeepseekV2Config", dict(
         hidden_act=GATED_ACTS, routed_scaling_factor=SCALINGS, n_shared_experts=(1, 2),
-        attention_bias=FLAG), (ROUTED, latent, rope("yarn", "linear"), groups_by_method,
-                               dense_first)),
+        attention_bias=FLAG), (
+            ROUTED, latent, rope("yarn", "linear"), no_mscale_of_all, groups_by_method,
+            dense_first)),
     "deepseek_v3": mixture("DeepseekV3Config", dict(SIGMOID, rope_interleave=FLAG), (
         ROUTED, latent, rope("yarn", "yarn", "linear", "llama3"), groups, dense_first,
         published_words), wide=SELECT_BIAS),
@@ -233,6 +242,6 @@ FAMILIES = {
         transformers=(5,)),
     # Transformers 5.8 turns its heads by halves, against the model's own code; 5.23 does not.
     "glm_moe_dsa": mixture("GlmMoeDsaConfig", SIGMOID, (
-        ROUTED, latent, index, PLAIN_ROPE, groups, dense_first, dense_listed, published_words),
+        ROUTED, latent, index, rope("yarn"), groups, dense_first, dense_listed, published_words),
         wide=SELECT_BIAS, transformers=(5,)),
 }
