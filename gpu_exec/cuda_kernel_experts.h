@@ -120,7 +120,7 @@ struct RouteKernel {
     }
     take_largest_together(at.ranks, moe.groups, moe.top_groups, at.places);
     for (std::uint32_t i = simt::thread_index(); i < moe.experts; i += kThreads) {
-      at.select[i] = is_among(at.places, moe.top_groups, i / size) ? at.select[i] : 0.0F;
+      at.select[i] = is_among(at.places, moe.top_groups, i / size) ? at.select[i] : kTaken;
     }
     simt::sync_warp();
   }

@@ -115,15 +115,16 @@ void add_experts(const Parts& parts, const MoeSpec& moe, std::vector<Step>& step
   }
 }
 
-std::uint64_t slot_bytes(const StepWeight& weight, DType type, const Device& device) {
+/// Enough for every type up to `widest`, and routers in f32: a device may pad bf16 to more than f32
+/// takes.
+std::uint64_t slot_bytes(const StepWeight& weight, DType widest, const Device& device) {
   if (weight.inputs == 0) {
     return device.vector_bytes(weight.end);
   }
-  const std::uint64_t bytes = device.packed_bytes(weight.end - weight.begin, weight.inputs, type);
-  return is_router_role(weight.key.role)
-             ? std::max(bytes,
-                        device.packed_bytes(weight.end - weight.begin, weight.inputs, DType::f32))
-             : bytes;
+  widest = is_router_role(weight.key.role) ? DType::f32 : widest;
+  const std::uint64_t outputs = weight.end - weight.begin;
+  return std::max(device.packed_bytes(outputs, weight.inputs, widest),
+                  device.packed_bytes(outputs, weight.inputs, DType::bf16));
 }
 
 /// No other step needs an expert's.

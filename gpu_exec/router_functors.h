@@ -87,7 +87,7 @@ LIBRARIAN_ROW_FUNCTION bool is_among(const std::int32_t* places, std::uint32_t c
   return found;
 }
 
-/// Sets what experts are chosen by to 0 outside the best groups.
+/// Puts experts outside the best groups below all others, whatever the bias in the choice.
 /// @param ranks   Memory for a number for each group.
 /// @param places  Memory for `top_groups` numbers.
 LIBRARIAN_ROW_FUNCTION void keep_best_groups(const MoeSpec& moe, float* select, float* ranks,
@@ -101,7 +101,7 @@ LIBRARIAN_ROW_FUNCTION void keep_best_groups(const MoeSpec& moe, float* select, 
     const bool kept = is_among(places, moe.top_groups, group);
     float* const of = select + std::size_t{group} * size;
     for (std::uint32_t i = 0; i < size && !kept; ++i) {
-      of[i] = 0.0F;
+      of[i] = kTaken;
     }
   }
 }

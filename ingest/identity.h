@@ -16,7 +16,7 @@
 namespace librarian::ingest {
 
 /// Raised whenever the same inputs would give other bits.
-inline constexpr int kNumericsVersion = 1;
+inline constexpr int kNumericsVersion = 2;
 
 struct IdentityInputs {
   const weightmap::Checkpoint* checkpoint = nullptr;

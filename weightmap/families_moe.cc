@@ -32,9 +32,11 @@ constexpr std::array kQwenMoeHarmless{"output_router_logits", "router_aux_loss_c
                                       "sliding_window", "max_window_layers", "layer_types"};
 constexpr std::array kRouterHarmless{"output_router_logits", "router_aux_loss_coef",
                                      "router_jitter_noise"};
-constexpr std::array kGptOssFixed{FixedKey{"attention_bias", true, "attention without biases"},
-                                  FixedKey{"swiglu_limit", 7.0, "another limit of the activation"},
-                                  FixedKey{"hidden_act", "silu", "another activation of experts"}};
+constexpr std::array kGptOssFixed{
+    FixedKey{"attention_bias", true, "attention without biases"},
+    FixedKey{"swiglu_limit", 7.0, "another limit of the activation"},
+    FixedKey{"swiglu_alpha", 1.702, "another slope of the activation"},
+    FixedKey{"hidden_act", "silu", "another activation of experts"}};
 constexpr std::array kGptOssHarmless{"output_router_logits", "router_aux_loss_coef",
                                      "experts_per_token", "initial_context_length"};
 constexpr std::array kGraniteMoeFixed{
@@ -70,7 +72,9 @@ constexpr std::array kHunyuanFixed{
     FixedKey{"mlp_bias", false, "biases of experts"},
     FixedKey{"moe_drop_tokens", false, "tokens that an expert drops"},
     FixedKey{"routed_scaling_factor", false, "a factor of the weights"}};
-constexpr std::array kHunyuanHarmless{"num_media_embeds",
+constexpr std::array kHunyuanHarmless{"output_router_logits",
+                                      "router_aux_loss_coef",
+                                      "num_media_embeds",
                                       "im_start_id",
                                       "im_end_id",
                                       "im_newline_id",
@@ -162,7 +166,7 @@ constexpr std::array kSparseHarmless{"aux_loss_alpha",
 
 constexpr const char* kGptOssRope =
     R"({"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
-        "truncate": false, "original_max_position_embeddings": 4096, "rope_theta": 150000.0})";
+        "truncate": false, "original_max_position_embeddings": 4096})";
 
 constexpr MoeForm kSigmoidExperts{.experts = 256,
                                   .top_k = 8,
@@ -211,8 +215,7 @@ constexpr LatentForm kDeepseek3Latent{.kv_rank = 512,
                                       .nope_dim = 128,
                                       .rope_dim = 64,
                                       .value_dim = 128,
-                                      .interleave_key = true,
-                                      .yarn_scale = true};
+                                      .interleave_key = true};
 
 // sizes: vocab, hidden, layers, heads, kv_heads, head_dim, width, positions.
 constexpr std::array kMoeFamilies{
@@ -288,7 +291,6 @@ constexpr std::array kMoeFamilies{
            .names = &kErnieMoeNames,
            .sizes = {103424, 2560, 28, 20, 4, 0, 12288, 131072},
            .epsilon = {"rms_norm_eps", 1e-5},
-           .attention = {.head_dim_key = false},
            .rope = {.style = RopeStyle::pairs, .theta = 500000.0, .theta_v5 = 500000.0},
            .head = {.tied = true},
            .moe = {.experts = 64,
@@ -412,8 +414,7 @@ constexpr std::array kMoeFamilies{
                       .nope_dim = 192,
                       .rope_dim = 64,
                       .value_dim = 256,
-                      .interleave_key = true,
-                      .yarn_scale = true},
+                      .interleave_key = true},
            .moe = kGlm4LiteExperts,
            .next_token_layers = true,
            .aliases = kRoutedExperts,
@@ -429,7 +430,6 @@ constexpr std::array kMoeFamilies{
                       .rope_dim = 64,
                       .value_dim = 128,
                       .interleave_key = true,
-                      .yarn_scale = true,
                       .index_topk = 2048},
            .moe = kDeepseek3Experts,
            .next_token_layers = true,

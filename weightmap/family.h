@@ -122,7 +122,6 @@ struct LatentForm {
   std::uint32_t rope_dim = 0;
   std::uint32_t value_dim = 0;
   bool interleave_key = false;  ///< `rope_interleave`: pairs turn unless it is false.
-  bool yarn_scale = false;      ///< Scores are multiplied by yarn's mscale_all_dim squared.
   /// `index_topk`: of longer samples a trained index chooses the keys that are seen, which is not
   /// built in. 0: no such key.
   std::uint32_t index_topk = 0;

@@ -248,13 +248,9 @@ Result<ModelConfig> read_config(ConfigReader& config, const Family& family, Dial
                     is_latent ? layer.attention.latent.rope_dim : layer.attention.head_dim,
                     spec.max_positions));
   result.rope_type = rope.type;
-  if (family.latent.yarn_scale) {
+  if (is_latent) {
+    // As the models' own code and transformers 5.23; up to 5.8 some of its classes leave it out.
     layer.attention.scale *= static_cast<float>(rope.score_multiplier);
-  } else if (is_latent && rope.score_multiplier != 1) {
-    config.warn("mscale_all_dim", "is in the rope's settings, and transformers' own '" +
-                                      result.model_type +
-                                      "' does not multiply scores by its square, so neither is "
-                                      "it done here");
   }
   layer.attention.temperature_beta = static_cast<float>(rope.temperature_beta);
   layer.attention.temperature_original = rope.temperature_original;

@@ -317,7 +317,9 @@ Result<RopeConfig> read_rope(ConfigReader& config, const RopeForm& form, Dialect
     return config.refuse("rope_scaling", "is there, and transformers 4 ignores it in this family");
   }
   Json absent;
-  if (form.absent != nullptr && parameters.is_null() && old_scaling.is_null()) {
+  // To 4 of transformers a null says that nothing is stretched, to 5 that nothing is said.
+  const bool plain = dialect == Dialect::v4 && config.is_null("rope_scaling");
+  if (form.absent != nullptr && parameters.is_null() && old_scaling.is_null() && !plain) {
     LIB_TRY(absent, parse_json(form.absent, "the family's default"));
   }
   const Json& object = new_style               ? parameters

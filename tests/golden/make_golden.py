@@ -273,8 +273,20 @@ class Variant:
     transformers: int = 5  # major version that writes config.json
     renames: tuple = ()  # (text in tensor names, its replacement)
     left_out: str = ""  # how the names of tensors begin that are not there
+    keys: dict = field(default_factory=dict)  # changes to config.json as it is; None: left out
+    added: dict = field(default_factory=dict)  # {name inside a layer: shape} without influence
 
 
+# As deepseek-ai/DeepSeek-V3.2 has it. The longest sample is as long as the index allows.
+DEEPSEEK32 = dict(
+    model_type="deepseek_v32", architectures=["DeepseekV32ForCausalLM"], index_head_dim=16,
+    index_n_heads=2, index_topk=34, ep_size=1, moe_layer_freq=1, scoring_func="sigmoid",
+    topk_method="noaux_tc", head_dim=None, qk_head_dim=None, pad_token_id=None, pretraining_tp=None,
+    rope_interleave=None, rope_scaling=dict(
+        type="yarn", **{k: v for k, v in DEEPSEEK3["rope_scaling"].items() if k != "rope_type"}))
+INDEXER = {"self_attn.indexer." + name: shape for name, shape in {
+    "wq_b.weight": (32, 20), "wk.weight": (16, 48), "k_norm.weight": (16,), "k_norm.bias": (16,),
+    "weights_proj.weight": (2, 48)}.items()}
 VARIANTS = {  # One weight file without an index each.
     "llama_tf5": Variant("llama"),
     "gemma3_text_tf5": Variant("gemma3_text"),
@@ -284,6 +296,7 @@ VARIANTS = {  # One weight file without an index each.
     "bert_base": Variant("bert", transformers=4, renames=(
         ("bert.", ""), ("LayerNorm.weight", "LayerNorm.gamma"),
         ("LayerNorm.bias", "LayerNorm.beta")), left_out="cls."),
+    "deepseek_v32": Variant("deepseek_v3", keys=DEEPSEEK32, added=INDEXER),
 }
 
 
@@ -325,6 +338,15 @@ def draw_weights(model, seed):
             std, mean = 1.0 / math.sqrt(tensor.shape[axis]), 0.0
         with torch.no_grad():
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * std + mean)
+
+
+def narrow(model, type_name, wide):
+    """Turn the weights to a type, all but those whose names the pattern `wide` finds."""
+    kept = {key: tensor.clone() for key, tensor in model.state_dict().items()
+            if wide and re.search(wide, key)}
+    model.to(TYPES[type_name])
+    for key, tensor in kept.items():
+        model.get_parameter_or_buffer(key).data = tensor
 
 
 def make_samples(vocab_size, lengths, seed):
@@ -423,10 +445,17 @@ class RouterWatch(torch.overrides.TorchFunctionMode):
                 continue
             block.register_forward_pre_hook(lambda *_, index=index: self.begin(index))
             router.register_forward_hook(lambda _, args, out: setattr(self, "out", out))
+            if hasattr(block, "experts"):
+                block.experts.register_forward_pre_hook(lambda _, args: self.hand_over(args))
             block.register_forward_hook(lambda *_: self.end())
 
     def begin(self, index):
         self.layer, self.out = index, None
+
+    def hand_over(self, args):
+        """What experts in one module are given says it best, if they are given it."""
+        if len(args) == 3 and not args[1].is_floating_point() and args[1].shape == args[2].shape:
+            self.out = args[1], args[2]
 
     def end(self):
         ids, weights = self.chosen()
@@ -587,11 +616,7 @@ def make_with_seed(name, out, seed):
     shutil.rmtree(folder, ignore_errors=True)
     config = make_config(family.config_class, family.config)
     model = make_model(config, family.auto_class, seed)
-    wide = {key: tensor.clone() for key, tensor in model.state_dict().items()
-            if re.search(family.wide, key)}
-    model = model.to(TYPES[family.weights])
-    for key, tensor in wide.items():
-        model.get_parameter_or_buffer(key).data = tensor
+    narrow(model, family.weights, family.wide)
     save_model(model, folder / "model", family.weight_file_bytes)
     samples = make_samples(config.get_text_config().vocab_size, family.lengths, seed)
     write_tokens(folder / "tokens.safetensors", samples)
@@ -631,19 +656,33 @@ def make_variant(name, out):
     source, folder = out / variant.of, out / name
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "model").mkdir(parents=True)
-    config = transformers.AutoConfig.from_pretrained(source / "model")
-    config.save_pretrained(folder / "model")
-    use_published_keys(folder / "model" / "config.json")
+    if variant.keys:
+        config = json.loads((source / "model" / "config.json").read_text()) | variant.keys
+        write_json(folder / "model" / "config.json",
+                   {key: value for key, value in config.items() if value is not None})
+    else:
+        transformers.AutoConfig.from_pretrained(source / "model").save_pretrained(folder / "model")
+        use_published_keys(folder / "model" / "config.json")
     tensors = {}
     for path in sorted((source / "model").glob("*.safetensors")):
         tensors.update(load_file(path))
     tensors = {renamed(key, variant.renames): tensor for key, tensor in tensors.items()
                if not (variant.left_out and key.startswith(variant.left_out))}
+    layers = layer_count(load_file(source / "golden_f32.safetensors"))
+    tensors.update(added_tensors(variant, layers))
     save_file(tensors, folder / "model" / "model.safetensors", metadata={"format": "pt"})
     shutil.copyfile(source / "tokens.safetensors", folder / "tokens.safetensors")
     meta = json.loads((source / "meta.json").read_text())
     write_json(folder / "meta.json", {**meta, "family": name, "golden_of": variant.of})
     assert_same_numbers(folder, source, meta)
+
+
+def added_tensors(variant, layers):
+    """What a variant has besides, in each layer: vectors as float32, matrices as bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    return {f"model.layers.{layer}.{name}": torch.randn(shape, generator=generator).to(
+                torch.float32 if len(shape) == 1 else torch.bfloat16)
+            for layer in range(layers) for name, shape in variant.added.items()}
 
 
 def renamed(tensor_name, renames):

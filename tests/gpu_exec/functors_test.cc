@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "gpu_exec/router_functors.h"
 #include "gpu_exec/row_functors.h"
 #include "tests/gpu_exec/exec_testing.h"
 
@@ -236,6 +237,24 @@ TEST(ConvertElements, HandlesEveryPairOfTypes) {
       EXPECT_EQ(out, to_bytes(to_floats(in, from), to)) << dtype_name(from) << dtype_name(to);
     }
   }
+}
+
+// Catches: an expert outside the best groups, whose score counts as 0, taken before those inside
+// whose scores are below 0 with their bias. DeepSeek's own code puts it at minus infinity.
+TEST(Router, TakesNoExpertFromOutsideTheBestGroups) {
+  MoeSpec moe;
+  moe.experts = 4;
+  moe.top_k = 2;
+  moe.groups = 2;
+  moe.score = RouterScore::sigmoid;
+  moe.select_bias = true;
+  const float products[] = {0.0F, 0.0F, 0.0F, 0.0F};
+  const float bias[] = {-3.0F, -3.0F, -2.0F, -2.5F};
+  float scores[4], select[4], ranks[4], weights[2];
+  std::int32_t ids[2];
+  route_row(moe, products, bias, scores, select, ranks, ids, weights);
+  EXPECT_EQ(ids[0], 2);
+  EXPECT_EQ(ids[1], 3);
 }
 
 }  // namespace

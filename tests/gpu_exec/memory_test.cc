@@ -87,6 +87,25 @@ TEST_P(MemoryOnPath, OneArenaOfThePlannedSizeIsEnough) {
   }
 }
 
+// Catches: bf16 matrices written beyond their place in a checkpoint that has f32 ones besides,
+// where few inputs are padded to a multiple.
+TEST_P(MemoryOnPath, HoldsMatricesNarrowerThanTheWidest) {
+  LayerSpec layer;
+  layer.attention.heads = layer.attention.kv_heads = 1;
+  layer.attention.head_dim = 8;
+  layer.attention.rope = default_rope(8);
+  layer.mlp.width = 8;
+  ModelSpec model;
+  model.hidden_size = 8;
+  model.layers.assign(1, layer);
+  const auto device = cpu_device(GetParam(), 1);
+  ExecutorOptions options;
+  options.weight_dtype_max = DType::bf16;
+  const std::uint64_t narrow = LayerExecutor::memory(model, options, *device)->weight_bytes;
+  options.weight_dtype_max = DType::f32;
+  EXPECT_GE(LayerExecutor::memory(model, options, *device)->weight_bytes, narrow);
+}
+
 INSTANTIATE_TEST_SUITE_P(Paths, MemoryOnPath, testing::ValuesIn(machine_isas()),
                          [](const auto& isa) { return std::string(cpu_isa_name(isa.param)); });
 

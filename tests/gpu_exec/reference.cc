@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <numeric>
 
@@ -394,7 +395,7 @@ void reference_groups(const MoeSpec& moe, std::vector<double>& select) {
   const std::vector<std::int32_t> kept = largest(ranks, moe.top_groups);
   for (std::size_t i = 0; i < select.size(); ++i) {
     if (std::count(kept.begin(), kept.end(), static_cast<std::int32_t>(i / size)) == 0) {
-      select[i] = 0;
+      select[i] = -std::numeric_limits<double>::infinity();
     }
   }
 }

@@ -53,7 +53,7 @@ def errors_in_f32(got, truth):
 
 def read_routers(family):
     """{"blocks.L.router.ids" and ".weights": [tokens, k], each row sorted by id}; empty without."""
-    path = GOLDEN / family / "router_f32.safetensors"
+    path = GOLDEN / golden_meta(family).get("golden_of", family) / "router_f32.safetensors"
     return read_safetensors(path) if path.exists() else {}
 
 

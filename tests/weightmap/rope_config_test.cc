@@ -279,5 +279,27 @@ TEST(Rope, ReadsTheTemperatureOfTheFamilyThatHasOne) {
       << "transformers would multiply by nothing";
 }
 
+// Catches: the theta of the family's own rope taken for the one that stands in the file; the
+// family's own rope where a file of transformers 4 says that there is none.
+TEST(Rope, OfTheFamilyStandsForWhatTheFileDoesNotSay) {
+  constexpr RopeForm kYarn{.theta = 150000.0,
+                           .theta_v5 = 150000.0,
+                           .absent = R"({"rope_type": "yarn", "factor": 32.0, "truncate": false,
+                                         "original_max_position_embeddings": 4096})"};
+  const auto said = [&](double theta) {
+    return parse_with(
+        kYarn, Dialect::v4,
+        Json({{"rope_theta", theta}, {"rope_scaling", parse_json(kYarn.absent, "").value()}})
+            .dump());
+  };
+  for (const Dialect dialect : {Dialect::v4, Dialect::v5}) {
+    EXPECT_EQ(parse_with(kYarn, dialect, "{}")->spec, said(150000.0)->spec);
+    EXPECT_EQ(parse_with(kYarn, dialect, R"({"rope_theta": 500.0})")->spec, said(500.0)->spec);
+  }
+  constexpr const char* kNull = R"({"rope_scaling": null})";
+  EXPECT_EQ(parse_with(kYarn, Dialect::v4, kNull)->type, "default");
+  EXPECT_EQ(parse_with(kYarn, Dialect::v5, kNull)->type, "yarn");
+}
+
 }  // namespace
 }  // namespace librarian::weightmap
