@@ -181,6 +181,11 @@ Result<void> read_groups(ConfigReader& config, const MoeForm& form, MoeSpec& moe
   if (moe.top_k > each * moe.top_groups) {
     return config.refuse("topk_group", "leaves fewer experts than num_experts_per_tok asks for");
   }
+  if (moe.top_groups == moe.groups) {
+    moe.groups = moe.top_groups = 1;  // None is left out.
+  } else if (moe.top_groups > moe.top_k) {
+    return config.refuse("topk_group", "is more than num_experts_per_tok, which is not built in");
+  }
   return {};
 }
 

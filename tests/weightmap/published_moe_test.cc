@@ -500,6 +500,17 @@ TEST(PublishedMoe, WhatTransformersWritesBesidesIsKnown) {
   }
 }
 
+// Catches: groups of which a token sees all, refused because they are more than the experts that it
+// meets.
+TEST(PublishedMoe, GroupsThatLeaveNothingOutAreNone) {
+  const ModelConfig config =
+      parsed(std::string(R"({"model_type": "deepseek_v3", "n_group": 4, "topk_group": 4,
+                      "num_experts_per_tok": 3, "n_routed_experts": 16, )") +
+             R"("first_k_dense_replace": 0, )" + kSmall + "}");
+  EXPECT_EQ(last(config).moe.groups, 1U);
+  EXPECT_EQ(last(config).moe.top_k, 3U);
+}
+
 // Catches: a key that says something we do not compute, taken for what we do.
 TEST(PublishedMoe, WhatIsNotComputedIsRefusedByName) {
   for (const auto& [model_type, key, value] : {
@@ -516,6 +527,7 @@ TEST(PublishedMoe, WhatIsNotComputedIsRefusedByName) {
            std::tuple{"qwen3_moe", "shared_expert_intermediate_size", "5"},
            std::tuple{"gpt_oss", "swiglu_limit", "10.0"},
            std::tuple{"gpt_oss", "swiglu_alpha", "1.5"},
+           std::tuple{"deepseek_v3", "topk_group", "7, \"num_experts_per_tok\": 6"},
            std::tuple{"hunyuan_v1_moe", "moe_topk", "[1, 2]"},
            std::tuple{"hunyuan_v1_moe", "use_cla", "true"},
            std::tuple{"ernie4_5_moe", "use_bias", "true"},
