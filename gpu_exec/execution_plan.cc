@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <optional>
 #include <string>
-#include <utility>
 
 #include "base/units.h"
 #include "gpu_exec/latent_attention.h"
@@ -298,11 +297,11 @@ Result<ExecutionPlan> make_execution_plan(const ModelSpec& model, const Executor
     }
     const std::uint64_t one_more = placed({true, whole_halves, 2}).memory.device_bytes() - one;
     const std::uint64_t together = std::min(wanted, 1 + (limit - one) / one_more);
-    ExecutionPlan plan = placed({true, whole_halves, together});
+    const ExecutionPlan plan = placed({true, whole_halves, together});
     if (!best || together > best->blocks_together ||
         (together == best->blocks_together &&
          plan.memory.device_bytes() < best->memory.device_bytes())) {
-      best = std::move(plan);
+      best = plan;
     }
   }
   if (!best) {
@@ -325,7 +324,7 @@ Result<ExecutionPlan> make_execution_plan(const ModelSpec& model, const Executor
                      std::to_string(wanted) +
                      " that weights streamed stage by stage must meet together");
   }
-  return *std::move(best);
+  return *best;
 }
 
 namespace {

@@ -52,7 +52,7 @@ class LayerIo {
   virtual Result<void> load_stage(std::uint32_t /*order_end*/) { return {}; }
   /// Only if the executor streams(): the experts, by number, that none of the run's rows has
   /// chosen. Whether their tensors are loaded makes no difference.
-  virtual void unneeded_experts(std::vector<bool> /*unneeded*/) {}
+  virtual void unneeded_experts(const std::vector<bool>& /*unneeded*/) {}
   /// Called now and then while the device works: time to load() weights of the next layer.
   virtual Result<void> idle() { return {}; }
 };

@@ -362,7 +362,7 @@ std::optional<MemoryPlan> plan_in_groups(const MemoryInputs& in, const MemorySiz
       const std::uint64_t bytes = plan->readings_max * sizes.layer_bytes + state;
       if (!best || bytes < best_bytes) {
         best_bytes = bytes;
-        best = std::move(plan);
+        best = plan;
       }
     }
   }

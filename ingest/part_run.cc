@@ -54,8 +54,8 @@ class PartRun::BlockIo final : public gpu_exec::LayerIo {
     work_.weight_bytes += bytes;
     return {};
   }
-  void unneeded_experts(std::vector<bool> unneeded) override {
-    loader_.skip_experts(std::move(unneeded));
+  void unneeded_experts(const std::vector<bool>& unneeded) override {
+    loader_.skip_experts(unneeded);
   }
   Result<void> idle() override {
     // The head comes tile by tile, to where this layer's weights are.

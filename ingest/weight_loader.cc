@@ -154,8 +154,8 @@ bool WeightLoader::is_unneeded(const weightmap::WeightTensor& tensor) const {
          tensor.key.expert < unneeded_experts_.size() && unneeded_experts_[tensor.key.expert];
 }
 
-void WeightLoader::skip_experts(std::vector<bool> unneeded) {
-  unneeded_experts_ = std::move(unneeded);
+void WeightLoader::skip_experts(const std::vector<bool>& unneeded) {
+  unneeded_experts_ = unneeded;
   lease_->skip([this](const weightmap::WeightTensor& tensor) { return is_unneeded(tensor); });
 }
 

@@ -42,7 +42,7 @@ class WeightLoader {
   Result<void> begin_stages(std::int32_t layer, std::uint32_t reading, std::uint32_t readings,
                             LayerTimes& times, const std::stop_token& stop);
   /// What has not begun to come of these experts is not fetched, this time.
-  void skip_experts(std::vector<bool> unneeded);
+  void skip_experts(const std::vector<bool>& unneeded);
   /// @return  Bytes of what it loaded.
   Result<std::uint64_t> load_stage(std::uint32_t order_end, LayerTimes& times,
                                    const std::stop_token& stop);

@@ -265,10 +265,10 @@ bool gives_theta(const Json& object) {
 
 /// Layers with a window turn by a second, unscaled rope.
 Result<RopeConfig> read_two(Source from, const Json& object) {
-  static const Json kNone = Json::object();
+  static const Json nothing = Json::object();
   const RopeForm& form = from.form;
   const Json* full = &object;
-  const Json* local = &kNone;
+  const Json* local = &nothing;
   if (from.new_style) {
     for (const auto& [label, value] : object.items()) {
       if ((label != "full_attention" && label != "sliding_attention") ||
@@ -277,9 +277,9 @@ Result<RopeConfig> read_two(Source from, const Json& object) {
                                   "is not one object per kind of layer, "
                                   "full_attention and sliding_attention");
       }
-      (label == "full_attention" ? full : local) = value.is_null() ? &kNone : &value;
+      (label == "full_attention" ? full : local) = value.is_null() ? &nothing : &value;
     }
-    full = full == &object ? &kNone : full;
+    full = full == &object ? &nothing : full;
     from.nested = true;
   }
   LIB_TRY(from.theta, read_theta(from.config, form, from.dialect,
@@ -306,7 +306,7 @@ Result<RopeConfig> read_rope(ConfigReader& config, const RopeForm& form, Dialect
   if (form.original != 0) {
     config.ignore(kOriginal);  // Written where nothing is stretched, too.
   }
-  static const Json kNone = Json::object();
+  static const Json nothing = Json::object();
   const Json& parameters = config.raw("rope_parameters");
   const Json& old_scaling = config.raw("rope_scaling");
   if (!parameters.is_null() && !old_scaling.is_null()) {
@@ -324,7 +324,7 @@ Result<RopeConfig> read_rope(ConfigReader& config, const RopeForm& form, Dialect
   }
   const Json& object = new_style               ? parameters
                        : !absent.is_null()     ? absent
-                       : old_scaling.is_null() ? kNone
+                       : old_scaling.is_null() ? nothing
                                                : old_scaling;
   Source from{config,
               form,

@@ -171,7 +171,7 @@ void StagedSource::Impl::read_jobs(const std::stop_token& stop) {
     if (failure_) {
       finish(lock, job, *failure_, Verification::none);
     } else if (object.place == Place::direct) {
-      read_direct(lock, std::move(job));
+      read_direct(lock, job);
     } else {
       const std::shared_ptr<File> data = object.data;
       const std::string path = object.hold->data_path();
@@ -201,7 +201,7 @@ void StagedSource::Impl::finish(Lock& lock, const Job& job, const Result<remote:
   lock.lock();
 }
 
-void StagedSource::Impl::read_direct(Lock& lock, Job job) {
+void StagedSource::Impl::read_direct(Lock& lock, const Job& job) {
   if (direct_in_flight_++ == 0) {
     direct_requests_.clear();  // All of them have ended.
   }

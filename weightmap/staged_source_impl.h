@@ -71,7 +71,7 @@ class StagedSource::Impl {
   void read_jobs(const std::stop_token& stop);
   void finish(Lock& lock, const Job& job, const Result<remote::CrcRuns>& result,
               Verification verification);
-  void read_direct(Lock& lock, Job job);
+  void read_direct(Lock& lock, const Job& job);
 
   // Staging, in stage_ahead.cc.
   void stage_ahead(const std::stop_token& stop);

@@ -49,9 +49,9 @@ class StreamingSink final : public LayerIo {
     return {};
   }
 
-  void unneeded_experts(std::vector<bool> experts) override {
+  void unneeded_experts(const std::vector<bool>& experts) override {
     EXPECT_TRUE(unneeded.empty()) << "told once";
-    unneeded = std::move(experts);
+    unneeded = experts;
   }
 
   RecordingSink rows;
