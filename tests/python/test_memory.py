@@ -343,3 +343,35 @@ def test_experts_that_no_token_chose_are_not_fetched(librarian, serve, memory_pa
     assert fetched["stages"] < fetched["whole"] / 2
     assert run_of(stores["stages"])["needed_bytes"] == fetched["stages"]
     librarian("diff", *stores.values())
+
+
+def test_groups_go_on_after_a_kill(librarian, librarian_binary, memory_path):
+    """Killed behind a layer, whatever had come of the next one: the same store, its list of weights
+    too."""
+    model = memory_path / "model"
+    write_large_experts(model, 384, 512, 3, 4)
+    ids = np.random.default_rng(0).integers(0, 1024, 9000).tolist()
+    tokens = write_tokens(memory_path / "tokens.safetensors", [ids[:5000], ids[5000:]])
+    job = ["extract", str(model), "--tokens", str(tokens), "--capture", "resid_post@-1",
+           "--threads", "2", "--skeleton", "no", "--host-memory", "52MiB", "--save-state-every",
+           "0s"]
+    stores = [memory_path / name for name in ("at once", "killed")]
+    done = librarian(*job, "--out", stores[0], "--json")
+    plan = json.loads(librarian("plan", *job[1:-2], "--json").stdout)
+    assert plan["memory"]["readings_per_part"] >= 2
+    layers = [event for event in map(json.loads, done.stdout.splitlines())
+              if event["event"] == "layer_done"]
+    # What came for the layers is what was needed, every reading.
+    assert sum(layer["fetched_bytes"] for layer in layers) == run_of(stores[0])["needed_bytes"]
+    process = subprocess.Popen([str(librarian_binary), *job, "--out", str(stores[1]), "--json"],
+                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    for line in process.stdout:
+        event = json.loads(line)
+        if event["event"] == "layer_done" and event["layer"] == 0:
+            break
+    process.kill()
+    process.communicate()
+    librarian(*job, "--out", stores[1])
+    librarian("diff", *stores)
+    lists = [(store / "part-00000" / "weights.json").read_bytes() for store in stores]
+    assert lists[0] == lists[1]
