@@ -42,8 +42,9 @@ std::atomic<std::int64_t>& maps_kept() {
 /// What is known of a shard once it was looked at.
 class Shard {
  public:
-  Shard(std::vector<ChunkPlace> places, const File& file) : places_(std::move(places)) {
-    if (++maps_kept() <= kMapsMax) {
+  Shard(std::vector<ChunkPlace> places, const File& file, std::uint64_t file_bytes)
+      : places_(std::move(places)) {
+    if (++maps_kept() <= kMapsMax && file_bytes >= kMapBytesMin) {
       map_ = file.map();
     }
   }
@@ -256,7 +257,7 @@ Result<std::shared_ptr<const Shard>> ArrayReader::Impl::look_at_shard(std::uint6
   std::vector<std::byte> index(shard_index_bytes(chunks));
   LIB_TRY_VOID(read_exactly(file, "it", size - index.size(), index));
   LIB_TRY(std::vector<ChunkPlace> places, decode_shard_index(index, chunks, present, size));
-  auto made = std::make_shared<const Shard>(std::move(places), file);
+  auto made = std::make_shared<const Shard>(std::move(places), file, size);
   const std::lock_guard<std::mutex> guard(mutex_);
   shards_[shard] = made;
   return made;

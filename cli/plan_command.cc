@@ -118,8 +118,7 @@ std::uint64_t scratch_read_bytes(const PreparedJob& job) {
 std::string groups_text(const PreparedJob& job) {
   const MemoryPlan& memory = job.memory();
   const std::string times = std::to_string(memory.readings_max) + " times";
-  const std::string bytes = format_bytes(
-      ingest::pass_bytes(job.checkpoint(), job.captures().last_layer(), memory.readings_max));
+  const std::string bytes = format_bytes(job.staging().needed_bytes);
   const std::string groups =
       "again for each " + format_count(memory.executor_memory.rows_together) + " tokens, up to " +
       times + " a part: " + bytes + " of weights a part ";

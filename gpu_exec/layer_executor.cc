@@ -352,11 +352,6 @@ class LayerExecutor::Impl {
     return {};
   }
 
-  static bool chooses_experts(const Stage& stage) {
-    return std::any_of(stage.steps.begin(), stage.steps.end(),
-                       [](const Step& step) { return step.kind == StepKind::route; });
-  }
-
   std::vector<bool> unneeded_experts() const {
     std::vector<bool> unneeded(running_->spec->moe.experts);
     for (std::uint32_t expert = 0; expert < unneeded.size(); ++expert) {

@@ -163,9 +163,7 @@ std::uint64_t bytes_to_add(const Stage& unit, DType weight_dtype_max, const Devi
 
 /// Experts are better loaded when it is known who is chosen.
 bool chooses_experts_of(const Stage& stage, const Stage& unit) {
-  return unit.steps.front().kind == StepKind::expert &&
-         std::any_of(stage.steps.begin(), stage.steps.end(),
-                     [](const Step& step) { return step.kind == StepKind::route; });
+  return unit.steps.front().kind == StepKind::expert && chooses_experts(stage);
 }
 
 /// Whether a step reads or adds to what the step before left in the block's widest buffer.
@@ -239,6 +237,11 @@ std::vector<Step> layer_steps(const ModelSpec& model, const LayerSpec& layer,
   parts.add_all(mlp_end, {WeightRole::mlp_out_norm, WeightRole::mlp_out_norm_bias});
   steps.push_back(std::move(mlp_end));
   return steps;
+}
+
+bool chooses_experts(const Stage& stage) {
+  return std::any_of(stage.steps.begin(), stage.steps.end(),
+                     [](const Step& step) { return step.kind == StepKind::route; });
 }
 
 std::vector<Stage> make_stages(const LayerSpec& layer, const std::vector<Step>& steps,

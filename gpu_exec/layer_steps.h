@@ -57,6 +57,9 @@ struct Stage {
   std::uint32_t order_end = 0;  ///< Tensors of a stage_order() from here on are not in it.
 };
 
+/// Whether which experts rows meet is known once the stage has run.
+bool chooses_experts(const Stage& stage);
+
 /// How steps become stages.
 struct StageRules {
   DType weight_dtype_max = DType::bf16;

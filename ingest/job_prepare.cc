@@ -352,10 +352,7 @@ bool PreparedJob::wants_skeleton() const {
 }
 
 std::uint64_t PreparedJob::part_fetch_bytes() const {
-  if (staging_.on_disk) {
-    return staging_.file_bytes;
-  }
-  return pass_bytes(*checkpoint_, captures_.last_layer(), memory_.readings_max);
+  return staging_.on_disk ? staging_.file_bytes : staging_.needed_bytes;
 }
 
 std::uint64_t PreparedJob::fetched_bytes() const { return fetcher_->statistics().body_bytes; }

@@ -325,7 +325,7 @@ std::uint32_t PartRun::readings(std::int32_t layer) const {
 
 Result<void> PartRun::run_layer(const PartTools& tools, WeightLoader& loader, LayerWork& work,
                                 const std::stop_token& stop) {
-  const bool streams = tools.executor.streams();
+  const bool streams = context_.blocks_together != 0;
   if (streams) {
     work.weight_bytes = 0;  // It comes stage by stage, without what no token needs.
   } else {
@@ -349,13 +349,14 @@ Result<void> PartRun::run_layer(const PartTools& tools, WeightLoader& loader, La
     work.times.compute_busy -= elsewhere() - before;
     return done;
   };
+  const std::uint32_t all_readings = streams ? readings(work.layer) : 0;
   if (!streams) {
     LIB_TRY_VOID(run(blocks));
   }
-  for (std::uint32_t reading = 0; streams && reading < readings(work.layer); ++reading) {
+  for (std::uint32_t reading = 0; reading < all_readings; ++reading) {
     const std::size_t first = reading * context_.blocks_together;
     io.set_first_block(first);
-    LIB_TRY_VOID(loader.begin_stages(work.layer, reading, readings(work.layer), work.times, stop));
+    LIB_TRY_VOID(loader.begin_stages(work.layer, reading, all_readings, work.times, stop));
     LIB_TRY_VOID(run(std::span(blocks).subspan(
         first, std::min<std::size_t>(context_.blocks_together, blocks.size() - first))));
     LIB_TRY(const auto digests, loader.end_stages(stop));

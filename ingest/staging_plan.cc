@@ -30,6 +30,17 @@ std::string percent(double ratio) {
   return text.data();
 }
 
+/// Bytes of the weights that a pass reads to `last_layer`, those of layers `readings` times.
+std::uint64_t pass_bytes(const weightmap::Checkpoint& checkpoint, std::int32_t last_layer,
+                         std::uint64_t readings) {
+  std::uint64_t bytes = 0;
+  for (std::int32_t layer = weightmap::kEmbeddingLayer; layer <= last_layer; ++layer) {
+    const bool is_layer = layer >= 0 && layer < checkpoint.layer_count();
+    bytes += checkpoint.layer(layer).bytes * (is_layer ? readings : 1);
+  }
+  return bytes;
+}
+
 void add_sizes(const StagingInputs& in, StagingPlan& plan) {
   const std::vector<weightmap::WeightFile>& files = in.checkpoint->files();
   plan.needed_bytes = pass_bytes(*in.checkpoint, in.last_layer, in.readings_max);
@@ -77,16 +88,6 @@ std::uint64_t staging_segment_bytes(const weightmap::Checkpoint& checkpoint, Sta
   }
   options.slabs = 1;
   return FileStaging::memory_bytes(options);
-}
-
-std::uint64_t pass_bytes(const weightmap::Checkpoint& checkpoint, std::int32_t last_layer,
-                         std::uint64_t readings) {
-  std::uint64_t bytes = 0;
-  for (std::int32_t layer = weightmap::kEmbeddingLayer; layer <= last_layer; ++layer) {
-    const bool is_layer = layer >= 0 && layer < checkpoint.layer_count();
-    bytes += checkpoint.layer(layer).bytes * (is_layer ? readings : 1);
-  }
-  return bytes;
 }
 
 StagingPlan plan_staging(const StagingInputs& in) {

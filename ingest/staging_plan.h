@@ -48,11 +48,6 @@ StagingPlan plan_staging(const StagingInputs& inputs);
 /// Host memory that staging a model takes for each segment on its way; 0 if it will not be staged.
 std::uint64_t staging_segment_bytes(const weightmap::Checkpoint& checkpoint, StagingMode mode);
 
-/// Bytes of the weights that a pass reads from its beginning to a layer, those of layers `readings`
-/// times.
-std::uint64_t pass_bytes(const weightmap::Checkpoint& checkpoint, std::int32_t last_layer,
-                         std::uint64_t readings);
-
 /// What --weights-cache may hold: --cache-limit, and never more than its disk has room for beside
 /// `others` bytes and a margin. @error io
 Result<std::uint64_t> weights_cache_limit_bytes(FileSystem& files, Clock& clock,

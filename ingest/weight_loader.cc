@@ -27,10 +27,15 @@ WeightLoader::~WeightLoader() {
   static_cast<void>(end_lease({}));
 }
 
-Result<void> WeightLoader::begin(std::int32_t layer, std::uint32_t readings) {
+void WeightLoader::begin_lease(std::int32_t layer, std::uint32_t readings) {
   layer_ = layer;
   lease_.emplace(weights_.acquire(layer, readings));
   tables_.clear();
+  unneeded_experts_.clear();
+}
+
+Result<void> WeightLoader::begin(std::int32_t layer, std::uint32_t readings) {
+  begin_lease(layer, readings);
   if (layer < checkpoint_.layer_count()) {
     executor_.begin_layer(static_cast<std::uint32_t>(layer));
   }
@@ -139,13 +144,10 @@ Result<void> WeightLoader::begin_stages(std::int32_t layer, std::uint32_t readin
                                         const std::stop_token& stop) {
   const Stopwatch watch(clock_, times.load_busy);
   LIB_TRY_VOID(end_lease(stop));
-  unneeded_experts_.clear();
   if (reading == 0) {
     return begin(layer, readings);
   }
-  layer_ = layer;
-  lease_.emplace(weights_.acquire(layer));
-  tables_.clear();
+  begin_lease(layer, readings - reading);
   return {};
 }
 

@@ -58,6 +58,7 @@ class WeightLoader {
   Result<void> end_lease(const std::stop_token& stop);
 
  private:
+  void begin_lease(std::int32_t layer, std::uint32_t readings);
   Result<void> begin(std::int32_t layer, std::uint32_t readings = 1);
   Result<std::optional<weightmap::ArrivedPiece>> next_piece(const std::stop_token& stop);
   std::map<std::string, std::string> digests();

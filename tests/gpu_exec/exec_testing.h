@@ -67,7 +67,7 @@ std::vector<Flavour> flavours();
 RopeSpec default_rope(std::uint32_t rotary_dim);
 
 /// The job's side of a run over rows in memory; keeps the captures.
-class RecordingSink final : public LayerIo {
+class RecordingSink : public LayerIo {
  public:
   /// The rows of the blocks, one after the other; what store() gets goes to the same place.
   void begin(std::span<const Block> blocks, std::span<std::byte> state);

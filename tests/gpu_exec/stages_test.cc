@@ -236,9 +236,9 @@ TEST(Stages, ExpertsThatNoTokenChoseAreNotLoaded) {
   (*executor)->begin_layer(0);
   Bytes rows = state;
   StreamingSink sink(**executor, layer);
-  sink.rows.begin(blocks.blocks, rows);
+  sink.begin(blocks.blocks, rows);
   ASSERT_TRUE((*executor)->run(blocks.blocks, sink, {}));
-  EXPECT_EQ(sink.rows.rows, expected.rows);
+  EXPECT_EQ(sink.rows, expected.rows);
   EXPECT_EQ(device.packed_matrices, kNeeded);
   EXPECT_EQ(sink.unneeded, (std::vector<bool>{true, true, false, true, true, true, true}));
 
@@ -246,8 +246,8 @@ TEST(Stages, ExpertsThatNoTokenChoseAreNotLoaded) {
   device.packed_matrices = 0;
   (*executor)->begin_layer(0);
   StreamingSink one(**executor, layer);
-  one.rows.begin(std::span(blocks.blocks).first(1),
-                 std::span(rows).first(blocks.blocks[0].rows * kHidden * dtype_bytes(DType::bf16)));
+  one.begin(std::span(blocks.blocks).first(1),
+            std::span(rows).first(blocks.blocks[0].rows * kHidden * dtype_bytes(DType::bf16)));
   ASSERT_TRUE((*executor)->run(std::span(blocks.blocks).first(1), one, {}));
   EXPECT_EQ(one.unneeded, sink.unneeded);
   EXPECT_EQ(device.packed_matrices, kNeeded);

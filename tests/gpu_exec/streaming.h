@@ -14,20 +14,11 @@
 namespace librarian::gpu_exec {
 
 /// Brings weights when the executor asks for them, and takes them away afterwards.
-class StreamingSink final : public LayerIo {
+class StreamingSink final : public RecordingSink {
  public:
   StreamingSink(LayerExecutor& executor, const TestLayer& layer)
       : executor_(executor), layer_(layer) {}
 
-  bool wants(CapturePoint /*point*/) const override { return true; }
-  Result<std::span<std::byte>> load(std::size_t block) override { return rows.load(block); }
-  Result<void> capture(CapturePoint point, std::size_t block,
-                       std::span<const std::byte> bytes) override {
-    return rows.capture(point, block, bytes);
-  }
-  Result<void> store(std::size_t block, std::span<std::byte> bytes) override {
-    return rows.store(block, bytes);
-  }
   Result<void> load_stage(std::uint32_t order_end) override {
     EXPECT_GT(order_end, order_);
     std::vector<WeightKey> keys = weight_keys(layer_.model, layer_.model.layers[0]);
@@ -54,7 +45,6 @@ class StreamingSink final : public LayerIo {
     unneeded = experts;
   }
 
-  RecordingSink rows;
   std::size_t stages = 0;
   std::vector<bool> unneeded;
 
@@ -78,12 +68,12 @@ inline Bytes run_streamed(LayerExecutor& executor, const TestLayer& layer,
       bytes += block.rows * layer.model.hidden_size * dtype_bytes(DType::bf16);
     }
     StreamingSink sink(executor, layer);
-    sink.rows.begin(group, std::span(state).subspan(at, bytes));
+    sink.begin(group, std::span(state).subspan(at, bytes));
     const auto done = executor.run(group, sink, {});
     EXPECT_TRUE(done) << done.error().message();
     EXPECT_GE(sink.stages, stages_min);
     EXPECT_EQ(sink.unneeded.size(), layer.model.layers[0].moe.experts);
-    for (const auto& [point, rows] : sink.rows.rows) {
+    for (const auto& [point, rows] : sink.rows) {
       captures[point].insert(captures[point].end(), rows.begin(), rows.end());
     }
     at += bytes;
